@@ -1,0 +1,108 @@
+//! The wire form of a microVM: what the agent writes and `mote-vmm` reads.
+//!
+//! A [`VmSpec`] travels as one JSON document over the descriptor named on
+//! `mote-vmm`'s command line. Every other descriptor is inherited too and named
+//! here by number: the VMM opens nothing. Unknown fields are refused, so that a
+//! newer agent never believes an older VMM obeyed it. Only `config` reads these
+//! types; devices never see them.
+
+use serde::{Deserialize, Serialize};
+
+/// The version of this format. A VMM refuses any other.
+pub const SPEC_VERSION: u32 = 1;
+
+/// A number in the descriptor table that `mote-vmm` inherits.
+pub type Descriptor = i32;
+
+/// One microVM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    /// Always [`SPEC_VERSION`].
+    pub version: u32,
+    /// `/dev/kvm`, opened read-write.
+    pub kvm: Descriptor,
+    /// Number of vCPUs, 1 to 32.
+    pub vcpus: u32,
+    /// Guest memory in bytes: a multiple of 4096, at least 16 MiB for Linux.
+    pub memory_bytes: u64,
+    /// What runs first.
+    pub boot: BootSpec,
+    /// The first serial port (COM1, port 0x3f8, GSI 4).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<SerialSpec>,
+    /// virtio-blk devices, in the order the guest sees them (`vda`, `vdb`, …).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskSpec>,
+    /// A virtio-rng device that reads from this descriptor (`/dev/urandom`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entropy: Option<Descriptor>,
+    /// A virtio-vsock device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockSpec>,
+    /// Where [`crate::event::Event`]s go, one JSON document a line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub events: Option<Descriptor>,
+}
+
+/// What the vCPUs run first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootSpec {
+    /// An ELF `vmlinux` or a `bzImage`, told apart by their magic numbers.
+    pub kernel: Descriptor,
+    /// A newc archive, compressed or not, handed to the kernel as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<Descriptor>,
+    /// The kernel command line, at most 2047 bytes.
+    #[serde(default)]
+    pub command_line: String,
+}
+
+/// The serial console.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SerialSpec {
+    /// Receives what the guest prints. May be a pipe, a file or a terminal.
+    pub output: Descriptor,
+    /// Bytes for the guest to read. Omitted: the guest reads nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<Descriptor>,
+}
+
+/// A virtio-blk disk: extents in order, one after another, without gaps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSpec {
+    /// Refuse writes and tell the guest so (`VIRTIO_BLK_F_RO`).
+    pub read_only: bool,
+    /// The pieces the disk is made of. Their lengths add up to its size.
+    pub extents: Vec<ExtentSpec>,
+    /// What the guest reads as the disk's identity, at most 20 bytes of ASCII.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+}
+
+/// A range of a file that stands at the next free place of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExtentSpec {
+    /// A regular file or block device. Several extents may share one.
+    pub file: Descriptor,
+    /// Where in the file the extent starts, in bytes.
+    pub offset_bytes: u64,
+    /// How long it is, in bytes: a multiple of 512, never 0.
+    pub length_bytes: u64,
+}
+
+/// A virtio-vsock device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockSpec {
+    /// The guest's context id, 3 or more (0 to 2 are reserved).
+    pub guest_cid: u64,
+    /// A connected Unix `SOCK_SEQPACKET` socket over which the agent and the
+    /// VMM hand each other the host ends of connections; see
+    /// [`crate::vsock_channel`].
+    pub channel: Descriptor,
+}
