@@ -19,12 +19,18 @@
 //!                                          <-   close, once all is read
 //!   power off
 //! ```
+//!
+//! `Failed` may stand wherever `Started` or `Exited` may; it is the last message
+//! then. A host that closes the workload's output stream makes the workload's
+//! next write to it fail, as a closed pipe does; a guest that closes the input
+//! stream will not read on. If the control connection ends before `Exited` or
+//! `Failed`, either side takes the other for dead.
 
 mod wire;
 
 use serde::{Deserialize, Serialize};
 
-pub use wire::{MAX_MESSAGE_BYTES, WireError, read_message, write_message};
+pub use wire::{Decoder, MAX_MESSAGE_BYTES, WireError, write_message};
 
 /// The host's context id in vsock.
 pub const HOST_CID: u32 = 2;

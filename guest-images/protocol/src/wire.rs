@@ -1,6 +1,6 @@
 //! The framing of the control connection.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -12,7 +12,7 @@ pub const MAX_MESSAGE_BYTES: u32 = 4 << 20;
 /// Why a message was not read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// The connection failed or ended inside a message.
+    /// The connection failed.
     #[error("the control connection failed")]
     Io(#[from] io::Error),
     /// The peer announced, or was to be sent, more than [`MAX_MESSAGE_BYTES`].
@@ -37,59 +37,113 @@ pub fn write_message<T: Serialize>(mut to: impl Write, message: &T) -> Result<()
     Ok(())
 }
 
-/// Reads one message; `None` if the peer closed the connection between two.
-pub fn read_message<T: DeserializeOwned>(mut from: impl Read) -> Result<Option<T>, WireError> {
-    let mut header = [0; 4];
-    let first = loop {
-        match from.read(&mut header) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            other => break other?,
+/// Finds messages in the bytes of a connection, however they arrive, so that
+/// both sides may read it from a poll loop.
+///
+/// It holds what was pushed and not yet taken: at most one message of
+/// [`MAX_MESSAGE_BYTES`] and the last push, if the caller takes all there is
+/// between two pushes.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    bytes: Vec<u8>,
+}
+
+impl Decoder {
+    /// Adds bytes as they were read.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Takes the next message; `None` if more bytes are needed. After an error
+    /// the connection is of no further use.
+    pub fn next_message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, WireError> {
+        let Some((header, rest)) = self.bytes.split_first_chunk::<4>() else {
+            return Ok(None);
+        };
+        let length = u32::from_le_bytes(*header);
+        if length > MAX_MESSAGE_BYTES {
+            return Err(WireError::TooLong(length as usize));
         }
-    };
-    if first == 0 {
-        return Ok(None);
+        let Some(body) = rest.get(..length as usize) else {
+            return Ok(None);
+        };
+        let message = serde_json::from_slice(body)?;
+        self.bytes.drain(..4 + length as usize);
+        Ok(Some(message))
     }
-    from.read_exact(&mut header[first..])?;
-    let length = u32::from_le_bytes(header);
-    if length > MAX_MESSAGE_BYTES {
-        return Err(WireError::TooLong(length as usize));
+
+    /// Whether part of a message has arrived. If the connection ends now, it was
+    /// cut.
+    pub fn is_inside_message(&self) -> bool {
+        !self.bytes.is_empty()
     }
-    // Grown by what arrives, not by what was announced.
-    let mut body = Vec::new();
-    from.take(u64::from(length)).read_to_end(&mut body)?;
-    if body.len() < length as usize {
-        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-    }
-    Ok(Some(serde_json::from_slice(&body)?))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::{ExitStatus, GuestMessage};
+    use proptest::prelude::*;
 
-    #[test]
-    fn a_message_reads_back_as_it_was_written() {
-        let mut bytes = Vec::new();
-        let message = GuestMessage::Exited(ExitStatus::Code(7));
-        write_message(&mut bytes, &message).unwrap();
-        let mut from = bytes.as_slice();
-        assert_eq!(read_message(&mut from).unwrap(), Some(message));
-        assert_eq!(read_message::<GuestMessage>(&mut from).unwrap(), None);
+    use super::*;
+    use crate::{ExitStatus, GuestMessage, HostMessage};
+
+    proptest! {
+        #[test]
+        fn messages_read_back_however_the_connection_cuts_them(
+            signals in prop::collection::vec(any::<i32>(), 0..8),
+            cut in 1usize..40,
+        ) {
+            let mut bytes = Vec::new();
+            for signal in &signals {
+                write_message(&mut bytes, &HostMessage::Signal(*signal)).unwrap();
+            }
+            let mut decoder = Decoder::default();
+            let mut read: Vec<HostMessage> = Vec::new();
+            for piece in bytes.chunks(cut) {
+                decoder.push(piece);
+                while let Some(message) = decoder.next_message().unwrap() {
+                    read.push(message);
+                }
+            }
+            let sent: Vec<_> = signals.into_iter().map(HostMessage::Signal).collect();
+            prop_assert_eq!(read, sent);
+            prop_assert!(!decoder.is_inside_message());
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic_the_decoder(
+            bytes in prop::collection::vec(any::<u8>(), 0..64),
+        ) {
+            let mut decoder = Decoder::default();
+            decoder.push(&bytes);
+            while let Ok(Some(_)) = decoder.next_message::<GuestMessage>() {}
+        }
     }
 
     #[test]
-    fn an_announced_length_over_the_limit_is_refused_before_it_is_read() {
-        let bytes = u32::MAX.to_le_bytes();
-        let result = read_message::<GuestMessage>(bytes.as_slice());
+    fn an_announced_length_over_the_limit_is_refused_before_it_arrives() {
+        let mut decoder = Decoder::default();
+        decoder.push(&(MAX_MESSAGE_BYTES + 1).to_le_bytes());
+        let result = decoder.next_message::<GuestMessage>();
         assert!(matches!(result, Err(WireError::TooLong(_))));
     }
 
     #[test]
-    fn a_connection_cut_inside_a_message_is_an_error() {
-        for bytes in [&[5, 0][..], &[5, 0, 0, 0, b'"'][..]] {
-            let result = read_message::<GuestMessage>(bytes);
-            assert!(matches!(result, Err(WireError::Io(_))), "{bytes:?}");
-        }
+    fn a_cut_message_is_not_a_message() {
+        let mut bytes = Vec::new();
+        write_message(&mut bytes, &GuestMessage::Exited(ExitStatus::Code(7))).unwrap();
+        let mut decoder = Decoder::default();
+        decoder.push(&bytes[..bytes.len() - 1]);
+        assert!(matches!(decoder.next_message::<GuestMessage>(), Ok(None)));
+        assert!(decoder.is_inside_message());
+    }
+
+    #[test]
+    fn a_message_this_version_does_not_know_is_refused() {
+        let mut bytes = Vec::new();
+        write_message(&mut bytes, &"unheard of").unwrap();
+        let mut decoder = Decoder::default();
+        decoder.push(&bytes);
+        let result = decoder.next_message::<GuestMessage>();
+        assert!(matches!(result, Err(WireError::Malformed(_))));
     }
 }
