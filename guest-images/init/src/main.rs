@@ -1,2 +1,44 @@
-//! Placeholder.
-fn main() {}
+//! `/init` of the guest's initramfs.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::ExitCode;
+
+use guest_init::failure::{SetupError, chain};
+use guest_init::guest::{System, serve};
+use guest_init::transport::Vsock;
+use guest_init::{cgroup, console, modules, power, root, system};
+use guest_protocol::Workload;
+
+fn main() -> ExitCode {
+    if std::process::id() != 1 {
+        eprintln!("guest-init is PID 1 of a mote guest and does nothing else");
+        return ExitCode::from(125);
+    }
+    power::off_on_panic();
+    if let Err(error) = boot() {
+        console::say(&chain(&error));
+    }
+    power::off()
+}
+
+fn boot() -> Result<(), SetupError> {
+    modules::load_all(Path::new("/modules"));
+    root::mount_devices()?;
+    serve(&Vsock, &mut Image)
+}
+
+/// The image on the machine's first disk.
+struct Image;
+
+impl System for Image {
+    fn enter(&mut self) -> Result<(), SetupError> {
+        root::enter_image()?;
+        system::mount_all()
+    }
+
+    fn configure(&mut self, workload: &Workload) -> Result<Option<File>, SetupError> {
+        system::configure(workload)?;
+        cgroup::make_workload_group()
+    }
+}
