@@ -1,5 +1,9 @@
 //! What a VMM reports to the agent, one JSON document a line.
 
+use std::fs::File;
+use std::io::Write;
+use std::sync::{Mutex, PoisonError};
+
 use serde::{Deserialize, Serialize};
 
 /// Something that happened to the microVM, and when.
@@ -37,4 +41,46 @@ pub enum EventKind {
         /// What was wrong.
         reason: String,
     },
+}
+
+/// Where events go.
+#[derive(Debug)]
+pub struct EventSink {
+    output: Option<Mutex<File>>,
+}
+
+impl EventSink {
+    /// Events to `output`, or nowhere.
+    pub fn new(output: Option<File>) -> Self {
+        Self {
+            output: output.map(Mutex::new),
+        }
+    }
+
+    /// Writes one event. A reader that is gone or stuck never stops the VM: with
+    /// a non-blocking descriptor, what does not fit is lost.
+    pub fn send(&self, kind: EventKind) {
+        if self.output.is_some() {
+            self.send_at(kind, monotonic_ns());
+        }
+    }
+
+    /// Writes one event that happened at `monotonic_ns`.
+    pub fn send_at(&self, kind: EventKind, monotonic_ns: u64) {
+        let Some(output) = &self.output else { return };
+        let event = Event { monotonic_ns, kind };
+        let Ok(mut line) = serde_json::to_vec(&event) else {
+            return;
+        };
+        line.push(b'\n');
+        let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
+        // One write a line, so that lines of several threads never mix.
+        let _ = output.write_all(&line);
+    }
+}
+
+/// `CLOCK_MONOTONIC` in nanoseconds.
+pub fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    (now.tv_sec as u64) * 1_000_000_000 + now.tv_nsec as u64
 }

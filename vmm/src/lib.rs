@@ -1,5 +1,23 @@
 //! The virtual machine monitor of mote: one process is one microVM.
+//!
+//! [`spec`] is what the agent sends. [`config`] validates it once, at the edge;
+//! nothing behind it sees the wire form. [`machine`] builds the microVM from
+//! the configuration and runs it. Everything a guest can reach lies in
+//! [`bus`] and [`devices`].
 
+pub mod arch;
+pub mod block;
+pub mod boot;
+pub mod bus;
+pub mod config;
+pub mod descriptors;
+pub mod devices;
 pub mod event;
+pub mod event_loop;
+pub mod exit;
+pub mod kvm;
+pub mod machine;
+pub mod memory;
+pub mod probe;
 pub mod spec;
 pub mod vsock_channel;

@@ -1,0 +1,5 @@
+//! What a guest finds besides its processors and memory.
+
+pub mod power;
+pub mod serial;
+pub mod virtio;

@@ -1,0 +1,60 @@
+//! A device's interrupt: the status bits the driver reads and the line it hears.
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use vmm_sys_util::eventfd::EventFd;
+
+/// A used buffer notification (virtio 1.3, section 4.2.2, `InterruptStatus`).
+const USED_BUFFER: u32 = 1 << 0;
+/// A configuration change notification.
+const CONFIGURATION_CHANGE: u32 = 1 << 1;
+
+/// Apart from the device's lock, so that the driver reads and acknowledges an
+/// interrupt while the device is busy with a request.
+#[derive(Debug)]
+pub struct Interrupt {
+    status: AtomicU32,
+    line: EventFd,
+}
+
+impl Interrupt {
+    /// An interrupt on a fresh line; see [`Interrupt::line`].
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            status: AtomicU32::new(0),
+            line: EventFd::new(0)?,
+        })
+    }
+
+    /// What to register as an irqfd.
+    pub fn line(&self) -> &EventFd {
+        &self.line
+    }
+
+    /// Tells the driver of used buffers.
+    pub fn signal_used_buffer(&self) {
+        self.signal(USED_BUFFER);
+    }
+
+    /// Tells the driver that the configuration or the status changed.
+    pub fn signal_configuration_change(&self) {
+        self.signal(CONFIGURATION_CHANGE);
+    }
+
+    fn signal(&self, bit: u32) {
+        self.status.fetch_or(bit, Ordering::SeqCst);
+        // KVM consumes the counter at once; it cannot overflow.
+        let _ = self.line.write(1);
+    }
+
+    /// `InterruptStatus`.
+    pub fn status(&self) -> u32 {
+        self.status.load(Ordering::SeqCst)
+    }
+
+    /// `InterruptACK`.
+    pub fn acknowledge(&self, bits: u32) {
+        self.status.fetch_and(!bits, Ordering::SeqCst);
+    }
+}

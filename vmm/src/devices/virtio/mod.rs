@@ -1,0 +1,69 @@
+//! virtio devices: one transport, one queue worker, one file for each device.
+//!
+//! A device implements [`VirtioDevice`]. [`mmio::MmioTransport`] gives it
+//! registers and a life cycle, [`worker::QueueWorker`] wakes it when the guest
+//! rings a doorbell, and [`queues::Queues`] is how it reads and answers.
+
+pub mod block;
+pub mod entropy;
+pub mod interrupt;
+pub mod mmio;
+pub mod queues;
+pub mod vsock;
+pub mod worker;
+
+use std::os::fd::BorrowedFd;
+
+use queues::{DeviceFault, Drained, Queues};
+
+/// What a device is, and what it does when its queues or its backend have
+/// something for it. Called with one event at a time.
+pub trait VirtioDevice: Send {
+    /// The name in events and messages, such as `blk0`.
+    fn name(&self) -> &str;
+
+    /// The device type of virtio 1.3, section 5.
+    fn device_type(&self) -> u32;
+
+    /// The largest size of each queue: a power of two, at most 32768.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// The feature bits it offers, besides those of the transport and rings.
+    fn features(&self) -> u64;
+
+    /// Fills `data` from the configuration space; what lies past its end reads
+    /// as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// The driver is ready (`DRIVER_OK`) and acknowledged these features.
+    fn activate(&mut self, _features: u64) {}
+
+    /// The driver rang the doorbell of queue `index`.
+    fn process_queue(&mut self, index: usize, queues: &mut Queues) -> Result<Drained, DeviceFault>;
+
+    /// The driver reset the device: forget all requests in flight.
+    fn reset(&mut self);
+
+    /// A descriptor of the device's own that the event loop shall watch for
+    /// input, if it has one.
+    fn backend(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// That descriptor is ready. `queues` is missing while no driver is.
+    fn process_backend(&mut self, _queues: Option<&mut Queues>) -> Result<(), DeviceFault> {
+        Ok(())
+    }
+}
+
+/// Copies `config[offset..]` to `data`, zeroes past its end.
+pub fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let Ok(offset) = usize::try_from(offset) else {
+        return;
+    };
+    if let Some(rest) = config.get(offset..) {
+        let length = rest.len().min(data.len());
+        data[..length].copy_from_slice(&rest[..length]);
+    }
+}

@@ -1,0 +1,181 @@
+//! A device's view of its virtqueues.
+
+use std::num::Wrapping;
+use std::sync::atomic::Ordering;
+
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+
+use super::interrupt::Interrupt;
+use crate::memory::GuestMemory;
+
+/// A chain of descriptors the driver made available.
+pub type Chain<'m> = DescriptorChain<&'m GuestMemory>;
+
+/// The driver did something no driver may: the device stops and asks for reset
+/// (virtio 1.3, section 2.1.1, `DEVICE_NEEDS_RESET`).
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceFault {
+    /// The rings hold what rings cannot hold, or lie outside guest memory.
+    #[error("queue {queue}: {source}")]
+    Queue {
+        /// The queue's index.
+        queue: usize,
+        /// What was wrong.
+        source: virtio_queue::Error,
+    },
+    /// A chain's descriptors are not what the device type prescribes.
+    #[error("queue {queue}: {reason}")]
+    Chain {
+        /// The queue's index.
+        queue: usize,
+        /// What was wrong.
+        reason: &'static str,
+    },
+}
+
+/// The queues of one device, borrowed for the length of one event.
+pub struct Queues<'a> {
+    queues: &'a mut [Queue],
+    memory: &'a GuestMemory,
+    interrupt: &'a Interrupt,
+}
+
+/// What is left when [`Queues::drain`] returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drained {
+    /// Nothing; the driver will ring the doorbell.
+    Empty,
+    /// Perhaps something: come back without waiting for the doorbell.
+    Again,
+}
+
+impl<'a> Queues<'a> {
+    /// Binds queues to the memory they lie in and the interrupt they raise.
+    pub fn new(queues: &'a mut [Queue], memory: &'a GuestMemory, interrupt: &'a Interrupt) -> Self {
+        Self {
+            queues,
+            memory,
+            interrupt,
+        }
+    }
+
+    /// The memory that descriptors point into.
+    pub fn memory(&self) -> &'a GuestMemory {
+        self.memory
+    }
+
+    /// Takes the next available chain of queue `index`, if there is one.
+    pub fn pop(&mut self, index: usize) -> Result<Option<Chain<'a>>, DeviceFault> {
+        let Some(queue) = self.queues.get_mut(index).filter(|q| q.ready()) else {
+            return Ok(None);
+        };
+        let mut chains = queue
+            .iter(self.memory)
+            .map_err(|source| DeviceFault::Queue {
+                queue: index,
+                source,
+            })?;
+        Ok(chains.next())
+    }
+
+    /// Puts back the chain that [`Queues::pop`] returned last.
+    pub fn unpop(&mut self, index: usize) {
+        if let Some(queue) = self.queues.get_mut(index) {
+            queue.go_to_previous_position();
+        }
+    }
+
+    /// Returns a chain to the driver with `written` bytes in it. The driver
+    /// hears of it at the next [`Queues::notify`].
+    pub fn push_used(&mut self, index: usize, head: u16, written: u32) -> Result<(), DeviceFault> {
+        let memory = self.memory;
+        self.queue(index)?
+            .add_used(memory, head, written)
+            .map_err(|source| DeviceFault::Queue {
+                queue: index,
+                source,
+            })
+    }
+
+    /// Interrupts the driver if it wants to hear of what was returned.
+    pub fn notify(&mut self, index: usize) -> Result<(), DeviceFault> {
+        let memory = self.memory;
+        let wanted = self
+            .queue(index)?
+            .needs_notification(memory)
+            .map_err(|source| DeviceFault::Queue {
+                queue: index,
+                source,
+            })?;
+        if wanted {
+            self.interrupt.signal_used_buffer();
+        }
+        Ok(())
+    }
+
+    /// Asks the driver not to ring the doorbell, or to ring it again. Returns
+    /// whether chains became available before it could know.
+    pub fn want_doorbell(&mut self, index: usize, wanted: bool) -> Result<bool, DeviceFault> {
+        let memory = self.memory;
+        let queue = self.queue(index)?;
+        let result = if wanted {
+            queue.enable_notification(memory)
+        } else {
+            queue.disable_notification(memory).map(|()| false)
+        };
+        result.map_err(|source| DeviceFault::Queue {
+            queue: index,
+            source,
+        })
+    }
+
+    /// Whether the driver has made chains available that were not popped.
+    pub fn has_available(&self, index: usize) -> bool {
+        self.queues.get(index).is_some_and(|queue| {
+            queue.ready()
+                && queue
+                    .avail_idx(self.memory, Ordering::Acquire)
+                    .is_ok_and(|next| next != Wrapping(queue.next_avail()))
+        })
+    }
+
+    /// Hands each available chain of queue `index` to `handle`, which returns
+    /// how many bytes it wrote, and returns it to the driver.
+    ///
+    /// Stops after a queue's worth of chains, so that one device cannot keep
+    /// the event loop from the others however fast its driver is.
+    pub fn drain(
+        &mut self,
+        index: usize,
+        mut handle: impl FnMut(Chain<'a>) -> Result<u32, DeviceFault>,
+    ) -> Result<Drained, DeviceFault> {
+        let Some(queue) = self.queues.get(index).filter(|q| q.ready()) else {
+            return Ok(Drained::Empty);
+        };
+        let mut budget = queue.size();
+        loop {
+            self.want_doorbell(index, false)?;
+            while let Some(left) = budget.checked_sub(1) {
+                let Some(chain) = self.pop(index)? else { break };
+                budget = left;
+                let head = chain.head_index();
+                let written = handle(chain)?;
+                self.push_used(index, head, written)?;
+            }
+            self.notify(index)?;
+            if budget == 0 {
+                return Ok(Drained::Again);
+            }
+            if !self.want_doorbell(index, true)? {
+                return Ok(Drained::Empty);
+            }
+        }
+    }
+
+    fn queue(&mut self, index: usize) -> Result<&mut Queue, DeviceFault> {
+        self.queues.get_mut(index).ok_or(DeviceFault::Queue {
+            queue: index,
+            source: virtio_queue::Error::QueueNotReady,
+        })
+    }
+}

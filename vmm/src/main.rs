@@ -1,0 +1,114 @@
+//! `mote-vmm`: one process, one microVM.
+//!
+//! ```text
+//! mote-vmm --spec-fd N      run the microVM whose spec is on descriptor N
+//! mote-vmm --probe-kvm N    say what the /dev/kvm on descriptor N can run
+//! ```
+//!
+//! Exit codes: 0 the guest powered off, 1 the microVM could not be built or the
+//! host failed, 2 wrong arguments or spec, 3 the guest reset itself, 4 the
+//! guest crashed.
+
+use std::fs::File;
+use std::io::Read;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use vmm::config::Config;
+use vmm::descriptors::Descriptors;
+use vmm::event::{EventKind, EventSink};
+use vmm::exit::ExitReason;
+use vmm::machine::Machine;
+use vmm::probe;
+use vmm::spec::VmSpec;
+
+const HOST_FAILURE: u8 = 1;
+const WRONG_USE: u8 = 2;
+const GUEST_RESET: u8 = 3;
+const GUEST_FAULT: u8 = 4;
+
+/// A spec is a few kilobytes; thousands of extents make it a few hundred.
+const MAX_SPEC_BYTES: u64 = 4 << 20;
+
+const USAGE: &str = "\
+usage: mote-vmm --spec-fd N | --probe-kvm N
+
+mote-vmm is started by mote with every descriptor it needs; it opens nothing.
+  --spec-fd N     run the microVM whose spec (JSON) is on descriptor N
+  --probe-kvm N   try what the /dev/kvm open on descriptor N can run, print JSON";
+
+fn main() -> ExitCode {
+    let started_ns = vmm::event::monotonic_ns();
+    let mut arguments = std::env::args().skip(1);
+    let (Some(mode), Some(number), None) = (arguments.next(), arguments.next(), arguments.next())
+    else {
+        return usage();
+    };
+    let Ok(number) = number.parse() else {
+        return usage();
+    };
+    match mode.as_str() {
+        "--spec-fd" => run(number, started_ns),
+        "--probe-kvm" => probe_kvm(number),
+        _ => usage(),
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("{USAGE}");
+    ExitCode::from(WRONG_USE)
+}
+
+fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
+    eprintln!("mote-vmm: {error:#}");
+    ExitCode::from(code)
+}
+
+fn run(spec_fd: i32, started_ns: u64) -> ExitCode {
+    let mut config = match read_spec(spec_fd) {
+        Ok(config) => config,
+        Err(error) => return fail(WRONG_USE, &error),
+    };
+    let events = Arc::new(EventSink::new(config.events.take()));
+    events.send_at(EventKind::ProcessStarted, started_ns);
+    let result = Machine::build(config, events).and_then(Machine::run);
+    // Whatever the vCPU threads still hold goes with the process; unwinding it
+    // piece by piece would take longer.
+    match result {
+        Ok(ExitReason::PoweredOff) => ExitCode::SUCCESS,
+        Ok(ExitReason::Reset) => ExitCode::from(GUEST_RESET),
+        Ok(ExitReason::GuestFault(reason)) => {
+            fail(GUEST_FAULT, &anyhow::anyhow!("the guest crashed: {reason}"))
+        }
+        Err(error) => fail(HOST_FAILURE, &error.into()),
+    }
+}
+
+fn read_spec(number: i32) -> anyhow::Result<Config> {
+    let fd = Descriptors::default().take(number, "--spec-fd")?;
+    let mut text = Vec::new();
+    File::from(fd)
+        .take(MAX_SPEC_BYTES + 1)
+        .read_to_end(&mut text)
+        .context("cannot read the VM spec")?;
+    if text.len() as u64 > MAX_SPEC_BYTES {
+        bail!("the VM spec is longer than {MAX_SPEC_BYTES} bytes");
+    }
+    let spec: VmSpec = serde_json::from_slice(&text).context("the VM spec is not valid")?;
+    Config::from_spec(spec).context("the VM spec is not valid")
+}
+
+fn probe_kvm(number: i32) -> ExitCode {
+    let kvm = match Descriptors::default().take(number, "--probe-kvm") {
+        Ok(fd) => fd,
+        Err(error) => return fail(WRONG_USE, &error.into()),
+    };
+    match serde_json::to_string(&probe::run(kvm)) {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(HOST_FAILURE, &error.into()),
+    }
+}
