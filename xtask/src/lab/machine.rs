@@ -1,0 +1,261 @@
+//! The QEMU machine and the virtiofsd that shares the file system with it.
+//!
+//! Nothing of a lab has a name outside its processes: sockets are connected
+//! before they are handed over, files are unlinked or in memory. So labs do not
+//! meet, and there is nothing to clean up, however they end.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use lab_init::protocol::{
+    CONTROL_PORT, ROOT_TAG, SCRATCH_SERIAL, STDERR_PORT, STDIN_PORT, STDOUT_PORT,
+};
+
+use super::image;
+use super::process::{Tied, TiedCommand};
+use super::size::Size;
+use crate::debian_kernel::DebianKernel;
+use crate::{command, packages};
+
+/// What the lab is made of.
+#[derive(Debug, Clone)]
+pub struct MachineOptions {
+    /// Its memory.
+    pub memory: Size,
+    /// How many processors it has.
+    pub cpus: u32,
+    /// The size of its scratch disk, if it has one.
+    pub scratch: Option<Size>,
+    /// Whether its console is shown.
+    pub verbose: bool,
+}
+
+/// A lab that has been switched on. Dropping it switches it off.
+pub struct Machine {
+    /// The far ends of its virtio serial ports.
+    pub ports: Ports,
+    /// The far end of its serial console.
+    pub console: UnixStream,
+    /// QEMU.
+    pub qemu: Tied,
+    /// The server of its file system.
+    pub virtiofsd: Tied,
+    /// Whether its console is shown.
+    pub verbose: bool,
+}
+
+/// The far ends of the virtio serial ports.
+pub struct Ports {
+    pub control: UnixStream,
+    pub stdin: UnixStream,
+    pub stdout: UnixStream,
+    pub stderr: UnixStream,
+}
+
+impl Machine {
+    /// Switches a lab on. It must be called from a thread that outlives the
+    /// lab; see [`Tied`].
+    pub fn start(options: &MachineOptions, kernel: &DebianKernel, initramfs: File) -> Result<Self> {
+        let (listener, virtiofs) = connected_listener()?;
+        let virtiofsd = start_virtiofsd(listener)?;
+        let mut qemu = TiedCommand::new("qemu-system-x86_64");
+        machine_arguments(&mut qemu, options, kernel, initramfs);
+        file_system_arguments(&mut qemu, virtiofs);
+        qemu.args(["-device", "virtio-serial-pci,max_ports=8"]);
+        let ports = Ports {
+            control: serial_port(&mut qemu, "control", CONTROL_PORT)?,
+            stdin: serial_port(&mut qemu, "stdin", STDIN_PORT)?,
+            stdout: serial_port(&mut qemu, "stdout", STDOUT_PORT)?,
+            stderr: serial_port(&mut qemu, "stderr", STDERR_PORT)?,
+        };
+        let console = socket_chardev(&mut qemu, "console")?;
+        qemu.args(["-serial", "chardev:console"]);
+        if let Some(size) = options.scratch {
+            scratch_disk(&mut qemu, size)?;
+        }
+        Ok(Self {
+            ports,
+            console,
+            qemu: qemu.start()?,
+            virtiofsd,
+            verbose: options.verbose,
+        })
+    }
+}
+
+fn machine_arguments(
+    qemu: &mut TiedCommand,
+    options: &MachineOptions,
+    kernel: &DebianKernel,
+    initramfs: File,
+) {
+    let memory = options.memory.bytes() >> 20;
+    let initramfs = qemu.inherit(initramfs);
+    // Not the machine type microvm: under TCG its guests hang now and then
+    // while they calibrate the TSC. What q35 brings and nobody uses is left out.
+    qemu.args([
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+    ])
+    .args([
+        "-machine",
+        "q35,memory-backend=memory,sata=off,smbus=off,usb=off,vmport=off",
+    ])
+    .args(["-accel", "tcg,thread=multi"])
+    .args(["-cpu", "max"])
+    .args(["-smp", &options.cpus.to_string()])
+    .args(["-m", &format!("{memory}M")])
+    // Shared: virtiofsd reads requests from it and writes contents to it.
+    .args([
+        "-object",
+        &format!("memory-backend-memfd,id=memory,size={memory}M,share=on"),
+    ])
+    .arg("-kernel")
+    .arg(&kernel.image)
+    .args(["-initrd", &format!("/proc/self/fd/{initramfs}")])
+    .args(["-append", &kernel_command_line()]);
+}
+
+fn kernel_command_line() -> String {
+    [
+        "console=ttyS0",
+        // A kernel that panics ends QEMU, which runs with -no-reboot.
+        "panic=-1",
+        &format!("rdinit={}", image::INIT),
+    ]
+    .join(" ")
+}
+
+fn file_system_arguments(qemu: &mut TiedCommand, virtiofs: UnixStream) {
+    let socket = qemu.inherit(virtiofs);
+    qemu.args(["-chardev", &format!("socket,id=files,fd={socket}")])
+        .args([
+            "-device",
+            &format!("vhost-user-fs-pci,chardev=files,tag={ROOT_TAG}"),
+        ]);
+}
+
+/// Adds a serial port and returns its far end.
+fn serial_port(qemu: &mut TiedCommand, id: &str, name: &str) -> Result<UnixStream> {
+    let socket = socket_chardev(qemu, id)?;
+    qemu.args([
+        "-device",
+        &format!("virtserialport,chardev={id},name={name}"),
+    ]);
+    Ok(socket)
+}
+
+/// Adds a character device and returns its far end.
+fn socket_chardev(qemu: &mut TiedCommand, id: &str) -> Result<UnixStream> {
+    let (ours, its) = UnixStream::pair().context("cannot make a socket pair")?;
+    let descriptor = qemu.inherit(its);
+    qemu.args(["-chardev", &format!("socket,id={id},fd={descriptor}")]);
+    Ok(ours)
+}
+
+/// Adds an empty ext4 disk in a sparse file without a name.
+fn scratch_disk(qemu: &mut TiedCommand, size: Size) -> Result<()> {
+    let mkfs = packages::find_program("mkfs.ext4").context("mkfs.ext4 is missing")?;
+    let file = tempfile::tempfile().context("cannot make the scratch disk's file")?;
+    file.set_len(size.bytes())
+        .context("cannot size the scratch disk's file")?;
+    let inherited = file.try_clone().context("the scratch disk's file")?;
+    let mut make = TiedCommand::new(&mkfs);
+    let descriptor = make.inherit(inherited);
+    make.args([
+        "-q",
+        "-F",
+        "-m",
+        "0",
+        "-O",
+        "^has_journal",
+        "-E",
+        "lazy_itable_init=1",
+    ])
+    .arg(format!("/proc/self/fd/{descriptor}"));
+    make.run()
+        .with_context(|| format!("cannot make a scratch disk of {size}"))?;
+    let descriptor = qemu.inherit(file);
+    qemu.args(["-add-fd", &format!("fd={descriptor},set=1")])
+        .args([
+            "-drive",
+            "if=none,id=scratch,file=/dev/fdset/1,format=raw,cache=unsafe,discard=unmap",
+        ])
+        .args([
+            "-device",
+            &format!("virtio-blk-pci,drive=scratch,serial={SCRATCH_SERIAL}"),
+        ]);
+    Ok(())
+}
+
+/// A listening socket and a connection to it, neither of which has a name any
+/// more.
+fn connected_listener() -> Result<(UnixListener, UnixStream)> {
+    let directory = tempfile::Builder::new()
+        .prefix("mote-lab-")
+        .tempdir()
+        .context("cannot make a temporary directory")?;
+    let path = directory.path().join("virtiofs");
+    let listener = UnixListener::bind(&path)
+        .with_context(|| format!("cannot listen on {}", path.display()))?;
+    let connection = UnixStream::connect(&path)
+        .with_context(|| format!("cannot connect to {}", path.display()))?;
+    Ok((listener, connection))
+}
+
+/// Starts the server of the machine's root directory.
+///
+/// There are two programs of the name with different options: the one that came
+/// with QEMU until 7.2 (Debian 12), and the one in Rust that succeeded it.
+fn start_virtiofsd(listener: UnixListener) -> Result<Tied> {
+    let program = packages::VIRTIOFSD_PATHS
+        .iter()
+        .find(|path| std::path::Path::new(path).exists())
+        .context("virtiofsd is missing")?;
+    let help = command::output(Command::new(program).arg("--help"))?;
+    let in_rust = help.contains("--shared-dir");
+    let root = rustix::process::geteuid().is_root();
+    let mut virtiofsd = if root || in_rust {
+        TiedCommand::new(program)
+    } else {
+        // It insists on a chroot. In a user namespace everyone may have one;
+        // the lab then sees what its caller may see.
+        let mut unshare = TiedCommand::new("unshare");
+        unshare.args(["--user", "--map-root-user", "--", program]);
+        unshare
+    };
+    let descriptor = virtiofsd.inherit(OwnedFd::from(listener));
+    virtiofsd.arg(format!("--fd={descriptor}"));
+    if in_rust {
+        let sandbox = if root { "chroot" } else { "none" };
+        virtiofsd.args([
+            "--shared-dir=/",
+            "--cache=auto",
+            &format!("--sandbox={sandbox}"),
+        ]);
+        if help.contains("--readonly") {
+            virtiofsd.arg("--readonly");
+        }
+    } else {
+        // In the foreground, with whatever limit on descriptors there is: to
+        // raise it takes more than a user namespace.
+        virtiofsd
+            .args([
+                "-f",
+                "-o",
+                "source=/",
+                "-o",
+                "sandbox=chroot",
+                "-o",
+                "cache=auto",
+            ])
+            .args(["-o", "log_level=warn", "--rlimit-nofile=0"]);
+    }
+    virtiofsd.start()
+}

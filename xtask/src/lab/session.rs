@@ -1,0 +1,393 @@
+//! One command in a lab, from this side: its streams, its signals, its end.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use lab_init::protocol::{
+    Command, ExitStatus, GuestMessage, HostMessage, Messages, Output, StartFailure, write_message,
+};
+use lab_init::stream::{Switch, TransferError, receive, send};
+use rustix::event::{PollFd, PollFlags, poll};
+use signal_hook::consts::signal::{
+    SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH,
+};
+use signal_hook::iterator::Signals;
+
+use super::machine::Machine;
+use super::terminal::{self, RawMode};
+use crate::command::last_lines;
+use crate::progress::Step;
+
+/// A lab that takes longer to start has failed: fifteen times the usual.
+const START_DEADLINE: Duration = Duration::from_secs(120);
+/// How much of the console is kept for messages.
+const CONSOLE_BYTES: usize = 64 << 10;
+const CONSOLE_LINES: usize = 25;
+/// A command that does not end when it is told to so often is killed together
+/// with its lab, as Docker does.
+const PATIENCE: usize = 3;
+
+/// How a session ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// The command ran and ended like this.
+    Ended(ExitStatus),
+    /// The command could not be started.
+    NotStarted(StartFailure),
+    /// This process was told by a signal to end.
+    Interrupted(i32),
+}
+
+impl Ending {
+    /// The exit code that stands for it, as in a shell.
+    pub fn exit_code(&self) -> u8 {
+        let after_signal = |number: i32| 128u8.saturating_add(u8::try_from(number).unwrap_or(127));
+        match self {
+            Self::Ended(ExitStatus::Code(code)) => u8::try_from(*code).unwrap_or(u8::MAX),
+            Self::Ended(ExitStatus::Signal(number)) | Self::Interrupted(number) => {
+                after_signal(*number)
+            }
+            Self::NotStarted(failure) => failure.exit_code,
+        }
+    }
+}
+
+/// This side of the command's streams.
+pub struct Streams {
+    /// Where its input comes from; none: it has an empty one.
+    pub stdin: Option<OwnedFd>,
+    /// Where its output goes.
+    pub stdout: OwnedFd,
+    /// Where its errors go.
+    pub stderr: OwnedFd,
+}
+
+impl Streams {
+    /// This process's own streams.
+    pub fn inherit() -> Result<Self> {
+        let duplicate = |stream: io::Result<OwnedFd>| stream.context("cannot duplicate a stream");
+        Ok(Self {
+            stdin: Some(duplicate(io::stdin().as_fd().try_clone_to_owned())?),
+            stdout: duplicate(io::stdout().as_fd().try_clone_to_owned())?,
+            stderr: duplicate(io::stderr().as_fd().try_clone_to_owned())?,
+        })
+    }
+}
+
+/// What the threads of a session tell its main loop.
+enum Happening {
+    Message(GuestMessage),
+    ControlEnded(Option<String>),
+    VirtiofsdEnded,
+    Signal(i32),
+    OutputClosed(Output),
+    StdinEnded(u64),
+}
+
+/// Runs `command` on `machine` and ends both. `starting` ends when the command
+/// has started.
+pub fn run(machine: Machine, command: Command, streams: Streams, starting: Step) -> Result<Ending> {
+    let mut session = Session::new(machine)?;
+    let on_terminal = command.terminal.is_some();
+    session.tell(&HostMessage::Run(command))?;
+    match session.wait_for_start()? {
+        Some(ending) => Ok(ending),
+        None => {
+            drop(starting);
+            session.run_to_end(streams, on_terminal)
+        }
+    }
+}
+
+struct Session {
+    machine: Machine,
+    console: Arc<Mutex<VecDeque<u8>>>,
+    happenings: Receiver<Happening>,
+    sender: Sender<Happening>,
+}
+
+impl Session {
+    fn new(machine: Machine) -> Result<Self> {
+        let (sender, happenings) = mpsc::channel();
+        let console = keep_console(machine.console.try_clone()?, machine.verbose);
+        watch_signals(sender.clone())?;
+        watch_control(machine.ports.control.try_clone()?, sender.clone());
+        watch_virtiofsd(machine.virtiofsd.end()?, sender.clone());
+        Ok(Self {
+            machine,
+            console,
+            happenings,
+            sender,
+        })
+    }
+
+    fn tell(&self, message: &HostMessage) -> Result<()> {
+        write_message(&self.machine.ports.control, message)
+            .context("cannot send a message to the lab")
+    }
+
+    /// Waits until the command runs; returns how it ended if it never will.
+    fn wait_for_start(&mut self) -> Result<Option<Ending>> {
+        let deadline = Instant::now() + START_DEADLINE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let happening = match self.happenings.recv_timeout(left) {
+                Ok(happening) => happening,
+                Err(RecvTimeoutError::Timeout) => {
+                    let limit = START_DEADLINE.as_secs();
+                    return Err(self.failure(&format!("it did not start within {limit} s")));
+                }
+                Err(RecvTimeoutError::Disconnected) => bail!("all watching threads have ended"),
+            };
+            match happening {
+                Happening::Message(GuestMessage::Started) => return Ok(None),
+                Happening::Message(GuestMessage::Failed(failure)) => {
+                    return Ok(Some(Ending::NotStarted(failure)));
+                }
+                Happening::Signal(number) if is_to_end(number) => {
+                    return Ok(Some(Ending::Interrupted(number)));
+                }
+                other => self.unless_fatal(other)?,
+            }
+        }
+    }
+
+    fn run_to_end(mut self, streams: Streams, on_terminal: bool) -> Result<Ending> {
+        let raw_mode = on_terminal.then(RawMode::enter).transpose()?;
+        let ports = &self.machine.ports;
+        let stdin_abort = Switch::new()?;
+        match streams.stdin {
+            Some(stdin) => {
+                carry_input(stdin, ports.stdin.try_clone()?, &stdin_abort, &self.sender)?;
+            }
+            None => self.tell(&HostMessage::StdinEnded { bytes: 0 })?,
+        }
+        let port = ports.stdout.try_clone()?;
+        let stdout = OutputCarrier::start(Output::Stdout, port, streams.stdout, &self.sender)?;
+        let port = ports.stderr.try_clone()?;
+        let stderr = OutputCarrier::start(Output::Stderr, port, streams.stderr, &self.sender)?;
+        let mut requests_to_end = 0;
+        loop {
+            match self
+                .happenings
+                .recv()
+                .context("all watching threads have ended")?
+            {
+                Happening::Message(GuestMessage::Exited {
+                    status,
+                    stdout_bytes,
+                    stderr_bytes,
+                }) => {
+                    stdout.finish(stdout_bytes);
+                    stderr.finish(stderr_bytes);
+                    drop(raw_mode);
+                    return Ok(Ending::Ended(status));
+                }
+                Happening::Message(GuestMessage::StdinClosed) => stdin_abort.throw(0),
+                Happening::StdinEnded(bytes) => self.tell(&HostMessage::StdinEnded { bytes })?,
+                Happening::OutputClosed(output) => {
+                    self.tell(&HostMessage::OutputClosed(output))?;
+                }
+                Happening::Signal(SIGWINCH) => {
+                    if on_terminal {
+                        self.tell(&HostMessage::Resize(terminal::size()?))?;
+                    }
+                }
+                Happening::Signal(number) => {
+                    requests_to_end += usize::from(is_to_end(number));
+                    if requests_to_end >= PATIENCE {
+                        return Ok(Ending::Interrupted(number));
+                    }
+                    self.tell(&HostMessage::Signal(number))?;
+                }
+                other => self.unless_fatal(other)?,
+            }
+        }
+    }
+
+    /// Fails for what means that the lab itself is broken.
+    fn unless_fatal(&mut self, happening: Happening) -> Result<()> {
+        match happening {
+            Happening::ControlEnded(reason) => {
+                let reason = reason.unwrap_or_else(|| "it switched itself off".to_owned());
+                Err(self.failure(&reason))
+            }
+            Happening::VirtiofsdEnded => {
+                Err(self.failure("virtiofsd, which serves its files, ended"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What went wrong, with the last words of all that took part.
+    fn failure(&mut self, reason: &str) -> anyhow::Error {
+        // Let the last lines arrive: the console is read by another thread.
+        thread::sleep(Duration::from_millis(100));
+        let mut console = self.console.lock().unwrap_or_else(|e| e.into_inner());
+        let console = String::from_utf8_lossy(console.make_contiguous()).into_owned();
+        let mut text = format!("the lab has failed: {reason}");
+        for (name, words) in [
+            ("the lab's console", last_lines(&console, CONSOLE_LINES)),
+            ("qemu", self.machine.qemu.last_words()),
+            ("virtiofsd", self.machine.virtiofsd.last_words()),
+        ] {
+            if !words.is_empty() {
+                text.push_str(&format!("\n--- {name}:\n{words}"));
+            }
+        }
+        anyhow::Error::msg(text)
+    }
+}
+
+fn is_to_end(signal: i32) -> bool {
+    matches!(signal, SIGINT | SIGTERM | SIGHUP | SIGQUIT)
+}
+
+/// Keeps the end of what the console says, and shows it all if asked.
+fn keep_console(mut from: UnixStream, show: bool) -> Arc<Mutex<VecDeque<u8>>> {
+    let kept = Arc::new(Mutex::new(VecDeque::new()));
+    let keeper = Arc::clone(&kept);
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count) = from.read(&mut buffer) {
+            if count == 0 {
+                break;
+            }
+            if show {
+                let _ = io::stderr().write_all(&buffer[..count]);
+            }
+            let mut kept = keeper
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            kept.extend(buffer[..count].iter().filter(|byte| **byte != b'\r'));
+            let excess = kept.len().saturating_sub(CONSOLE_BYTES);
+            kept.drain(..excess);
+        }
+    });
+    kept
+}
+
+fn watch_signals(sender: Sender<Happening>) -> Result<()> {
+    let watched = [
+        SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH,
+    ];
+    let mut signals = Signals::new(watched).context("cannot watch for signals")?;
+    thread::spawn(move || {
+        for number in signals.forever() {
+            if sender.send(Happening::Signal(number)).is_err() {
+                break;
+            }
+        }
+    });
+    Ok(())
+}
+
+fn watch_control(port: UnixStream, sender: Sender<Happening>) {
+    thread::spawn(move || {
+        let mut messages = Messages::new(port);
+        loop {
+            let happening = match messages.next_message() {
+                Ok(Some(message)) => Happening::Message(message),
+                Ok(None) => Happening::ControlEnded(None),
+                Err(error) => Happening::ControlEnded(Some(error.to_string())),
+            };
+            let last = matches!(happening, Happening::ControlEnded(_));
+            if sender.send(happening).is_err() || last {
+                break;
+            }
+        }
+    });
+}
+
+fn watch_virtiofsd(end: OwnedFd, sender: Sender<Happening>) {
+    thread::spawn(move || {
+        let mut events = [PollFd::new(&end, PollFlags::IN)];
+        while poll(&mut events, None).is_err() {}
+        let _ = sender.send(Happening::VirtiofsdEnded);
+    });
+}
+
+/// Carries standard input on a thread that nobody waits for.
+fn carry_input(
+    from: OwnedFd,
+    port: UnixStream,
+    abort: &Switch,
+    sender: &Sender<Happening>,
+) -> Result<()> {
+    let never = Switch::new()?;
+    let (abort, sender) = (abort.clone(), sender.clone());
+    thread::spawn(move || {
+        let port = File::from(OwnedFd::from(port));
+        let bytes = match send(&from, &port, &never, &abort) {
+            Ok(bytes) => bytes,
+            // The lab is going down; it says so elsewhere.
+            Err(TransferError::Write(_)) => return,
+            Err(TransferError::Read(error)) => {
+                eprintln!("lab: standard input cannot be read: {error}");
+                return;
+            }
+        };
+        let _ = sender.send(Happening::StdinEnded(bytes));
+    });
+    Ok(())
+}
+
+/// A thread that carries an output.
+struct OutputCarrier {
+    end: Switch,
+    thread: JoinHandle<()>,
+}
+
+impl OutputCarrier {
+    fn start(
+        output: Output,
+        port: UnixStream,
+        to: OwnedFd,
+        sender: &Sender<Happening>,
+    ) -> Result<Self> {
+        let end = Switch::new()?;
+        let (thread_end, sender) = (end.clone(), sender.clone());
+        let thread = thread::spawn(move || {
+            let port = File::from(OwnedFd::from(port));
+            if let Err(TransferError::Write(_)) = receive(&port, &to, &thread_end) {
+                // As a pipe would: who writes next gets SIGPIPE.
+                let _ = sender.send(Happening::OutputClosed(output));
+            }
+        });
+        Ok(Self { end, thread })
+    }
+
+    /// Waits until the output has arrived, of which there are `bytes`.
+    fn finish(self, bytes: u64) {
+        self.end.throw(bytes);
+        let _ = self.thread.join();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endings_have_a_shells_exit_codes() {
+        let ended = |status| Ending::Ended(status).exit_code();
+        assert_eq!(ended(ExitStatus::Code(0)), 0);
+        assert_eq!(ended(ExitStatus::Code(7)), 7);
+        assert_eq!(ended(ExitStatus::Code(255)), 255);
+        assert_eq!(ended(ExitStatus::Signal(SIGTERM)), 143);
+        assert_eq!(Ending::Interrupted(SIGINT).exit_code(), 130);
+        let failure = StartFailure {
+            exit_code: 127,
+            message: String::new(),
+        };
+        assert_eq!(Ending::NotStarted(failure).exit_code(), 127);
+    }
+}

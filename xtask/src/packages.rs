@@ -1,0 +1,210 @@
+//! Debian packages: which are needed, why, and how they get here.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{command, progress};
+
+/// A package and what shows that it is installed.
+#[derive(Debug)]
+pub struct Package {
+    /// Its name in Debian.
+    pub name: &'static str,
+    /// What it is needed for.
+    pub reason: &'static str,
+    /// What it brings.
+    pub evidence: Evidence,
+}
+
+/// What shows that a package is installed.
+#[derive(Debug)]
+pub enum Evidence {
+    /// A program on `PATH`, or where Debian keeps the administrator's programs.
+    Program(&'static str),
+    /// One of these files.
+    File(&'static [&'static str]),
+}
+
+/// For [`crate::debian_kernel`].
+pub const FOR_DEBIAN_KERNEL: [Package; 1] = [KMOD];
+
+/// For the lab.
+pub fn for_lab() -> [Package; 4] {
+    [QEMU, virtiofsd(), KMOD, E2FSPROGS]
+}
+
+const QEMU: Package = Package {
+    name: "qemu-system-x86",
+    reason: "the lab is a QEMU machine that emulates hardware virtualization",
+    evidence: Evidence::Program("qemu-system-x86_64"),
+};
+
+const E2FSPROGS: Package = Package {
+    name: "e2fsprogs",
+    reason: "the lab's scratch disk is ext4",
+    evidence: Evidence::Program("mkfs.ext4"),
+};
+
+const KMOD: Package = Package {
+    name: "kmod",
+    reason: "depmod indexes the modules of the lab's kernel, modprobe loads them",
+    evidence: Evidence::Program("depmod"),
+};
+
+/// The places of virtiofsd in Debian 13 and 12.
+pub const VIRTIOFSD_PATHS: &[&str] = &["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd"];
+
+/// In Debian 12 virtiofsd comes with QEMU; later it is a package of its own.
+fn virtiofsd() -> Package {
+    let in_qemu = debian_codename().is_ok_and(|codename| codename == "bookworm");
+    Package {
+        name: if in_qemu {
+            "qemu-system-common"
+        } else {
+            "virtiofsd"
+        },
+        reason: "virtiofsd shares this machine's files with the lab",
+        evidence: Evidence::File(VIRTIOFSD_PATHS),
+    }
+}
+
+/// Installs the packages among `needed` that are missing, or says which they
+/// are where that is not possible.
+pub fn require(needed: &[Package]) -> Result<()> {
+    let missing: Vec<&Package> = needed
+        .iter()
+        .filter(|package| !is_present(package))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
+    let list = missing
+        .iter()
+        .map(|package| format!("  {}: {}", package.name, package.reason))
+        .collect::<Vec<_>>()
+        .join("\n");
+    if debian_codename().is_err() || find_program("apt-get").is_none() {
+        bail!(
+            "this is not Debian, so nothing is installed. Install what Debian calls\n{list}\n\
+             and run the command again"
+        );
+    }
+    eprintln!("installing with apt-get what is missing:\n{list}");
+    if !are_known(&names) {
+        update_lists()?;
+    }
+    if install(&names).is_err() {
+        // The lists may name versions that the mirror has replaced since.
+        update_lists()?;
+        install(&names)?;
+    }
+    let still: Vec<&str> = missing
+        .iter()
+        .filter(|package| !is_present(package))
+        .map(|package| package.name)
+        .collect();
+    if !still.is_empty() {
+        bail!(
+            "apt-get installed {} but what they bring is not there",
+            still.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// Fetches the lists of available packages.
+pub fn update_lists() -> Result<()> {
+    let step = progress::step("updating the package lists (apt-get update)");
+    command::lines(as_root("apt-get").args(["update"]), |line| {
+        step.detail(line)
+    })
+    .context("the package lists could not be updated; is the network up?")
+}
+
+fn install(names: &[&str]) -> Result<()> {
+    let step = progress::step(format!("installing {}", names.join(", ")));
+    let mut apt = as_root("env");
+    apt.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "install"])
+        .args(["--yes", "--no-install-recommends"])
+        .args(names);
+    command::lines(&mut apt, |line| step.detail(line))
+}
+
+/// Whether apt's lists know all of `names`.
+fn are_known(names: &[&str]) -> bool {
+    names.iter().all(|name| {
+        command::output(Command::new("apt-cache").args(["show", "--no-all-versions", name]))
+            .is_ok_and(|text| !text.trim().is_empty())
+    })
+}
+
+fn is_present(package: &Package) -> bool {
+    match package.evidence {
+        Evidence::Program(name) => find_program(name).is_some(),
+        Evidence::File(paths) => paths.iter().any(|path| Path::new(path).exists()),
+    }
+}
+
+/// A command run by root: through sudo for anyone else.
+fn as_root(program: &str) -> Command {
+    if rustix::process::geteuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("sudo");
+    command.arg("--").arg(program);
+    command
+}
+
+/// Looks `name` up in `PATH` and in the directories of system administration,
+/// which the `PATH` of other users lacks.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|directory| directory.join(name))
+        .find(|file| {
+            fs::metadata(file)
+                .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+        })
+}
+
+/// The code name of the Debian release this is, such as `bookworm`.
+pub fn debian_codename() -> Result<String> {
+    let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    codename(&text).context("this is not Debian, whose kernel and packages the lab is made of")
+}
+
+fn codename(os_release: &str) -> Option<String> {
+    let value = |name: &str| {
+        os_release.lines().find_map(|line| {
+            let (key, value) = line.split_once('=')?;
+            (key == name).then(|| value.trim_matches('"').to_owned())
+        })
+    };
+    (value("ID")? == "debian").then(|| value("VERSION_CODENAME"))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_debian_has_a_debian_codename() {
+        let debian = "PRETTY_NAME=\"Debian GNU/Linux 12\"\nVERSION_CODENAME=bookworm\nID=debian\n";
+        assert_eq!(codename(debian).as_deref(), Some("bookworm"));
+        assert_eq!(codename("ID=fedora\nVERSION_CODENAME=\"\"\n"), None);
+        assert_eq!(codename(""), None);
+    }
+
+    #[test]
+    fn programs_are_found_where_only_root_has_them_on_its_path() {
+        assert!(find_program("sh").is_some());
+        assert!(find_program("no-such-program-anywhere").is_none());
+    }
+}

@@ -1,0 +1,102 @@
+//! Says what is being done when it lasts.
+//!
+//! On a terminal a step is a spinner with the time it has taken; when it ends,
+//! it stays as one line if it took two seconds or more, and vanishes otherwise.
+//! Without a terminal a step that lasts prints one plain line. Everything goes
+//! to standard error.
+
+use std::io::IsTerminal;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Shorter steps are not worth a line.
+const WORTH_A_LINE: Duration = Duration::from_secs(2);
+const TICK: Duration = Duration::from_millis(100);
+
+/// A step under way. It ends when it is dropped.
+#[must_use = "a step ends when it is dropped"]
+pub struct Step {
+    text: String,
+    started: Instant,
+    display: Display,
+}
+
+enum Display {
+    Spinner(ProgressBar),
+    Plain {
+        /// Dropped to end the thread.
+        end: Option<Sender<()>>,
+        thread: Option<JoinHandle<()>>,
+    },
+}
+
+/// Starts a step such as "building mote".
+pub fn step(text: impl Into<String>) -> Step {
+    step_after(text, WORTH_A_LINE)
+}
+
+/// Starts a step that without a terminal says nothing before `patience` is
+/// over: for steps whose usual duration is known and not worth a word among the
+/// output of a command.
+pub fn step_after(text: impl Into<String>, patience: Duration) -> Step {
+    let text = text.into();
+    let display = if std::io::stderr().is_terminal() {
+        let spinner = ProgressBar::new_spinner();
+        // The template is a constant; a wrong one shows in any run.
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
+            spinner.set_style(style);
+        }
+        spinner.set_message(text.clone());
+        spinner.enable_steady_tick(TICK);
+        Display::Spinner(spinner)
+    } else {
+        let (end, ended) = mpsc::channel();
+        let line = text.clone();
+        let thread = thread::spawn(move || {
+            if ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("{line} …");
+            }
+        });
+        Display::Plain {
+            end: Some(end),
+            thread: Some(thread),
+        }
+    };
+    Step {
+        text,
+        started: Instant::now(),
+        display,
+    }
+}
+
+impl Step {
+    /// Changes what a spinner says: a count, the name of the current part.
+    pub fn detail(&self, detail: &str) {
+        if let Display::Spinner(spinner) = &self.display {
+            spinner.set_message(format!("{}: {detail}", self.text));
+        }
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        let elapsed = self.started.elapsed();
+        match &mut self.display {
+            Display::Spinner(spinner) => {
+                spinner.finish_and_clear();
+                if elapsed >= WORTH_A_LINE {
+                    eprintln!("{} ({} s)", self.text, elapsed.as_secs());
+                }
+            }
+            Display::Plain { end, thread } => {
+                end.take();
+                if let Some(thread) = thread.take() {
+                    let _ = thread.join();
+                }
+            }
+        }
+    }
+}
