@@ -49,6 +49,17 @@ pub enum BootError {
         /// What the loader said.
         reason: linux_loader::loader::Error,
     },
+    /// The kernel's memory, what it clears for itself included, does not fit.
+    #[error(
+        "the kernel needs the first {needed} bytes of memory, the guest has {available}; \
+         give the guest more memory"
+    )]
+    KernelTooLarge {
+        /// One past the last address the kernel takes at its start.
+        needed: u64,
+        /// The end of the guest's low memory.
+        available: u64,
+    },
     /// Reading failed.
     #[error("cannot read the {what}")]
     Read {
@@ -92,13 +103,23 @@ pub fn load_kernel(memory: &GuestMemory, kernel: &mut File) -> Result<LoadedKern
         source,
     };
     let mut magic = [0; 4];
-    if read_at(kernel, 0, &mut magic).map_err(read)? && magic == ELF_MAGIC {
-        return load_elf(memory, kernel);
+    let loaded = if read_at(kernel, 0, &mut magic).map_err(read)? && magic == ELF_MAGIC {
+        load_elf(memory, kernel)?
+    } else if read_at(kernel, BZIMAGE_MAGIC_OFFSET, &mut magic).map_err(read)?
+        && magic == BZIMAGE_MAGIC
+    {
+        load_bzimage(memory, kernel)?
+    } else {
+        return Err(BootError::NotAKernel);
+    };
+    let available = low_memory_end(memory);
+    if loaded.end > available {
+        return Err(BootError::KernelTooLarge {
+            needed: loaded.end,
+            available,
+        });
     }
-    if read_at(kernel, BZIMAGE_MAGIC_OFFSET, &mut magic).map_err(read)? && magic == BZIMAGE_MAGIC {
-        return load_bzimage(memory, kernel);
-    }
-    Err(BootError::NotAKernel)
+    Ok(loaded)
 }
 
 /// Whether the file was long enough to fill `bytes` from `offset`.

@@ -1,6 +1,7 @@
 //! Builds a microVM from its configuration and runs it.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
@@ -163,7 +164,13 @@ impl Machine {
                 if index == 0 {
                     events.send(EventKind::GuestEntered);
                 }
-                vcpu::run(vcpu, &shared);
+                // A panic is a defect of the VMM. It must end the microVM, not
+                // leave it hanging with a vCPU less.
+                let run = AssertUnwindSafe(|| vcpu::run(vcpu, &shared));
+                if catch_unwind(run).is_err() {
+                    let reason = format!("the VMM panicked in the thread of vCPU {index}");
+                    shared.exit.pull(ExitReason::GuestFault(reason));
+                }
             };
             std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
