@@ -1,1 +1,4 @@
-//! Placeholder.
+//! The node agent.
+
+pub mod guest;
+pub mod vm_process;

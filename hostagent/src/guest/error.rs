@@ -1,0 +1,226 @@
+//! What can go wrong with a run, and what the user is told.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use guest_protocol::{StartFailure, StartFailureKind, WireError};
+
+use super::streams::OutputFailure;
+use crate::vm_process::{Ending, SpawnError, VmProcess, WatchError};
+
+/// How many of the last lines of the guest's console are shown.
+const CONSOLE_LINES: usize = 20;
+
+/// How many of the last lines of the VMM's standard error are shown.
+const VMM_LINES: usize = 10;
+
+/// How far a run had come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// The VMM was starting.
+    VmmStart,
+    /// The guest's kernel was booting.
+    KernelBoot,
+    /// The guest's init was preparing the workload.
+    Setup,
+    /// The workload was running.
+    Running,
+    /// The workload had ended and its output was being collected.
+    Ended,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::VmmStart => "while the VM was being built",
+            Self::KernelBoot => "while the guest kernel was booting, before its init reported",
+            Self::Setup => "while the guest's init was preparing the workload",
+            Self::Running => "while the workload was running",
+            Self::Ended => "after the workload had ended, before all output had arrived",
+        })
+    }
+}
+
+/// What the VMM and the guest printed last, for a person to read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Diagnostics {
+    /// From the VMM's standard error.
+    pub vmm: Vec<String>,
+    /// From the guest's console.
+    pub console: Vec<String>,
+}
+
+impl Diagnostics {
+    pub(super) fn of(vm: &VmProcess) -> Self {
+        Self {
+            vmm: vm.stderr().lines(VMM_LINES),
+            console: vm.console().lines(CONSOLE_LINES),
+        }
+    }
+}
+
+impl fmt::Display for Diagnostics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in &self.vmm {
+            write!(f, "\n  mote-vmm: {line}")?;
+        }
+        if self.console.is_empty() {
+            return f.write_str("\n  (the guest's console is empty)");
+        }
+        f.write_str("\n  the guest's console ended with:")?;
+        for line in &self.console {
+            write!(f, "\n  | {line}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Why there is no exit code of a workload.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The VMM did not start.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// This process could not do what a session needs.
+    #[error("cannot {attempted}")]
+    Host {
+        /// What was attempted.
+        attempted: &'static str,
+        /// What the system reported.
+        source: io::Error,
+    },
+    /// The VMM can no longer be watched.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
+    /// The guest could not start the workload, and said why.
+    #[error("{}", .0.message)]
+    Start(StartFailure),
+    /// The microVM ended too early.
+    #[error("{ending}, {stage}{diagnostics}")]
+    Died {
+        /// How it ended.
+        ending: Ending,
+        /// How far it had come.
+        stage: Stage,
+        /// What was printed last.
+        diagnostics: Diagnostics,
+    },
+    /// The init gave up the session, but the machine goes on.
+    #[error("the guest's init closed its control connection, {stage}{diagnostics}")]
+    Lost {
+        /// How far it had come.
+        stage: Stage,
+        /// What was printed last.
+        diagnostics: Diagnostics,
+    },
+    /// The workload had not started in time.
+    #[error(
+        "the workload had not started after {} s; time ran out {stage}{diagnostics}",
+        waited.as_secs()
+    )]
+    TimedOut {
+        /// How long it was waited for.
+        waited: Duration,
+        /// How far it had come.
+        stage: Stage,
+        /// What was printed last.
+        diagnostics: Diagnostics,
+    },
+    /// The control connection failed.
+    #[error("the guest's init does not speak as it should, {stage}{diagnostics}")]
+    Protocol {
+        /// How far it had come.
+        stage: Stage,
+        /// What was printed last.
+        diagnostics: Diagnostics,
+        /// What was wrong.
+        source: WireError,
+    },
+    /// A message came out of turn.
+    #[error("the guest's init sent {message} {stage}")]
+    OutOfTurn {
+        /// Its name.
+        message: &'static str,
+        /// How far the session had come.
+        stage: Stage,
+    },
+    /// A signal ended the run before there was a workload to send it to, or
+    /// after the workload had ended.
+    #[error("stopped by signal {signal} {stage}")]
+    Interrupted {
+        /// The signal.
+        signal: i32,
+        /// How far the run had come.
+        stage: Stage,
+    },
+    /// The workload's output was lost on this side.
+    #[error("cannot write the workload's {}", .0.name)]
+    Output(#[source] OutputFailure),
+}
+
+impl std::error::Error for OutputFailure {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        None
+    }
+}
+
+impl fmt::Display for OutputFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl RunError {
+    /// The exit code of `mote run`, by Docker's rules.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Start(failure) => match failure.kind {
+                StartFailureKind::Setup => 125,
+                StartFailureKind::NotExecutable => 126,
+                StartFailureKind::NotFound => 127,
+            },
+            Self::Interrupted { signal, .. } => 128 + (*signal as u8 & 0x7f),
+            _ => 125,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_follow_docker() {
+        let failure = |kind| {
+            let message = String::new();
+            RunError::Start(StartFailure { kind, message }).exit_code()
+        };
+        assert_eq!(failure(StartFailureKind::Setup), 125);
+        assert_eq!(failure(StartFailureKind::NotExecutable), 126);
+        assert_eq!(failure(StartFailureKind::NotFound), 127);
+        let interrupted = RunError::Interrupted {
+            signal: 2,
+            stage: Stage::KernelBoot,
+        };
+        assert_eq!(interrupted.exit_code(), 130);
+    }
+
+    #[test]
+    fn a_dead_guest_is_reported_with_its_last_words() {
+        let error = RunError::Died {
+            ending: Ending::Reset,
+            stage: Stage::KernelBoot,
+            diagnostics: Diagnostics {
+                vmm: vec![],
+                console: vec!["Kernel panic - not syncing: no init".into()],
+            },
+        };
+        assert_eq!(
+            error.to_string(),
+            "the guest reset itself, as a kernel does when it panics, while the guest kernel \
+             was booting, before its init reported\n  \
+             the guest's console ended with:\n  | Kernel panic - not syncing: no init"
+        );
+    }
+}

@@ -1,0 +1,15 @@
+//! The host's side of a guest: a workload run in a microVM, from its start to
+//! its exit code, over the guest protocol ([`guest_protocol`]).
+
+mod control;
+mod error;
+mod session;
+mod signals;
+mod streams;
+mod timeline;
+
+pub use error::{Diagnostics, RunError, Stage};
+pub use session::{BOOT_TIMEOUT, Outcome, Request, run};
+pub use signals::is_ignored;
+pub use streams::Streams;
+pub use timeline::Timeline;

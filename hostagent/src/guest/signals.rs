@@ -1,0 +1,106 @@
+//! Signals sent to this process while a workload runs.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use signal_hook::SigId;
+use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::low_level;
+
+/// What is passed on to the workload. The rest has a meaning for this process
+/// alone (SIGCHLD, SIGPIPE, job control) or cannot be caught.
+const FORWARDED: [i32; 7] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM];
+
+/// Catches [`FORWARDED`] signals until dropped.
+#[derive(Debug)]
+pub struct Signals {
+    arrived: UnixStream,
+    handlers: Vec<SigId>,
+}
+
+impl Signals {
+    /// Starts catching.
+    pub fn catch() -> io::Result<Self> {
+        let (arrived, sender) = UnixStream::pair()?;
+        arrived.set_nonblocking(true)?;
+        // A full socket loses signals, as too many pending ones are lost anyway.
+        sender.set_nonblocking(true)?;
+        let mut signals = Self {
+            arrived,
+            handlers: Vec::with_capacity(FORWARDED.len()),
+        };
+        let ignored = ignored_signals();
+        for signal in FORWARDED {
+            // nohup(1) and a shell's background jobs mean it.
+            if ignored & (1 << (signal - 1)) != 0 {
+                continue;
+            }
+            let sender = sender.try_clone()?;
+            // The numbers are at most 64.
+            let byte = signal as u8;
+            let tell = move || {
+                let _ = (&sender).write(&[byte]);
+            };
+            // SAFETY: the handler only calls write(2), which is
+            // async-signal-safe, and neither allocates, locks nor panics.
+            let id = unsafe { low_level::register(signal, tell)? };
+            signals.handlers.push(id);
+        }
+        Ok(signals)
+    }
+
+    /// What has arrived, in order.
+    pub fn take(&mut self) -> Vec<i32> {
+        let mut buffer = [0; 64];
+        match self.arrived.read(&mut buffer) {
+            Ok(n) => buffer[..n].iter().map(|byte| i32::from(*byte)).collect(),
+            Err(_) => Vec::new(),
+        }
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.arrived.as_fd()
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        for id in self.handlers.drain(..) {
+            low_level::unregister(id);
+        }
+    }
+}
+
+/// Whether this process was started with a signal ignored.
+pub fn is_ignored(signal: i32) -> bool {
+    ignored_signals() & (1 << (signal - 1)) != 0
+}
+
+/// A bit for each signal that this process was started with ignored.
+fn ignored_signals() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    parse_ignored(&status).unwrap_or(0)
+}
+
+fn parse_ignored(status: &str) -> Option<u64> {
+    let set = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))?;
+    u64::from_str_radix(set.trim(), 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_the_process_status() {
+        let status = "Name:\tmote\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000001\n";
+        assert_eq!(parse_ignored(status), Some(1 << (SIGHUP - 1)));
+        assert_eq!(parse_ignored("Name:\tmote\n"), None);
+    }
+}

@@ -1,0 +1,118 @@
+//! What a microVM is made of, with its files open.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use vmm::spec::{BootSpec, DiskSpec, ExtentSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec};
+
+use super::descriptors::InheritedDescriptors;
+
+/// The guest's context id. The VMM serves vsock itself, so that ids need not
+/// differ between machines; 0 to 2 are reserved.
+const GUEST_CID: u64 = 3;
+
+/// One microVM that does not run yet.
+#[derive(Debug)]
+pub struct Machine {
+    /// `/dev/kvm`, opened read-write.
+    pub kvm: OwnedFd,
+    /// Number of vCPUs, 1 to 32.
+    pub vcpus: u32,
+    /// Guest memory in bytes, a multiple of 4096.
+    pub memory_bytes: u64,
+    /// An ELF `vmlinux` or a `bzImage`.
+    pub kernel: OwnedFd,
+    /// A newc archive.
+    pub initrd: Option<OwnedFd>,
+    /// The kernel command line.
+    pub command_line: String,
+    /// In the order the guest sees them. The init takes the first one, `vda`,
+    /// as the image.
+    pub disks: Vec<Disk>,
+    /// `/dev/urandom`, for the guest's entropy device.
+    pub entropy: Option<OwnedFd>,
+}
+
+/// A disk: extents, one after another.
+#[derive(Debug)]
+pub struct Disk {
+    /// Whether the guest may not write.
+    pub read_only: bool,
+    /// The pieces the disk is made of.
+    pub extents: Vec<Extent>,
+    /// At most 20 bytes of ASCII for the guest to know the disk by.
+    pub serial: Option<String>,
+}
+
+/// A range of a file.
+#[derive(Debug)]
+pub struct Extent {
+    /// A regular file or a block device. Extents of one file share it.
+    pub file: Arc<OwnedFd>,
+    /// Where in the file it starts, in bytes.
+    pub offset_bytes: u64,
+    /// How long it is, in bytes: a multiple of 512.
+    pub length_bytes: u64,
+}
+
+/// The VMM's ends of what connects it with this process.
+#[derive(Debug)]
+pub(super) struct Ends {
+    pub console: OwnedFd,
+    pub events: OwnedFd,
+    pub channel: OwnedFd,
+}
+
+impl Machine {
+    /// The spec for the VMM, all of whose descriptors `inherited` will pass.
+    pub(super) fn into_spec(
+        self,
+        ends: Ends,
+        inherited: &mut InheritedDescriptors,
+    ) -> rustix::io::Result<VmSpec> {
+        let mut pass = |descriptor: OwnedFd| inherited.pass(&Arc::new(descriptor));
+        Ok(VmSpec {
+            version: SPEC_VERSION,
+            kvm: pass(self.kvm)?,
+            vcpus: self.vcpus,
+            memory_bytes: self.memory_bytes,
+            boot: BootSpec {
+                kernel: pass(self.kernel)?,
+                initrd: self.initrd.map(&mut pass).transpose()?,
+                command_line: self.command_line,
+            },
+            serial: Some(SerialSpec {
+                output: pass(ends.console)?,
+                input: None,
+            }),
+            entropy: self.entropy.map(&mut pass).transpose()?,
+            vsock: Some(VsockSpec {
+                guest_cid: GUEST_CID,
+                channel: pass(ends.channel)?,
+            }),
+            events: Some(pass(ends.events)?),
+            disks: self
+                .disks
+                .into_iter()
+                .map(|disk| disk.into_spec(inherited))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl Disk {
+    fn into_spec(self, inherited: &mut InheritedDescriptors) -> rustix::io::Result<DiskSpec> {
+        let extents = self.extents.iter().map(|extent| {
+            Ok(ExtentSpec {
+                file: inherited.pass(&extent.file)?,
+                offset_bytes: extent.offset_bytes,
+                length_bytes: extent.length_bytes,
+            })
+        });
+        Ok(DiskSpec {
+            read_only: self.read_only,
+            extents: extents.collect::<Result<_, rustix::io::Errno>>()?,
+            serial: self.serial,
+        })
+    }
+}

@@ -1,0 +1,377 @@
+//! The process itself.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, OFlags};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, PidfdFlags, Signal};
+use vmm::event::{Event, EventKind};
+use vmm::spec::VmSpec;
+
+use super::channel::{Channel, ChannelError, Connection};
+use super::descriptors::InheritedDescriptors;
+use super::events::EventDecoder;
+use super::machine::{Ends, Machine};
+use super::tail::{Tail, printable};
+
+/// The VMM's file name; it is installed beside `mote`.
+const PROGRAM: &str = "mote-vmm";
+
+/// Why no VMM was started.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// Where this program lies is not known, so neither is where `mote-vmm` is.
+    #[error("cannot find the directory of this program, where {PROGRAM} should be")]
+    OwnPath(#[source] io::Error),
+    /// A pipe, a socket or a memory file was refused.
+    #[error("cannot prepare the descriptors of {PROGRAM}")]
+    Descriptors(#[source] io::Error),
+    /// The spec could not be written.
+    #[error("cannot write the VM spec")]
+    Spec(#[source] io::Error),
+    /// The program did not start.
+    #[error("cannot start {}; it is installed together with mote", program.display())]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// What the system reported.
+        source: io::Error,
+    },
+}
+
+impl From<Errno> for SpawnError {
+    fn from(errno: Errno) -> Self {
+        Self::Descriptors(errno.into())
+    }
+}
+
+/// Why a running VMM can no longer be watched.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// Waiting failed.
+    #[error("cannot wait for {PROGRAM}")]
+    Wait(#[source] io::Error),
+    /// A connection of the guest could not be taken over.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+}
+
+/// How much is read from one source before the others have their turn. A guest
+/// may print, and connect, without end.
+const READS_PER_TURN: usize = 16;
+
+/// `mote-vmm` beside the running program.
+pub fn default_program() -> Result<PathBuf, SpawnError> {
+    let own = std::env::current_exe().map_err(SpawnError::OwnPath)?;
+    Ok(own.with_file_name(PROGRAM))
+}
+
+/// A running VMM. Dropping it kills it.
+#[derive(Debug)]
+pub struct VmProcess {
+    child: Child,
+    /// Readable when the process has ended.
+    pidfd: Option<OwnedFd>,
+    channel: Channel,
+    events: Option<File>,
+    event_decoder: EventDecoder,
+    stderr: Option<File>,
+    stderr_tail: Tail,
+    console: Option<File>,
+    console_tail: Tail,
+    /// The first fault, reset or power-off that was reported.
+    last_word: Option<EventKind>,
+    status: Option<ExitStatus>,
+}
+
+/// What [`VmProcess::wait`] woke up for.
+#[derive(Debug, Default)]
+pub struct Wakeup {
+    /// What the VMM reported.
+    pub events: Vec<Event>,
+    /// What the guest connected to.
+    pub connections: Vec<Connection>,
+    /// Which of the caller's descriptors are ready, in their order.
+    pub ready: Vec<bool>,
+    /// Whether the process has ended. All it wrote has been read then.
+    pub ended: bool,
+}
+
+/// How a VMM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// The guest powered off, as it should.
+    PoweredOff,
+    /// The guest reset itself, which is what a kernel does after a panic.
+    Reset,
+    /// The guest reached a state in which a vCPU cannot go on.
+    GuestFault(String),
+    /// The VMM gave up or was killed.
+    Process(ExitStatus),
+}
+
+impl std::fmt::Display for Ending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::PoweredOff => f.write_str("the guest powered off"),
+            Self::Reset => f.write_str("the guest reset itself, as a kernel does when it panics"),
+            Self::GuestFault(reason) => write!(f, "the guest crashed: {reason}"),
+            Self::Process(status) => match status.signal() {
+                Some(signal) => write!(f, "{PROGRAM} was killed by signal {signal}"),
+                None => write!(f, "{PROGRAM} gave up ({status})"),
+            },
+        }
+    }
+}
+
+impl VmProcess {
+    /// Starts `program` with `machine`.
+    ///
+    /// The process is killed when the calling thread ends, so call this from one
+    /// that lasts as long as the machine shall.
+    pub fn spawn(program: &Path, machine: Machine) -> Result<Self, SpawnError> {
+        let (channel, channel_end) = Channel::pair()?;
+        let (events, events_end) = reader()?;
+        let (console, console_end) = reader()?;
+        let (stderr, stderr_end) = reader()?;
+
+        let mut inherited = InheritedDescriptors::default();
+        let ends = Ends {
+            console: console_end,
+            events: events_end,
+            channel: channel_end,
+        };
+        let spec = machine.into_spec(ends, &mut inherited)?;
+        let spec_number = inherited.pass(&Arc::new(spec_file(&spec)?))?;
+
+        let mut command = Command::new(program);
+        command
+            .args(["--spec-fd", &spec_number.to_string()])
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr_end)
+            // A group of its own: Ctrl-C in a terminal is for the workload, which
+            // gets it from here, not for the VMM.
+            .process_group(0);
+        inherited.inherit(&mut command);
+        die_with_parent(&mut command);
+        let child = command.spawn().map_err(|source| SpawnError::Start {
+            program: program.to_owned(),
+            source,
+        })?;
+        // With it go the child's ends of everything.
+        drop(command);
+        let pidfd = open_pidfd(&child);
+        let mut process = Self {
+            pidfd: None,
+            child,
+            channel,
+            events: Some(events),
+            event_decoder: EventDecoder::default(),
+            stderr: Some(stderr),
+            stderr_tail: Tail::default(),
+            console: Some(console),
+            console_tail: Tail::default(),
+            last_word: None,
+            status: None,
+        };
+        // If it fails, dropping the process ends it.
+        process.pidfd = Some(pidfd?);
+        Ok(process)
+    }
+
+    /// Waits until the VMM, the guest or one of `others` has something, or until
+    /// `deadline`.
+    pub fn wait(
+        &mut self,
+        others: &[BorrowedFd<'_>],
+        deadline: Option<Instant>,
+    ) -> Result<Wakeup, WatchError> {
+        let mut wakeup = Wakeup {
+            ready: self.poll(others, deadline)?,
+            ..Wakeup::default()
+        };
+        wakeup.ended = self.has_ended()?;
+        // In this order: nothing the process did before its end is missed.
+        for _ in 0..READS_PER_TURN {
+            let Some(connection) = self.channel.receive()? else {
+                break;
+            };
+            wakeup.connections.push(connection);
+        }
+        self.read_output(&mut wakeup.events);
+        Ok(wakeup)
+    }
+
+    fn poll(
+        &self,
+        others: &[BorrowedFd<'_>],
+        deadline: Option<Instant>,
+    ) -> Result<Vec<bool>, WatchError> {
+        let files = [&self.events, &self.stderr, &self.console];
+        let mut fds: Vec<PollFd<'_>> = others
+            .iter()
+            .map(|other| PollFd::from_borrowed_fd(*other, PollFlags::IN))
+            .collect();
+        fds.extend(
+            files
+                .into_iter()
+                .flatten()
+                .map(|file| PollFd::new(file, PollFlags::IN)),
+        );
+        if self.status.is_none() {
+            fds.push(PollFd::new(&self.channel, PollFlags::IN));
+            fds.extend(self.pidfd.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
+        }
+        let timeout = deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            Timespec {
+                tv_sec: left.as_secs() as i64,
+                tv_nsec: i64::from(left.subsec_nanos()),
+            }
+        });
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(WatchError::Wait(errno.into())),
+        }
+        let ready = fds[..others.len()]
+            .iter()
+            .map(|fd| !fd.revents().is_empty());
+        Ok(ready.collect())
+    }
+
+    fn has_ended(&mut self) -> Result<bool, WatchError> {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().map_err(WatchError::Wait)?;
+        }
+        Ok(self.status.is_some())
+    }
+
+    fn read_output(&mut self, events: &mut Vec<Event>) {
+        let decoder = &mut self.event_decoder;
+        drain(&mut self.events, |bytes| events.extend(decoder.push(bytes)));
+        drain(&mut self.stderr, |bytes| self.stderr_tail.push(bytes));
+        drain(&mut self.console, |bytes| self.console_tail.push(bytes));
+        for event in events {
+            let is_last = matches!(
+                event.kind,
+                EventKind::PoweredOff | EventKind::Reset | EventKind::GuestFault { .. }
+            );
+            if is_last && self.last_word.is_none() {
+                self.last_word = Some(event.kind.clone());
+            }
+        }
+    }
+
+    /// How it ended; `None` while it runs.
+    pub fn ending(&self) -> Option<Ending> {
+        let status = self.status?;
+        Some(match &self.last_word {
+            Some(EventKind::PoweredOff) => Ending::PoweredOff,
+            Some(EventKind::Reset) => Ending::Reset,
+            Some(EventKind::GuestFault { reason }) => Ending::GuestFault(printable(reason)),
+            _ => Ending::Process(status),
+        })
+    }
+
+    /// What the VMM printed last.
+    pub fn stderr(&self) -> &Tail {
+        &self.stderr_tail
+    }
+
+    /// What the guest's console printed last.
+    pub fn console(&self) -> &Tail {
+        &self.console_tail
+    }
+
+    /// Waits until it has ended by itself; kills it after `grace`. True if it
+    /// did not have to be killed.
+    pub fn end_within(&mut self, grace: Duration) -> Result<bool, WatchError> {
+        let deadline = Instant::now() + grace;
+        while self.status.is_none() && Instant::now() < deadline {
+            // Connections that nobody serves any more are closed.
+            self.wait(&[], Some(deadline))?;
+        }
+        let by_itself = self.status.is_some();
+        self.kill();
+        Ok(by_itself)
+    }
+
+    /// Kills it, if it still runs, and takes its status.
+    pub fn kill(&mut self) {
+        if self.status.is_none() {
+            let _ = self.child.kill();
+            self.status = self.child.wait().ok();
+            self.read_output(&mut Vec::new());
+        }
+    }
+}
+
+impl Drop for VmProcess {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A pipe whose reading end does not block.
+fn reader() -> Result<(File, OwnedFd), Errno> {
+    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::fs::fcntl_setfl(&ours, OFlags::NONBLOCK)?;
+    Ok((ours.into(), theirs))
+}
+
+fn open_pidfd(child: &Child) -> Result<OwnedFd, Errno> {
+    rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())
+}
+
+/// Reads what is there; closes the file at its end. All that a pipe holds
+/// (64 KiB) is read in one turn.
+fn drain(file: &mut Option<File>, mut take: impl FnMut(&[u8])) {
+    let mut buffer = [0; 16 << 10];
+    for _ in 0..READS_PER_TURN {
+        let Some(open) = file else { return };
+        match open.read(&mut buffer) {
+            Ok(0) => *file = None,
+            Ok(n) => take(&buffer[..n]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(_) => *file = None,
+        }
+    }
+}
+
+fn spec_file(spec: &VmSpec) -> Result<OwnedFd, SpawnError> {
+    let text = serde_json::to_vec(spec).map_err(|error| SpawnError::Spec(error.into()))?;
+    let file = rustix::fs::memfd_create(c"vm-spec", MemfdFlags::CLOEXEC)
+        .map_err(|errno| SpawnError::Spec(errno.into()))?;
+    let file = File::from(file);
+    // Leaves the offset, which the child shares, at the start.
+    file.write_all_at(&text, 0).map_err(SpawnError::Spec)?;
+    Ok(file.into())
+}
+
+fn die_with_parent(command: &mut Command) {
+    let parent = rustix::process::getpid();
+    let ask = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // It may have died before it was asked for.
+        if rustix::process::getppid() != Some(parent) {
+            return Err(Errno::SRCH.into());
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec, the closure only makes system calls that
+    // are async-signal-safe, and allocates nothing.
+    unsafe { command.pre_exec(ask) };
+}
