@@ -1,4 +1,14 @@
 //! The node agent.
+//!
+//! Image: reference → [`image`] → [`store`] → [`disk`] → a microVM. The command
+//! `mote` is the binary of this package.
 
+pub mod assets;
+pub mod disk;
+pub mod doctor;
 pub mod guest;
+pub mod guest_kernel;
+pub mod image;
+pub mod store;
 pub mod vm_process;
+pub mod workload;

@@ -1,0 +1,136 @@
+//! The files mote is installed with: the guest kernel, its initrd, `mote-vmm`.
+
+use std::path::{Path, PathBuf};
+
+use crate::vm_process::default_program;
+
+/// The guest kernel, an ELF `vmlinux`.
+const KERNEL: &str = "vmlinux";
+/// The initramfs with the guest's init.
+const INITRD: &str = "initrd";
+/// Where packages put them.
+const SYSTEM_DIRECTORY: &str = "/usr/share/mote";
+/// Names a directory with both.
+const DIRECTORY_VARIABLE: &str = "MOTE_ASSETS";
+/// Names `mote-vmm`.
+const VMM_VARIABLE: &str = "MOTE_VMM";
+
+/// Why a file mote needs was not found.
+#[derive(Debug, thiserror::Error)]
+pub enum AssetError {
+    /// The guest kernel or the initrd.
+    #[error(
+        "{name} was not found in {}; set {DIRECTORY_VARIABLE} to the directory that has vmlinux and initrd, or build them with `cargo xtask kernel`",
+        list(searched)
+    )]
+    NotFound {
+        /// The file.
+        name: &'static str,
+        /// Where it was looked for.
+        searched: Vec<PathBuf>,
+    },
+    /// `mote-vmm`.
+    #[error("mote-vmm was not found at {}; set {VMM_VARIABLE} to its path, or install it beside mote", .0.display())]
+    Vmm(PathBuf),
+}
+
+/// Where the files are, found but not opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assets {
+    directories: Vec<PathBuf>,
+    vmm: Option<PathBuf>,
+}
+
+impl Assets {
+    /// Looks at the environment and at where this program is:
+    /// `$MOTE_ASSETS` alone if it is set, else `../share/mote` beside the
+    /// program's directory, then `/usr/share/mote`.
+    pub fn locate() -> Self {
+        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let directories = match variable(DIRECTORY_VARIABLE) {
+            Some(directory) => vec![PathBuf::from(directory)],
+            None => std::env::current_exe()
+                .ok()
+                .and_then(|program| Some(program.parent()?.parent()?.join("share/mote")))
+                .into_iter()
+                .chain([PathBuf::from(SYSTEM_DIRECTORY)])
+                .collect(),
+        };
+        let vmm = match variable(VMM_VARIABLE) {
+            Some(path) => Some(PathBuf::from(path)),
+            None => default_program().ok(),
+        };
+        Self { directories, vmm }
+    }
+
+    /// Everything in one directory.
+    pub fn in_directory(directory: &Path) -> Self {
+        Self {
+            directories: vec![directory.to_owned()],
+            vmm: Some(directory.join("mote-vmm")),
+        }
+    }
+
+    /// The guest kernel.
+    pub fn kernel(&self) -> Result<PathBuf, AssetError> {
+        self.find(KERNEL)
+    }
+
+    /// The initramfs with the guest's init.
+    pub fn initrd(&self) -> Result<PathBuf, AssetError> {
+        self.find(INITRD)
+    }
+
+    /// `mote-vmm`.
+    pub fn vmm(&self) -> Result<PathBuf, AssetError> {
+        let path = self.vmm.clone().unwrap_or_else(|| "mote-vmm".into());
+        if path.is_file() {
+            Ok(path)
+        } else {
+            Err(AssetError::Vmm(path))
+        }
+    }
+
+    fn find(&self, name: &'static str) -> Result<PathBuf, AssetError> {
+        let mut candidates = self
+            .directories
+            .iter()
+            .map(|directory| directory.join(name));
+        candidates
+            .find(|path| path.is_file())
+            .ok_or_else(|| AssetError::NotFound {
+                name,
+                searched: self.directories.clone(),
+            })
+    }
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    let paths: Vec<_> = paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    paths.join(" or ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_directory_that_has_a_file_wins() {
+        let one = tempfile::tempdir().unwrap();
+        let two = tempfile::tempdir().unwrap();
+        std::fs::write(two.path().join(KERNEL), "").unwrap();
+        let assets = Assets {
+            directories: vec![one.path().into(), two.path().into()],
+            vmm: None,
+        };
+        assert_eq!(assets.kernel().unwrap(), two.path().join(KERNEL));
+        std::fs::write(one.path().join(KERNEL), "").unwrap();
+        assert_eq!(assets.kernel().unwrap(), one.path().join(KERNEL));
+        let message = assets.initrd().unwrap_err().to_string();
+        assert!(message.contains(one.path().to_str().unwrap()), "{message}");
+        assert!(message.contains(two.path().to_str().unwrap()), "{message}");
+    }
+}

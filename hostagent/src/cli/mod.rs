@@ -1,0 +1,119 @@
+//! The command line: Docker's verbs, flags and exit codes.
+
+mod doctor;
+mod images;
+mod interrupt;
+mod load;
+mod output;
+mod progress;
+mod run;
+mod source;
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+use hostagent::guest::{RunError, Timeline};
+use hostagent::store::ImportError;
+
+/// mote itself failed, or was used wrongly; as `docker run` has it.
+const EXIT_FAILURE: u8 = 125;
+/// A signal ended mote before a workload ran: 128 and its number.
+const EXIT_SIGNAL_BASE: i32 = 128;
+
+const EXAMPLES: &str = "\
+Examples:
+  mote doctor                                  Can this machine run microVMs?
+  mote load -i demo.tar                        Load what `docker save` wrote
+  mote run demo:latest                         Run it
+  mote run oci:images:debian /bin/uname -a     Run from an OCI layout, without loading it first
+  echo hello | mote run -i demo:latest cat     Give it standard input
+
+Files are kept under $MOTE_ROOT, or /var/lib/mote. When mote itself fails, or is
+used wrongly, it exits with 125.";
+
+/// Runs container images as microVMs.
+#[derive(Debug, Parser)]
+#[command(
+    name = "mote",
+    version,
+    after_help = EXAMPLES,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(Box<run::RunArgs>),
+    Load(load::LoadArgs),
+    Images(images::ImagesArgs),
+    Doctor(doctor::DoctorArgs),
+}
+
+/// Parses the command line and does what it says.
+pub fn main() -> ExitCode {
+    let timeline = Timeline::start();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let done = match cli.command {
+        Command::Run(args) => run::main(*args, timeline),
+        Command::Load(args) => load::main(args),
+        Command::Images(args) => images::main(&args),
+        Command::Doctor(args) => doctor::main(&args),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("mote: {error:#}");
+        ExitCode::from(exit_code_of(&error))
+    })
+}
+
+/// Help goes to standard output and is a success; anything else is an error.
+fn usage(error: &clap::Error) -> ExitCode {
+    // Nothing can be done about a closed output.
+    let _ = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+        _ => ExitCode::from(EXIT_FAILURE),
+    }
+}
+
+fn exit_code_of(error: &anyhow::Error) -> u8 {
+    if let Some(error) = error.downcast_ref::<RunError>() {
+        return error.exit_code();
+    }
+    match error.downcast_ref::<ImportError>() {
+        Some(ImportError::Cancelled) => interrupt::arrived().map_or(EXIT_FAILURE, |signal| {
+            u8::try_from(EXIT_SIGNAL_BASE + signal).unwrap_or(EXIT_FAILURE)
+        }),
+        _ => EXIT_FAILURE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_and_flag_has_a_help_text() {
+        for command in Cli::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                let named = (command.get_name(), argument.get_id());
+                assert!(argument.get_help().is_some(), "{named:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The machine a workload runs in: kernel, initrd, CPUs, memory, disk.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use anyhow::Context;
+use hostagent::assets::Assets;
+use hostagent::guest_kernel::{KernelKind, identify, initrd_with_modules, module_tree};
+use hostagent::vm_process::{Disk, Machine};
+
+/// What every guest kernel is told. The console is for errors: the init
+/// reports over vsock. A kernel that panics resets at once, which ends the VM.
+const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1";
+
+/// What the machine boots.
+#[derive(Debug)]
+pub struct Boot {
+    kernel: File,
+    initrd: File,
+}
+
+impl Boot {
+    /// Opens our own kernel and initrd, or the user's kernel; one of a
+    /// distribution gets its modules with the initrd.
+    pub fn prepare(
+        assets: &Assets,
+        kernel: Option<&Path>,
+        modules: Option<&Path>,
+    ) -> anyhow::Result<Self> {
+        let kind = kernel.map(identify).transpose()?;
+        let kernel = match kernel {
+            Some(kernel) => kernel.to_owned(),
+            None => assets.kernel()?,
+        };
+        let initrd = assets.initrd()?;
+        let open = |path: &Path| {
+            File::open(path).with_context(|| format!("cannot open {}", path.display()))
+        };
+        let initrd = match (kind, modules) {
+            (Some(KernelKind::BzImage { version }), modules) => {
+                let tree = module_tree(&kernel, &version, modules)?;
+                initrd_with_modules(&kernel, &initrd, &tree)?
+            }
+            _ => open(&initrd)?,
+        };
+        Ok(Self {
+            kernel: open(&kernel)?,
+            initrd,
+        })
+    }
+
+    /// The whole machine. Opens `/dev/kvm`.
+    pub fn into_machine(
+        self,
+        vcpus: u32,
+        memory_bytes: u64,
+        image: Disk,
+    ) -> anyhow::Result<Machine> {
+        let kvm = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .context("cannot open /dev/kvm; `mote doctor` tells what this machine can run")?;
+        let entropy = File::open("/dev/urandom").context("cannot open /dev/urandom")?;
+        Ok(Machine {
+            kvm: kvm.into(),
+            vcpus,
+            memory_bytes,
+            kernel: OwnedFd::from(self.kernel),
+            initrd: Some(OwnedFd::from(self.initrd)),
+            command_line: COMMAND_LINE.to_owned(),
+            disks: vec![image],
+            entropy: Some(entropy.into()),
+        })
+    }
+}

@@ -1,0 +1,231 @@
+//! `mote run`.
+
+mod env;
+mod identity;
+mod limits;
+mod machine;
+mod size;
+mod timing;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::{ArgAction, Args};
+use hostagent::assets::Assets;
+use hostagent::guest::{self, Streams, Timeline};
+use hostagent::image::oci_layout::OciLayout;
+use hostagent::image::progress::Progress;
+use hostagent::image::reference::ImageReference;
+use hostagent::store::{ImportError, Store, StoreError, StoredImage};
+use hostagent::workload::{EnvChange, WorkloadOptions};
+
+use super::interrupt;
+use super::progress::TerminalProgress;
+use super::source::open_archive;
+use identity::{hostname, new_id, run_name};
+use timing::TimingFormat;
+
+const EXAMPLES: &str = "\
+Examples:
+  mote run demo:latest                          The command the image names
+  mote run demo:latest /bin/sh -c 'uname -a'    Another command; flags after IMAGE are its own
+  mote run oci:images:debian ls /               From an OCI layout, DIR and TAG
+  mote run docker-archive:demo.tar nproc        From an archive of `docker save`
+  mote run -e LANG=C -e HOME -w /srv -u www-data demo:latest env
+  tar c . | mote run -i demo:latest tar t       With standard input
+  mote run --cpus 2 -m 1g --timing demo:latest nproc
+
+IMAGE is a name that `mote images` lists, an image id or the start of one,
+oci:DIR[:TAG], or docker-archive:FILE[:NAME].
+
+Exit codes: that of the command; 128 and the number of the signal that ended it;
+127 if the command is not found in the image, 126 if it cannot be executed, 125 if
+mote itself failed.";
+
+/// Run a command of an image in a new microVM.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES, disable_help_flag = true)]
+pub struct RunArgs {
+    /// Remove what the microVM wrote when it ends. What it writes is in its
+    /// memory and goes with it, so that is always so; scripts may say it.
+    #[arg(long)]
+    rm: bool,
+    /// Set a variable; NAME alone takes the value it has here.
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// Set the variables that FILE lists, one NAME=VALUE a line.
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Start in this directory instead of the image's.
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// Run as this user: a name or number, perhaps with :GROUP.
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// Run this program instead of the image's entrypoint, without the image's
+    /// command.
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// Memory: a number and b, k, m or g.
+    #[arg(short, long, value_name = "SIZE", value_parser = size::parse, default_value = limits::DEFAULT_MEMORY)]
+    memory: u64,
+    /// Virtual CPUs, 1 to 32.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "1",
+        allow_hyphen_values = true
+    )]
+    cpus: String,
+    /// The guest's host name [default: the start of the microVM's id].
+    #[arg(short = 'h', long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// A name for the microVM; no two that run have the same.
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Carry standard input to the command.
+    #[arg(short, long)]
+    interactive: bool,
+    /// Boot this kernel, a vmlinux or a bzImage, instead of mote's own.
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Where the modules of --kernel are [default: ../lib/modules/VERSION beside
+    /// the kernel, then /lib/modules/VERSION].
+    #[arg(long, value_name = "DIR", requires = "kernel")]
+    kernel_modules: Option<PathBuf>,
+    /// Say on standard error when each phase was reached, in ms.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "FORMAT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "table"
+    )]
+    timing: Option<TimingFormat>,
+    /// Print help.
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
+    // It takes values with hyphens so that all after it belongs to the command;
+    // an unknown flag before it therefore ends up here and is refused below.
+    /// A loaded image, oci:DIR[:TAG] or docker-archive:FILE[:NAME].
+    #[arg(value_name = "IMAGE", required = true, allow_hyphen_values = true)]
+    image: String,
+    /// The command and its arguments instead of the image's.
+    #[arg(
+        value_name = "COMMAND",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    command: Vec<String>,
+}
+
+/// Runs the workload; its exit code is ours.
+pub fn main(args: RunArgs, mut timeline: Timeline) -> anyhow::Result<ExitCode> {
+    let timing = args.timing;
+    let outcome = run(args, &mut timeline);
+    if let Some(format) = timing {
+        timing::print(&timeline, format);
+    }
+    outcome
+}
+
+fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
+    if args.image.starts_with('-') {
+        bail!("unknown flag: {}\nSee 'mote run --help'.", args.image);
+    }
+    // All that can be wrong with the flags, before anything is done.
+    let reference: ImageReference = args.image.parse()?;
+    let vcpus = limits::cpus(&args.cpus).map_err(anyhow::Error::msg)?;
+    let host_memory = limits::host_memory_bytes().context("cannot read this host's memory")?;
+    let memory_bytes = limits::memory(args.memory, host_memory).map_err(anyhow::Error::msg)?;
+    let id = new_id().context("cannot make an id")?;
+    let options = WorkloadOptions {
+        env: environment(&args)?,
+        hostname: hostname(args.hostname.as_deref(), &id)?,
+        entrypoint: args.entrypoint,
+        command: args.command,
+        working_dir: args.workdir,
+        user: args.user,
+    };
+    let name = args.name.as_deref().map(run_name).transpose()?;
+    let assets = Assets::locate();
+    let boot = machine::Boot::prepare(
+        &assets,
+        args.kernel.as_deref(),
+        args.kernel_modules.as_deref(),
+    )?;
+    let program = assets.vmm()?;
+
+    interrupt::watch().context("cannot catch signals")?;
+    let store = Store::open(&Store::default_root())?;
+    // Held until the microVM has ended.
+    let _name = match name {
+        Some(name) => Some(store.take_run_name(name)?.with_context(|| {
+            format!("the name {name:?} is in use by a microVM that runs; stop it or choose another")
+        })?),
+        None => None,
+    };
+    let progress = TerminalProgress::new();
+    let image = obtain(&store, &reference, &progress)?;
+    let workload = options.apply(&store.config(image.id)?)?;
+    let disk = hostagent::disk::of_image(&store, &image)?;
+    if progress.cancelled() {
+        return Err(ImportError::Cancelled.into());
+    }
+    drop(progress);
+    timeline.image_is_ready();
+
+    let machine = boot.into_machine(vcpus, memory_bytes, disk)?;
+    let streams = Streams::inherited(args.interactive).context("cannot use standard streams")?;
+    let request = guest::Request {
+        program,
+        machine,
+        workload,
+        streams,
+        boot_timeout: guest::BOOT_TIMEOUT,
+    };
+    let outcome = guest::run(request, timeline)?;
+    Ok(ExitCode::from(outcome.exit_code()))
+}
+
+/// The image, taken in now if it is named by where it is.
+fn obtain(
+    store: &Store,
+    reference: &ImageReference,
+    progress: &TerminalProgress,
+) -> anyhow::Result<StoredImage> {
+    let source = match reference {
+        ImageReference::Stored(reference) => {
+            return store.find(reference).map_err(|error| match error {
+                StoreError::NoSuchImage { wanted } => anyhow::anyhow!(
+                    "no such image: {wanted}; `mote images` lists what is loaded, `mote load` loads \
+                     an archive, and oci:DIR[:TAG] or docker-archive:FILE runs an image from where it is"
+                ),
+                error => error.into(),
+            });
+        }
+        ImageReference::OciLayout { directory, tag } => {
+            OciLayout::open(directory)?.image(tag.as_deref())?
+        }
+        ImageReference::DockerArchive { file, name } => {
+            open_archive(store, file, progress)?.image(name.as_ref())?
+        }
+    };
+    // No name: only loading gives names.
+    Ok(store.import(&source, &[], progress)?.image)
+}
+
+/// Files first, then flags, so that a flag wins.
+fn environment(args: &RunArgs) -> anyhow::Result<Vec<EnvChange>> {
+    let lookup = |name: &str| std::env::var(name).ok();
+    let mut changes = Vec::new();
+    for file in &args.env_file {
+        changes.extend(env::from_file(file, &lookup)?);
+    }
+    for flag in &args.env {
+        changes.push(env::from_flag(flag, &lookup)?);
+    }
+    Ok(changes)
+}

@@ -1,0 +1,29 @@
+//! An image as a block device: the extents that make up its disk.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use crate::store::{Store, StoreError, StoredImage};
+use crate::vm_process::{Disk, Extent};
+
+/// The read-only disk of a loaded image: its metadata, then its layers, base
+/// first, without gaps. That is the order the metadata's block addresses count in.
+pub fn of_image(store: &Store, image: &StoredImage) -> Result<Disk, StoreError> {
+    let merged = store.merged(&image.diff_ids)?;
+    let whole = |file: File, length_bytes| Extent {
+        file: Arc::new(file.into()),
+        offset_bytes: 0,
+        length_bytes,
+    };
+    let metadata = whole(merged.metadata, merged.identity.bytes);
+    let layers = merged.layers.into_iter();
+    let layers = layers.map(|layer| whole(layer.file, layer.blob.bytes));
+    Ok(Disk {
+        read_only: true,
+        extents: std::iter::once(metadata).chain(layers).collect(),
+        serial: Some(image.id.hex()[..SERIAL_DIGITS].to_owned()),
+    })
+}
+
+/// A virtio-blk serial has at most 20 bytes.
+const SERIAL_DIGITS: usize = 20;

@@ -1,0 +1,377 @@
+//! An image at its source: found, its documents verified, its layers not yet read.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::config::{ConfigError, ImageConfig};
+use super::digest::Digest;
+use super::layer::LayerSource;
+use super::manifest::{
+    ARCHITECTURE, Descriptor, Document, DocumentError, MAX_DOCUMENT_BYTES, Manifest,
+    OPERATING_SYSTEM,
+};
+use super::name::ImageName;
+use super::region::FileRegion;
+
+/// How deep indexes may nest: `index.json`, an index of platforms, and room for
+/// one more.
+const MAX_INDEX_DEPTH: usize = 4;
+/// The most tags an error lists.
+const MAX_TAGS_SHOWN: usize = 20;
+
+/// An image whose manifest and configuration have been read and verified.
+#[derive(Debug, Clone)]
+pub struct SourceImage {
+    /// The names the source gives it.
+    pub names: Vec<ImageName>,
+    /// The digest of the manifest; a docker archive may have none.
+    pub manifest: Option<VerifiedDocument>,
+    /// The configuration as it is stored. Its digest is the image id.
+    pub config_document: VerifiedDocument,
+    /// The configuration.
+    pub config: ImageConfig,
+    /// The layers, base first.
+    pub layers: Vec<LayerSource>,
+}
+
+/// Bytes and their digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedDocument {
+    /// The SHA-256 of `bytes`.
+    pub digest: Digest,
+    /// The document.
+    pub bytes: Vec<u8>,
+}
+
+/// Why an image could not be found at its source, or not be trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The file or directory cannot be opened.
+    #[error("cannot open {}", path.display())]
+    Open {
+        /// What was opened.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The directory is not an image layout.
+    #[error("{place} is not an OCI image layout: {reason}")]
+    NotALayout {
+        /// What was looked at.
+        place: String,
+        /// What is missing.
+        reason: String,
+    },
+    /// The archive has neither `manifest.json` nor an image layout.
+    #[error(
+        "{place} is not an archive of images: it has no manifest.json and no index.json; `docker save` and `skopeo copy … docker-archive:FILE` write such archives"
+    )]
+    NotAnArchive {
+        /// The archive.
+        place: String,
+    },
+    /// The archive's entries cannot be listed.
+    #[error("cannot read the archive {place}")]
+    Archive {
+        /// The archive.
+        place: String,
+        /// Why.
+        source: super::archive::ArchiveError,
+    },
+    /// No image of that name.
+    #[error("{place} has no image {wanted:?}; it has {available}")]
+    TagNotFound {
+        /// The layout or archive.
+        place: String,
+        /// What was asked for.
+        wanted: String,
+        /// What there is.
+        available: Available,
+    },
+    /// Several images and no way to choose.
+    #[error("{place} has several images; name one of {available}")]
+    Ambiguous {
+        /// The layout or archive.
+        place: String,
+        /// What there is.
+        available: Available,
+    },
+    /// No image for this machine.
+    #[error("{place} has no image for {OPERATING_SYSTEM}/{ARCHITECTURE}; it has {found}")]
+    NoPlatform {
+        /// The index.
+        place: String,
+        /// What there is.
+        found: String,
+    },
+    /// Indexes that refer to indexes without end.
+    #[error("the image index {digest} nests more than {MAX_INDEX_DEPTH} deep")]
+    TooDeep {
+        /// The index at which reading stopped.
+        digest: Digest,
+    },
+    /// A file that a manifest names is not there.
+    #[error("{place} has no {what}")]
+    Missing {
+        /// The layout or archive.
+        place: String,
+        /// The file.
+        what: String,
+    },
+    /// A file could not be read, or is longer than such a file may be.
+    #[error("cannot read {what} of {place}")]
+    Read {
+        /// The layout or archive.
+        place: String,
+        /// The file.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A blob's length is not the one its descriptor gives.
+    #[error(
+        "{what} {digest} is truncated or damaged: it has {found} bytes, its descriptor says {expected}"
+    )]
+    Size {
+        /// Such as "the manifest".
+        what: &'static str,
+        /// The blob.
+        digest: Digest,
+        /// What the descriptor says.
+        expected: u64,
+        /// What there is.
+        found: u64,
+    },
+    /// A blob's digest is not the one it is stored under.
+    #[error("{what} is corrupt: expected {expected}, found {found}")]
+    Digest {
+        /// Such as "the manifest".
+        what: String,
+        /// What it should be.
+        expected: Digest,
+        /// What it is.
+        found: Digest,
+    },
+    /// A document that is not what it should be.
+    #[error("cannot use {what} of {place}")]
+    Document {
+        /// The layout or archive.
+        place: String,
+        /// The document.
+        what: String,
+        /// Why.
+        source: DocumentError,
+    },
+    /// An image configuration that cannot be used.
+    #[error("cannot use the image configuration {digest}")]
+    Config {
+        /// The configuration.
+        digest: Digest,
+        /// Why.
+        source: ConfigError,
+    },
+    /// Manifest and configuration disagree about the number of layers.
+    #[error("the manifest has {layers} layers, the image configuration {diff_ids}")]
+    LayerCount {
+        /// In the manifest.
+        layers: usize,
+        /// In the configuration.
+        diff_ids: usize,
+    },
+    /// A layer that only an agent with keys could read.
+    #[error("layer {digest} is encrypted, which is not supported")]
+    Encrypted {
+        /// The layer.
+        digest: Digest,
+    },
+}
+
+/// The names of the images of a layout or archive, for an error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Available(pub Vec<String>);
+
+impl std::fmt::Display for Available {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("no named images");
+        }
+        for (index, name) in self.0.iter().take(MAX_TAGS_SHOWN).enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            let name: String = name.chars().take(300).collect();
+            write!(f, "{separator}{name:?}")?;
+        }
+        match self.0.len().saturating_sub(MAX_TAGS_SHOWN) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
+}
+
+/// A place that holds blobs by digest.
+pub(super) trait Blobs {
+    /// What to call it in errors.
+    fn place(&self) -> &str;
+    /// The blob as it is there; nothing has been verified.
+    fn blob(&self, digest: Digest) -> Result<FileRegion, SourceError>;
+}
+
+/// Follows a descriptor of `index.json` to an image for this machine.
+pub(super) fn image_of(
+    blobs: &dyn Blobs,
+    descriptor: &Descriptor,
+    names: Vec<ImageName>,
+) -> Result<SourceImage, SourceError> {
+    let (document, manifest) = manifest_of(blobs, descriptor)?;
+    let config_document = verified(blobs, &manifest.config, "the image configuration")?;
+    let config = parse_config(&config_document)?;
+    check_layer_count(manifest.layers.len(), &config)?;
+    let layers = manifest
+        .layers
+        .iter()
+        .zip(&config.diff_ids)
+        .map(|(layer, diff_id)| {
+            if layer.media_type.ends_with("+encrypted") {
+                return Err(SourceError::Encrypted {
+                    digest: layer.digest,
+                });
+            }
+            Ok(LayerSource {
+                diff_id: *diff_id,
+                blob: Some(layer.digest),
+                region: sized(blobs, layer, "layer")?,
+            })
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(SourceImage {
+        names,
+        manifest: Some(document),
+        config_document,
+        config,
+        layers,
+    })
+}
+
+pub(super) fn parse_config(document: &VerifiedDocument) -> Result<ImageConfig, SourceError> {
+    ImageConfig::parse(&document.bytes).map_err(|source| SourceError::Config {
+        digest: document.digest,
+        source,
+    })
+}
+
+pub(super) fn check_layer_count(layers: usize, config: &ImageConfig) -> Result<(), SourceError> {
+    let diff_ids = config.diff_ids.len();
+    if layers == diff_ids {
+        return Ok(());
+    }
+    Err(SourceError::LayerCount { layers, diff_ids })
+}
+
+/// The manifest a descriptor leads to, through indexes if need be.
+fn manifest_of(
+    blobs: &dyn Blobs,
+    descriptor: &Descriptor,
+) -> Result<(VerifiedDocument, Manifest), SourceError> {
+    let mut descriptor = descriptor.clone();
+    for _ in 0..MAX_INDEX_DEPTH {
+        let document = verified(blobs, &descriptor, "the manifest")?;
+        let parsed = Document::parse(&document.bytes).map_err(|source| SourceError::Document {
+            place: blobs.place().to_owned(),
+            what: document.digest.to_string(),
+            source,
+        })?;
+        match parsed {
+            Document::Manifest(manifest) => return Ok((document, manifest)),
+            Document::Index(index) => {
+                let place = format!("the image index {}", document.digest);
+                descriptor = for_this_machine(&index.manifests, &place)?.clone();
+            }
+        }
+    }
+    Err(SourceError::TooDeep {
+        digest: descriptor.digest,
+    })
+}
+
+/// The first entry for this machine: an index is in order of preference.
+pub(super) fn for_this_machine<'a>(
+    entries: &'a [Descriptor],
+    place: &str,
+) -> Result<&'a Descriptor, SourceError> {
+    let named = entries
+        .iter()
+        .find(|entry| entry.platform.as_ref().is_some_and(|p| p.is_ours()));
+    let any = || entries.iter().find(|entry| entry.may_run_here());
+    named.or_else(any).ok_or_else(|| SourceError::NoPlatform {
+        place: place.to_owned(),
+        found: platforms(entries),
+    })
+}
+
+fn platforms(entries: &[Descriptor]) -> String {
+    let found: Vec<String> = entries
+        .iter()
+        .filter_map(|entry| entry.platform.as_ref())
+        .take(MAX_TAGS_SHOWN)
+        .map(|platform| format!("{}/{}", platform.os, platform.architecture))
+        .collect();
+    if found.is_empty() {
+        "none".to_owned()
+    } else {
+        found.join(", ")
+    }
+}
+
+/// The region of a blob, if it has the length its descriptor gives.
+fn sized(
+    blobs: &dyn Blobs,
+    descriptor: &Descriptor,
+    what: &'static str,
+) -> Result<FileRegion, SourceError> {
+    let region = blobs.blob(descriptor.digest)?;
+    if region.length() != descriptor.size {
+        return Err(SourceError::Size {
+            what,
+            digest: descriptor.digest,
+            expected: descriptor.size,
+            found: region.length(),
+        });
+    }
+    Ok(region)
+}
+
+/// The content of a document's blob, verified.
+fn verified(
+    blobs: &dyn Blobs,
+    descriptor: &Descriptor,
+    what: &'static str,
+) -> Result<VerifiedDocument, SourceError> {
+    let region = sized(blobs, descriptor, what)?;
+    let document = read_document(blobs.place(), &region, what)?;
+    if document.digest != descriptor.digest {
+        return Err(SourceError::Digest {
+            what: what.to_owned(),
+            expected: descriptor.digest,
+            found: document.digest,
+        });
+    }
+    Ok(document)
+}
+
+/// A document whose digest is known only once it is read.
+pub(super) fn read_document(
+    place: &str,
+    region: &FileRegion,
+    what: &str,
+) -> Result<VerifiedDocument, SourceError> {
+    let bytes = region
+        .read_to_vec(MAX_DOCUMENT_BYTES)
+        .map_err(|source| SourceError::Read {
+            place: place.to_owned(),
+            what: what.to_owned(),
+            source,
+        })?;
+    Ok(VerifiedDocument {
+        digest: Digest::of(&bytes),
+        bytes,
+    })
+}

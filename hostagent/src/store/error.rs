@@ -1,0 +1,176 @@
+//! Why the store could not do something.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+
+use crate::image::digest::Digest;
+
+/// Why the store could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The store's directory cannot be made or used.
+    #[error("cannot use the store {}; run as root, or set MOTE_ROOT to a directory you can write to", path.display())]
+    Open {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file system is full.
+    #[error(
+        "no space left for the store {} while {action}: {} MiB are free; free some, or set MOTE_ROOT to a directory on a larger disk",
+        root.display(),
+        free_bytes >> 20
+    )]
+    NoSpace {
+        /// The store.
+        root: PathBuf,
+        /// Such as "converting layer …".
+        action: String,
+        /// What is free now that everything half-made has been removed.
+        free_bytes: u64,
+    },
+    /// Reading or writing failed.
+    #[error("{action} failed in the store {}", root.display())]
+    Io {
+        /// The store.
+        root: PathBuf,
+        /// Such as "converting layer …".
+        action: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// What was to be taken in could not be read.
+    #[error("the archive cannot be read")]
+    Input {
+        /// Why.
+        source: io::Error,
+    },
+    /// A record of the store is not what this version wrote.
+    #[error("{} of the store cannot be read; load the image again with `mote load`", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// The store was written by a newer version.
+    #[error("the store {} has format {found}; this version of mote reads format {supported}", root.display())]
+    Format {
+        /// The store.
+        root: PathBuf,
+        /// What it says.
+        found: u32,
+        /// What can be read.
+        supported: u32,
+    },
+    /// What the store holds is not what was put there.
+    #[error(
+        "{what} in the store is corrupt: expected {expected}, found {found}; load the image again with `mote load`"
+    )]
+    Corrupt {
+        /// Such as "layer …".
+        what: String,
+        /// What was put there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// Something an image needs is not there.
+    #[error("{what} is missing from the store; load the image again with `mote load`")]
+    Missing {
+        /// Such as "layer …".
+        what: String,
+    },
+    /// No image of that name or id.
+    #[error(
+        "no such image: {wanted}; `mote images` lists what is loaded, `mote load` loads an image from an archive or a layout"
+    )]
+    NoSuchImage {
+        /// What was asked for.
+        wanted: String,
+    },
+    /// The start of an id that several images have.
+    #[error("{wanted} is the start of several image ids; give more digits")]
+    AmbiguousId {
+        /// What was asked for.
+        wanted: String,
+    },
+    /// The layers cannot be put on top of one another.
+    #[error("the layers of image {image} cannot be merged")]
+    Merge {
+        /// The image id.
+        image: Digest,
+        /// Why.
+        source: erofs::merge::MergeError,
+    },
+}
+
+impl StoreError {
+    /// Whether something derived is damaged, so that making it again helps.
+    pub(super) fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Corrupt { .. } | Self::Missing { .. } | Self::Record { .. }
+        )
+    }
+
+    /// An I/O error, told apart by whether the disk is full.
+    pub(super) fn io(root: &Path, action: impl Into<String>, source: io::Error) -> Self {
+        let action = action.into();
+        let root = root.to_owned();
+        if is_out_of_space(&source) {
+            return Self::no_space(root, action);
+        }
+        Self::Io {
+            root,
+            action,
+            source,
+        }
+    }
+
+    pub(super) fn no_space(root: PathBuf, action: String) -> Self {
+        let free_bytes = rustix::fs::statvfs(&root)
+            .map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize))
+            .unwrap_or(0);
+        Self::NoSpace {
+            root,
+            action,
+            free_bytes,
+        }
+    }
+}
+
+/// Whether an error, or one that caused it, is that of a full disk or quota.
+pub(super) fn is_out_of_space(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut current = Some(error);
+    while let Some(error) = current {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            let errno = Errno::from_io_error(io);
+            if matches!(errno, Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) {
+                return true;
+            }
+        }
+        current = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_recognized_under_other_errors() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("wrapped")]
+        struct Wrapped(#[source] io::Error);
+        let full = || io::Error::from(Errno::NOSPC);
+        assert!(is_out_of_space(&full()));
+        assert!(is_out_of_space(&Wrapped(full())));
+        assert!(is_out_of_space(&io::Error::other(Wrapped(full()))));
+        assert!(!is_out_of_space(&io::Error::other("else")));
+    }
+}

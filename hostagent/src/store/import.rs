@@ -1,0 +1,106 @@
+//! Taking an image in: from its source to everything a microVM needs of it.
+
+use std::collections::BTreeSet;
+
+use super::durable::{publish, write_file};
+use super::layers::{ConvertError, Obtained};
+use super::records::{StoredImage, now_unix_seconds};
+use super::{Store, StoreError};
+use crate::image::layer::LayerError;
+use crate::image::name::ImageName;
+use crate::image::progress::Progress;
+use crate::image::source::{SourceImage, VerifiedDocument};
+
+/// What an import did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Imported {
+    /// The image, with the names it was given now.
+    pub image: StoredImage,
+    /// Layers converted now.
+    pub converted: usize,
+    /// Layers that were there.
+    pub reused: usize,
+}
+
+/// Why an image was not taken in. Nothing of it is recorded; layers that were
+/// converted before the failure stay, whole and verified, and are used next time.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// A layer is not what it should be.
+    #[error(transparent)]
+    Layer(Box<LayerError<ConvertError>>),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The user asked to stop.
+    #[error("interrupted")]
+    Cancelled,
+}
+
+impl Store {
+    /// Takes an image in: converts the layers that are not there yet, merges
+    /// them, and then records the image under `names`.
+    pub fn import(
+        &self,
+        source: &SourceImage,
+        names: &[ImageName],
+        progress: &dyn Progress,
+    ) -> Result<Imported, ImportError> {
+        let mut converted = 0;
+        let mut seen = BTreeSet::new();
+        for (index, layer) in source.layers.iter().enumerate() {
+            if !seen.insert(layer.diff_id) {
+                continue;
+            }
+            progress.layer(index + 1, source.layers.len(), layer.region.length());
+            match self.obtain_layer(layer, progress) {
+                Ok(Obtained::Converted) => converted += 1,
+                Ok(Obtained::WasThere) => {}
+                Err(ImportError::Layer(error)) if matches!(*error, LayerError::Cancelled) => {
+                    return Err(ImportError::Cancelled);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let id = source.config_document.digest;
+        let diff_ids = &source.config.diff_ids;
+        self.obtain_merged(id, diff_ids)?;
+        self.keep(&source.config_document)?;
+        if let Some(manifest) = &source.manifest {
+            self.keep(manifest)?;
+        }
+        let merged = self.merged(diff_ids)?;
+        let blobs = merged.layers.iter().map(|layer| &layer.blob);
+        let image = StoredImage {
+            id,
+            manifest: source.manifest.as_ref().map(|manifest| manifest.digest),
+            names: names.to_vec(),
+            diff_ids: diff_ids.clone(),
+            bytes: blobs
+                .chain([&merged.identity])
+                .fold(0, |sum, blob| sum.saturating_add(blob.bytes)),
+            created: source.config.created.clone(),
+            loaded_unix_seconds: now_unix_seconds(),
+        };
+        self.record(&image)?;
+        Ok(Imported {
+            image,
+            converted,
+            reused: seen.len() - converted,
+        })
+    }
+
+    /// Keeps a manifest or configuration as it came.
+    fn keep(&self, document: &VerifiedDocument) -> Result<(), StoreError> {
+        let path = self.content(document.digest);
+        // A damaged one is replaced.
+        if std::fs::read(&path).is_ok_and(|bytes| bytes == document.bytes) {
+            return Ok(());
+        }
+        let staging = self.scratch()?;
+        let part = staging.path().join("document");
+        write_file(&part, &document.bytes)
+            .and_then(|()| publish(&part, &path))
+            .map_err(|error| self.io(format!("storing {}", document.digest), error))
+    }
+}

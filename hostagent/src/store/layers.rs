@@ -1,0 +1,213 @@
+//! A layer, converted once: its tar stream as one EROFS blob.
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::blob::{BlobIdentity, BlobWriter, identify};
+use super::durable::{publish, write_file};
+use super::error::is_out_of_space;
+use super::import::ImportError;
+use super::lock::FileLock;
+use super::{Store, StoreError};
+use crate::image::digest::Digest;
+use crate::image::layer::{LayerError, LayerSource};
+use crate::image::progress::Progress;
+
+/// The version of the conversion from tar to EROFS and of the merge. Raised
+/// whenever either would give other bytes for the same input; what an older
+/// version made is then no longer found and is made again.
+pub const CONVERTER_VERSION: u32 = 1;
+
+const BLOB: &str = "blob.erofs";
+const RECORD: &str = "record.json";
+
+/// Why a layer's tar stream was not converted.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    /// The tar stream is malformed or hostile, or writing failed.
+    #[error(transparent)]
+    Erofs(#[from] erofs::layer::LayerError),
+    /// The blob could not be made or brought to disk.
+    #[error("writing the blob failed")]
+    Blob(#[from] io::Error),
+}
+
+/// What is known about a converted layer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    diff_id: Digest,
+    blob: BlobIdentity,
+}
+
+/// A converted layer.
+#[derive(Debug)]
+pub struct StoredLayer {
+    /// The digest of the tar stream it was made from.
+    pub diff_id: Digest,
+    /// The blob, open for reading.
+    pub file: File,
+    /// Its length and checksum, as it was written.
+    pub blob: BlobIdentity,
+}
+
+/// Whether a layer had to be converted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Obtained {
+    Converted,
+    WasThere,
+}
+
+impl Store {
+    /// A layer converted before.
+    pub fn layer(&self, diff_id: Digest) -> Result<Option<StoredLayer>, StoreError> {
+        let directory = self.layer_directory(diff_id);
+        let what = || format!("layer {diff_id}");
+        let Some(record) = read_record::<Record>(self, directory.join(RECORD), what)? else {
+            return Ok(None);
+        };
+        let file = open_blob(self, directory.join(BLOB), &record.blob, what)?;
+        Ok(Some(StoredLayer {
+            diff_id,
+            file,
+            blob: record.blob,
+        }))
+    }
+
+    /// Converts a layer unless that has been done. If another process is at it,
+    /// waits for that one.
+    pub(super) fn obtain_layer(
+        &self,
+        source: &LayerSource,
+        progress: &dyn Progress,
+    ) -> Result<Obtained, ImportError> {
+        let diff_id = source.diff_id;
+        if self.usable_layer(diff_id)? {
+            return Ok(Obtained::WasThere);
+        }
+        let lock = self.locks().join(format!("layer-{}", diff_id.hex()));
+        let _lock = FileLock::acquire(
+            &lock,
+            || progress.note("waiting for another mote that converts the same layer"),
+            || progress.cancelled(),
+        )
+        .map_err(|error| self.io("waiting for another process", error))?
+        .ok_or(ImportError::Cancelled)?;
+        if self.usable_layer(diff_id)? {
+            return Ok(Obtained::WasThere);
+        }
+        // Broken, or not there at all.
+        self.discard(&self.layer_directory(diff_id))?;
+        self.convert(source, progress)?;
+        Ok(Obtained::Converted)
+    }
+
+    fn convert(&self, source: &LayerSource, progress: &dyn Progress) -> Result<(), ImportError> {
+        let diff_id = source.diff_id;
+        let staging = self.scratch()?;
+        let made = staging.path().join("layer");
+        let action = || format!("converting layer {diff_id}");
+        let failed = |error| self.io(action(), error);
+        std::fs::create_dir(&made).map_err(failed)?;
+
+        let converted = source.read_verified(progress, |tar| {
+            let mut blob = BlobWriter::create(&made.join(BLOB))?;
+            erofs::layer::write(tar, &mut blob, &erofs::Limits::default())?;
+            Ok(blob)
+        });
+        let blob = converted.map_err(|error: LayerError<ConvertError>| {
+            if !is_out_of_space(&error) {
+                return ImportError::Layer(Box::new(error));
+            }
+            // Said after what was half-made is gone.
+            let _ = std::fs::remove_dir_all(&made);
+            StoreError::no_space(self.root.clone(), action()).into()
+        })?;
+        let record = Record {
+            diff_id,
+            blob: blob.finish().map_err(failed)?,
+        };
+        let record = serde_json::to_vec(&record).map_err(io::Error::other);
+        record
+            .and_then(|record| write_file(&made.join(RECORD), &record))
+            .and_then(|()| publish(&made, &self.layer_directory(diff_id)))
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    /// Whether a layer is there and has its length. One that has not, or has no
+    /// readable record, is as good as not there.
+    fn usable_layer(&self, diff_id: Digest) -> Result<bool, StoreError> {
+        match self.layer(diff_id) {
+            Ok(layer) => Ok(layer.is_some()),
+            Err(error) if error.is_damage() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn layer_directory(&self, diff_id: Digest) -> PathBuf {
+        self.layers().join(diff_id.hex())
+    }
+}
+
+/// A record beside a blob; `None` if there is no such directory.
+pub(super) fn read_record<T: serde::de::DeserializeOwned>(
+    store: &Store,
+    path: PathBuf,
+    what: impl Fn() -> String,
+) -> Result<Option<T>, StoreError> {
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(store.io(format!("reading {}", what()), error)),
+    };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|source| StoreError::Record { path, source })
+}
+
+/// A blob, open for reading, if it has its length. Its checksum is not computed
+/// here: that is [`Store::verify`].
+pub(super) fn open_blob(
+    store: &Store,
+    path: PathBuf,
+    identity: &BlobIdentity,
+    what: impl Fn() -> String,
+) -> Result<File, StoreError> {
+    let file = File::open(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => StoreError::Missing { what: what() },
+        _ => store.io(format!("opening {}", what()), error),
+    })?;
+    let metadata = file
+        .metadata()
+        .map_err(|error| store.io(format!("opening {}", what()), error))?;
+    if metadata.len() != identity.bytes {
+        return Err(StoreError::Corrupt {
+            what: what(),
+            expected: format!("{} bytes", identity.bytes),
+            found: format!("{} bytes", metadata.len()),
+        });
+    }
+    Ok(file)
+}
+
+/// Reads a blob and compares it with what was written.
+pub(super) fn check_blob(
+    store: &Store,
+    file: &File,
+    identity: &BlobIdentity,
+    what: impl Fn() -> String,
+) -> Result<(), StoreError> {
+    let found = identify(file).map_err(|error| store.io(format!("reading {}", what()), error))?;
+    if found == *identity {
+        return Ok(());
+    }
+    Err(StoreError::Corrupt {
+        what: what(),
+        expected: identity.checksum.clone(),
+        found: found.checksum,
+    })
+}

@@ -1,0 +1,237 @@
+//! The content store: what has been verified and converted, kept by digest.
+//!
+//! ```text
+//! $MOTE_ROOT                          /var/lib/mote unless set
+//! ├── format                          the version of this layout
+//! ├── images.json                     names, and what each image is made of
+//! ├── content/sha256/HEX              manifests and image configurations, as they came
+//! ├── layers/vN/DIFF_ID/blob.erofs    a layer, converted once
+//! │                    /record.json   its length and checksum
+//! ├── disks/vN/KEY/metadata.erofs     the tree over an image's layers
+//! │               /record.json
+//! ├── locks/                          one file for each thing being made
+//! ├── run/                            one file for each name in use
+//! └── staging/                        what is not whole yet
+//! ```
+//!
+//! Everything is made under `staging`, brought to disk, renamed into place, and
+//! the rename brought to disk; so a reader sees all of a thing or nothing, and
+//! after a crash at any point the store is as it was before or after. An image is
+//! recorded last, when all it needs is there. What a dead process left in
+//! `staging` is removed when the store is next opened (see [`staging`]). Two
+//! processes that want the same layer wait for one another (see [`lock`]).
+//!
+//! A layer's blob is named by its `diff_id` and the version of the converter,
+//! not by a hash of its own: the converter is deterministic, so these two say
+//! what it holds, and hashing 200 MiB once more would add a third to the time of
+//! a load on a machine without SHA instructions. A cheap checksum tells damage
+//! (see [`blob`]).
+
+pub mod blob;
+mod durable;
+mod error;
+mod import;
+mod layers;
+pub mod lock;
+mod merged;
+mod records;
+mod spool;
+pub mod staging;
+mod verify;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use error::StoreError;
+pub use import::{ImportError, Imported};
+pub use layers::StoredLayer;
+pub use layers::{CONVERTER_VERSION, ConvertError};
+pub use merged::MergedImage;
+pub use records::StoredImage;
+pub use spool::is_compressed;
+pub use verify::Verified;
+
+use crate::image::digest::Digest;
+use durable::{create_directory, publish, write_file};
+use lock::FileLock;
+use staging::Staging;
+
+/// Where the store is unless `MOTE_ROOT` says otherwise.
+pub const DEFAULT_ROOT: &str = "/var/lib/mote";
+/// The version of the layout above.
+const FORMAT: u32 = 1;
+
+/// An open store. Any number of processes may have it open.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+}
+
+impl Store {
+    /// `MOTE_ROOT`, or [`DEFAULT_ROOT`].
+    pub fn default_root() -> PathBuf {
+        std::env::var_os("MOTE_ROOT")
+            .filter(|root| !root.is_empty())
+            .map_or_else(|| PathBuf::from(DEFAULT_ROOT), PathBuf::from)
+    }
+
+    /// Opens the store, makes it if it is not there, and removes what dead
+    /// processes left behind.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let opened = |source| StoreError::Open {
+            path: root.to_owned(),
+            source,
+        };
+        create_directory(root).map_err(opened)?;
+        // Descriptors and messages must not depend on the working directory.
+        let store = Self {
+            root: root.canonicalize().map_err(opened)?,
+        };
+        for directory in [
+            store.staging(),
+            store.locks(),
+            store.run_names(),
+            store.root.join("content/sha256"),
+            store.layers(),
+            store.disks(),
+        ] {
+            create_directory(&directory).map_err(opened)?;
+        }
+        store.check_format()?;
+        Staging::remove_stale(&store.staging())
+            .map_err(|source| store.io("removing stale temporaries", source))?;
+        Ok(store)
+    }
+
+    /// Its directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A place in the store's file system for a file that is needed for a while.
+    pub fn scratch(&self) -> Result<Staging, StoreError> {
+        Staging::create(&self.staging())
+            .map_err(|source| self.io("making a temporary directory", source))
+    }
+
+    /// Takes a name for a running microVM; `None` if one of that name lives.
+    pub fn take_run_name(&self, name: &str) -> Result<Option<FileLock>, StoreError> {
+        FileLock::try_acquire(&self.run_names().join(name))
+            .map_err(|source| self.io(format!("taking the name {name}"), source))
+    }
+
+    /// Takes a directory out of its place and removes it. What is in the store can
+    /// be made again; who has its files open keeps them.
+    fn discard(&self, directory: &Path) -> Result<(), StoreError> {
+        let staging = self.scratch()?;
+        match std::fs::rename(directory, staging.path().join("discarded")) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(self.io(format!("removing {}", directory.display()), error)),
+        }
+    }
+
+    fn check_format(&self) -> Result<(), StoreError> {
+        let path = self.root.join("format");
+        let failed = |source| self.io("reading the format", source);
+        let found = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|source| StoreError::Record { path, source })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let staging = self.scratch()?;
+                let part = staging.path().join("format");
+                write_file(&part, format!("{FORMAT}\n").as_bytes()).map_err(failed)?;
+                publish(&part, &path).map_err(failed)?;
+                FORMAT
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        if found == FORMAT {
+            return Ok(());
+        }
+        Err(StoreError::Format {
+            root: self.root.clone(),
+            found,
+            supported: FORMAT,
+        })
+    }
+
+    fn staging(&self) -> PathBuf {
+        self.root.join("staging")
+    }
+
+    fn locks(&self) -> PathBuf {
+        self.root.join("locks")
+    }
+
+    fn run_names(&self) -> PathBuf {
+        self.root.join("run")
+    }
+
+    fn layers(&self) -> PathBuf {
+        self.root.join(format!("layers/v{CONVERTER_VERSION}"))
+    }
+
+    fn disks(&self) -> PathBuf {
+        self.root.join(format!("disks/v{CONVERTER_VERSION}"))
+    }
+
+    fn content(&self, digest: Digest) -> PathBuf {
+        self.root.join("content/sha256").join(digest.hex())
+    }
+
+    fn io(&self, action: impl Into<String>, source: io::Error) -> StoreError {
+        StoreError::io(&self.root, action, source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_new_store_is_its_owners_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("deep/store");
+        let store = Store::open(&root).unwrap();
+        for path in [store.root().to_owned(), store.layers(), store.staging()] {
+            let mode = path.metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o700, "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn a_store_of_a_newer_version_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        Store::open(directory.path()).unwrap();
+        std::fs::write(directory.path().join("format"), "2\n").unwrap();
+        let error = Store::open(directory.path()).unwrap_err();
+        assert!(matches!(error, StoreError::Format { found: 2, .. }));
+    }
+
+    #[test]
+    fn opening_removes_what_a_dead_process_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let stale = store.staging().join("4711-0");
+        std::fs::create_dir(&stale).unwrap();
+        std::fs::write(stale.join("blob.erofs"), [0; 4096]).unwrap();
+        let living = store.scratch().unwrap();
+        Store::open(directory.path()).unwrap();
+        assert!(!stale.exists());
+        assert!(living.path().exists());
+    }
+
+    #[test]
+    fn a_name_is_free_again_once_its_holder_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let held = store.take_run_name("web").unwrap().unwrap();
+        assert!(store.take_run_name("web").unwrap().is_none());
+        assert!(store.take_run_name("db").unwrap().is_some());
+        drop(held);
+        assert!(store.take_run_name("web").unwrap().is_some());
+    }
+}

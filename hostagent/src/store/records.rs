@@ -1,0 +1,317 @@
+//! Which images there are: `images.json`, one document, replaced as a whole.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::durable::{publish, write_file};
+use super::lock::FileLock;
+use super::{Store, StoreError};
+use crate::image::config::ImageConfig;
+use crate::image::digest::Digest;
+use crate::image::name::ImageName;
+use crate::image::reference::StoredReference;
+
+/// The document.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Records {
+    /// By image id, which is the digest of the configuration.
+    images: BTreeMap<Digest, ImageRecord>,
+    /// `docker.io/library/debian:12` to an image id.
+    names: BTreeMap<String, Digest>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ImageRecord {
+    manifest: Option<Digest>,
+    diff_ids: Vec<Digest>,
+    bytes: u64,
+    created: Option<String>,
+    loaded_unix_seconds: u64,
+}
+
+/// An image that has been loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredImage {
+    /// The image id: the digest of its configuration.
+    pub id: Digest,
+    /// The digest of its manifest, where it came with one.
+    pub manifest: Option<Digest>,
+    /// Every name it has.
+    pub names: Vec<ImageName>,
+    /// Its layers, base first.
+    pub diff_ids: Vec<Digest>,
+    /// What its layers take in the store, those it shares included.
+    pub bytes: u64,
+    /// When it was built, as RFC 3339 text.
+    pub created: Option<String>,
+    /// When it was loaded first.
+    pub loaded_unix_seconds: u64,
+}
+
+impl Store {
+    /// Every image, the latest loaded first.
+    pub fn images(&self) -> Result<Vec<StoredImage>, StoreError> {
+        let records = self.read_records()?;
+        let mut images: Vec<_> = records.images.keys().map(|id| records.image(id)).collect();
+        images.sort_by_key(|image| std::cmp::Reverse(image.loaded_unix_seconds));
+        Ok(images)
+    }
+
+    /// The image a user means: by name, by name and manifest digest, by id, or
+    /// by the start of an id.
+    pub fn find(&self, reference: &StoredReference) -> Result<StoredImage, StoreError> {
+        let records = self.read_records()?;
+        let found = match reference {
+            StoredReference::Id(id) => records.images.contains_key(id).then_some(*id),
+            StoredReference::Name(name) => match records.by_name(name) {
+                Some(id) => Some(id),
+                None => records.by_start_of_id(name)?,
+            },
+        };
+        match found {
+            Some(id) if records.images.contains_key(&id) => Ok(records.image(&id)),
+            _ => Err(StoreError::NoSuchImage {
+                wanted: match reference {
+                    StoredReference::Id(id) => id.to_string(),
+                    StoredReference::Name(name) => name.to_string(),
+                },
+            }),
+        }
+    }
+
+    /// The configuration of an image, verified again.
+    pub fn config(&self, id: Digest) -> Result<ImageConfig, StoreError> {
+        let what = || format!("image configuration {}", id.short());
+        let bytes = std::fs::read(self.content(id)).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => StoreError::Missing { what: what() },
+            _ => self.io(format!("reading {}", what()), source),
+        })?;
+        let found = Digest::of(&bytes);
+        let corrupt = |found: String| StoreError::Corrupt {
+            what: what(),
+            expected: id.to_string(),
+            found,
+        };
+        if found != id {
+            return Err(corrupt(found.to_string()));
+        }
+        ImageConfig::parse(&bytes).map_err(|error| corrupt(error.to_string()))
+    }
+
+    /// Adds an image and gives it names, taking them from images that had them.
+    pub(super) fn record(&self, image: &StoredImage) -> Result<(), StoreError> {
+        let locked = self.locks().join("images");
+        let failed = |source| self.io("recording the image", source);
+        let _lock = FileLock::acquire_brief(&locked).map_err(failed)?;
+        let before = self.read_records()?;
+        let mut records = before.clone();
+        let entry = records.images.entry(image.id);
+        let record = entry.or_insert_with(|| ImageRecord {
+            manifest: image.manifest,
+            diff_ids: image.diff_ids.clone(),
+            bytes: image.bytes,
+            created: image.created.clone(),
+            loaded_unix_seconds: image.loaded_unix_seconds,
+        });
+        record.manifest = image.manifest.or(record.manifest);
+        record.bytes = image.bytes;
+        for name in image.names.iter().filter_map(ImageName::tagged) {
+            records.names.insert(name, image.id);
+        }
+        if records == before {
+            return Ok(());
+        }
+        let staging = self.scratch()?;
+        let part = staging.path().join("images.json");
+        let mut bytes =
+            serde_json::to_vec_pretty(&records).map_err(|source| StoreError::Record {
+                path: part.clone(),
+                source,
+            })?;
+        bytes.push(b'\n');
+        write_file(&part, &bytes).map_err(failed)?;
+        publish(&part, &self.records_path()).map_err(failed)
+    }
+
+    fn records_path(&self) -> std::path::PathBuf {
+        self.root.join("images.json")
+    }
+
+    fn read_records(&self) -> Result<Records, StoreError> {
+        let path = self.records_path();
+        match std::fs::read(&path) {
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map_err(|source| StoreError::Record { path, source })
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Records::default()),
+            Err(error) => Err(self.io("reading images.json", error)),
+        }
+    }
+}
+
+impl Records {
+    fn image(&self, id: &Digest) -> StoredImage {
+        let record = &self.images[id];
+        let names = self.names.iter().filter(|(_, named)| *named == id);
+        StoredImage {
+            id: *id,
+            manifest: record.manifest,
+            names: names.filter_map(|(name, _)| name.parse().ok()).collect(),
+            diff_ids: record.diff_ids.clone(),
+            bytes: record.bytes,
+            created: record.created.clone(),
+            loaded_unix_seconds: record.loaded_unix_seconds,
+        }
+    }
+
+    fn by_name(&self, name: &ImageName) -> Option<Digest> {
+        let Some(digest) = name.digest() else {
+            return self.names.get(&name.tagged()?).copied();
+        };
+        let prefix = format!("{}:", name.repository());
+        let mut of_repository = self
+            .names
+            .iter()
+            .filter(|(known, _)| known.starts_with(&prefix));
+        of_repository
+            .find(|(_, id)| {
+                let record = self.images.get(id);
+                **id == digest || record.is_some_and(|record| record.manifest == Some(digest))
+            })
+            .map(|(_, id)| *id)
+    }
+
+    /// `4f1a…` and `sha256:4f1a…` read as names; they may be the start of an id.
+    fn by_start_of_id(&self, name: &ImageName) -> Result<Option<Digest>, StoreError> {
+        let start = match (name.familiar_repository(), name.tag()) {
+            ("sha256", Some(start)) => start,
+            (start, Some("latest")) => start,
+            _ => return Ok(None),
+        };
+        let hexadecimal = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        if !start.bytes().all(hexadecimal) {
+            return Ok(None);
+        }
+        let mut found = self.images.keys().filter(|id| id.hex().starts_with(start));
+        match (found.next(), found.next()) {
+            (first, None) => Ok(first.copied()),
+            _ => Err(StoreError::AmbiguousId {
+                wanted: start.to_owned(),
+            }),
+        }
+    }
+}
+
+pub(super) fn now_unix_seconds() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(seed: &str, names: &[&str]) -> StoredImage {
+        StoredImage {
+            id: Digest::of(seed.as_bytes()),
+            manifest: Some(Digest::of(format!("manifest of {seed}").as_bytes())),
+            names: names.iter().map(|name| name.parse().unwrap()).collect(),
+            diff_ids: vec![Digest::of(b"layer")],
+            bytes: 4096,
+            created: None,
+            loaded_unix_seconds: 1,
+        }
+    }
+
+    fn find(store: &Store, text: &str) -> Result<Digest, StoreError> {
+        store.find(&text.parse().unwrap()).map(|image| image.id)
+    }
+
+    #[test]
+    fn an_image_is_found_by_every_way_of_naming_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let one = image("one", &["demo:v1", "demo"]);
+        store.record(&one).unwrap();
+        let hex = one.id.hex();
+        for text in [
+            "demo:v1",
+            "demo",
+            "docker.io/library/demo:latest",
+            &one.id.to_string(),
+            &hex,
+            &hex[..12],
+            &format!("sha256:{}", &hex[..8]),
+            &format!("demo@{}", one.manifest.unwrap()),
+            &format!("demo@{}", one.id),
+        ] {
+            assert_eq!(find(&store, text).unwrap(), one.id, "{text}");
+        }
+        for text in ["demo:v2", "other", &format!("other@{}", one.id)] {
+            let error = find(&store, text).unwrap_err();
+            assert!(matches!(error, StoreError::NoSuchImage { .. }), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_moves_to_the_image_loaded_last() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let (one, two) = (image("one", &["demo"]), image("two", &["demo"]));
+        store.record(&one).unwrap();
+        store.record(&two).unwrap();
+        assert_eq!(find(&store, "demo").unwrap(), two.id);
+        let nameless = store.find(&StoredReference::Id(one.id)).unwrap();
+        assert!(nameless.names.is_empty());
+        assert_eq!(store.images().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_start_that_several_ids_have_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        // 17 ids cannot all differ in their first digit.
+        for seed in 0..17 {
+            store.record(&image(&seed.to_string(), &[])).unwrap();
+        }
+        let ids: Vec<String> = store.images().unwrap().iter().map(|i| i.id.hex()).collect();
+        let shared = ids
+            .iter()
+            .find(|id| ids.iter().filter(|other| other[..1] == id[..1]).count() > 1)
+            .unwrap();
+        let error = find(&store, &shared[..1]).unwrap_err();
+        assert!(matches!(error, StoreError::AmbiguousId { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_corrupt_record_is_an_error_and_not_an_empty_store() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        std::fs::write(directory.path().join("images.json"), "{").unwrap();
+        assert!(matches!(store.images(), Err(StoreError::Record { .. })));
+    }
+
+    #[test]
+    fn concurrent_writers_lose_no_record() {
+        let directory = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let root = directory.path();
+                scope.spawn(move || {
+                    let store = Store::open(root).unwrap();
+                    for i in 0..10 {
+                        store.record(&image(&format!("{thread}-{i}"), &[])).unwrap();
+                    }
+                });
+            }
+        });
+        let store = Store::open(directory.path()).unwrap();
+        assert_eq!(store.images().unwrap().len(), 40);
+    }
+}
