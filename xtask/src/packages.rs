@@ -50,6 +50,67 @@ const E2FSPROGS: Package = Package {
     evidence: Evidence::Program("mkfs.ext4"),
 };
 
+/// For building the guest's kernel.
+#[allow(dead_code)] // Until `xtask kernel` is there.
+pub const FOR_KERNEL: [Package; 8] = [
+    Package {
+        name: "make",
+        reason: "builds the guest's kernel",
+        evidence: Evidence::Program("make"),
+    },
+    Package {
+        name: "gcc",
+        reason: "compiles the guest's kernel",
+        evidence: Evidence::Program("gcc"),
+    },
+    Package {
+        name: "flex",
+        reason: "the kernel's build generates scanners with it",
+        evidence: Evidence::Program("flex"),
+    },
+    Package {
+        name: "bison",
+        reason: "the kernel's build generates parsers with it",
+        evidence: Evidence::Program("bison"),
+    },
+    Package {
+        name: "bc",
+        reason: "the kernel's build computes constants with it",
+        evidence: Evidence::Program("bc"),
+    },
+    Package {
+        name: "libelf-dev",
+        reason: "the kernel's build checks its own object files (objtool)",
+        evidence: Evidence::File(&["/usr/include/libelf.h"]),
+    },
+    Package {
+        name: "libssl-dev",
+        reason: "the kernel's build has tools that need it",
+        evidence: Evidence::File(&["/usr/include/openssl/ssl.h"]),
+    },
+    XZ,
+];
+
+/// For [`crate::demo_image`].
+pub const FOR_DEMO_IMAGE: [Package; 1] = [Package {
+    name: "mmdebstrap",
+    reason: "makes the demo image from Debian packages",
+    evidence: Evidence::Program("mmdebstrap"),
+}];
+
+/// For tests that compare with the tools of others.
+pub const FOR_TESTS: [Package; 1] = [Package {
+    name: "erofs-utils",
+    reason: "fsck.erofs judges the images that the tests write",
+    evidence: Evidence::Program("fsck.erofs"),
+}];
+
+const XZ: Package = Package {
+    name: "xz-utils",
+    reason: "unpacks the kernel's source",
+    evidence: Evidence::Program("xz"),
+};
+
 const KMOD: Package = Package {
     name: "kmod",
     reason: "depmod indexes the modules of the lab's kernel, modprobe loads them",
@@ -152,7 +213,7 @@ fn is_present(package: &Package) -> bool {
 }
 
 /// A command run by root: through sudo for anyone else.
-fn as_root(program: &str) -> Command {
+pub fn as_root(program: &str) -> Command {
     if rustix::process::geteuid().is_root() {
         return Command::new(program);
     }

@@ -9,12 +9,13 @@ pub fn root() -> PathBuf {
     xtask.parent().unwrap_or(xtask).to_owned()
 }
 
-/// Cargo's target directory.
+/// Cargo's target directory: this program lies in it.
 pub fn target_directory() -> PathBuf {
-    match env::var_os("CARGO_TARGET_DIR") {
-        Some(directory) => root().join(directory),
-        None => root().join("target"),
-    }
+    let own = env::current_exe().unwrap_or_default();
+    own.ancestors()
+        // Cargo tags it for backup programs.
+        .find(|directory| directory.join("CACHEDIR.TAG").is_file())
+        .map_or_else(|| root().join("target"), Path::to_owned)
 }
 
 /// What a user of mote installs: `bin/` and `share/mote/`.

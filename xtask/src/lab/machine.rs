@@ -33,6 +33,23 @@ pub struct MachineOptions {
     pub verbose: bool,
 }
 
+impl Default for MachineOptions {
+    /// Half of this machine's memory, at most 8 GiB, and its processors, 2 to 4:
+    /// QEMU emulates each on a thread of its own.
+    fn default() -> Self {
+        let total = rustix::system::sysinfo();
+        let bytes = total.totalram as u64 * u64::from(total.mem_unit);
+        let whole_mebibytes = (bytes / 2).min(8 << 30) & !((1 << 20) - 1);
+        let cpus = std::thread::available_parallelism().map_or(2, |count| count.get() as u32);
+        Self {
+            memory: Size::from_bytes(whole_mebibytes),
+            cpus: cpus.clamp(2, 4),
+            scratch: None,
+            verbose: false,
+        }
+    }
+}
+
 /// A lab that has been switched on. Dropping it switches it off.
 pub struct Machine {
     /// The far ends of its virtio serial ports.

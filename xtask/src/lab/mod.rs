@@ -12,7 +12,7 @@ mod size;
 mod terminal;
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,7 +22,8 @@ use lab_init::protocol::{Command, StartFailure};
 
 use crate::{debian_kernel, packages, progress};
 
-pub use machine::{Machine, MachineOptions};
+use machine::Machine;
+pub use machine::MachineOptions;
 pub use session::{Ending, Streams};
 pub use size::Size;
 
@@ -57,9 +58,10 @@ pub struct Options {
 
 /// Runs the command line's command and returns the exit code to end with.
 pub fn main(options: Options) -> Result<u8> {
+    let usual = MachineOptions::default();
     let machine = MachineOptions {
-        memory: options.memory.unwrap_or_else(default_memory),
-        cpus: options.cpus.unwrap_or_else(default_cpus),
+        memory: options.memory.unwrap_or(usual.memory),
+        cpus: options.cpus.unwrap_or(usual.cpus),
         scratch: options.scratch,
         verbose: options.verbose,
     };
@@ -134,17 +136,6 @@ pub fn run(options: &MachineOptions, request: &Request, streams: Streams) -> Res
     session::run(machine, command, streams, step)
 }
 
-fn default_memory() -> Size {
-    let total = rustix::system::sysinfo();
-    let bytes = total.totalram as u64 * u64::from(total.mem_unit);
-    Size::from_bytes((bytes / 2).min(8 << 30) & !((1 << 20) - 1))
-}
-
-fn default_cpus() -> u32 {
-    let machine = std::thread::available_parallelism().map_or(2, |count| count.get() as u32);
-    machine.clamp(2, 4)
-}
-
 /// Variables that name sockets and sessions of this machine, which end at the
 /// lab's wall.
 const LEFT_BEHIND: [&str; 9] = [
@@ -184,7 +175,7 @@ fn environment(own: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<(OsSt
 
 /// mote's own programs first, then the caller's, then those of system
 /// administration, since the command is root's.
-fn search_path(own: &OsString) -> OsString {
+pub fn search_path(own: &OsStr) -> OsString {
     let built = crate::workspace::distribution().join("bin");
     let mut directories = vec![built];
     directories.extend(env::split_paths(own).filter(|directory| directory.is_absolute()));
@@ -197,10 +188,10 @@ fn search_path(own: &OsString) -> OsString {
         }
     }
     // Only a directory with a colon in its name is refused.
-    env::join_paths(&directories).unwrap_or_else(|_| own.clone())
+    env::join_paths(&directories).unwrap_or_else(|_| own.to_owned())
 }
 
-fn without_cargo_directories(value: &OsString) -> Option<OsString> {
+fn without_cargo_directories(value: &OsStr) -> Option<OsString> {
     let target = crate::workspace::target_directory();
     let kept: Vec<PathBuf> = env::split_paths(value)
         .filter(|directory| {

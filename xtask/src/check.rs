@@ -1,0 +1,66 @@
+//! `cargo xtask check`.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::{cache, cargo, command, packages, progress, workspace};
+
+/// The version of cargo-deny that `deny.toml` is written for.
+const CARGO_DENY: &str = "0.20.2";
+
+/// Checks formatting, lints, and the licences and sources of dependencies.
+#[derive(Debug, clap::Args)]
+pub struct Options {}
+
+/// Runs every check, the quick ones first.
+pub fn main(_options: &Options) -> Result<u8> {
+    let rustfmt = "fmt --all --check";
+    let clippy = "clippy --workspace --all-targets -- -D warnings";
+    for (name, arguments) in [("formatting", rustfmt), ("lints", clippy)] {
+        let step = progress::step(format!("checking {name}"));
+        command::lines(cargo::cargo().args(arguments.split(' ')), |line| {
+            step.detail(line.trim());
+        })?;
+        drop(step);
+        eprintln!("{name}: ok");
+    }
+    let deny = cargo_deny()?;
+    let step = progress::step("checking dependencies");
+    let mut command = Command::new(deny);
+    // Not advisories: their database is a git repository on the network, and
+    // what is published there tomorrow does not make today's change wrong.
+    command.args(["--workspace", "check", "licenses", "bans", "sources"]);
+    command::lines(command.current_dir(workspace::root()), |line| {
+        step.detail(line)
+    })?;
+    drop(step);
+    eprintln!("dependencies: ok");
+    Ok(0)
+}
+
+/// cargo-deny from `PATH`, or from the cache, built if it is not there.
+fn cargo_deny() -> Result<PathBuf> {
+    if let Some(found) = packages::find_program("cargo-deny") {
+        return Ok(found);
+    }
+    let entry = cache::entry(&format!("cargo-deny-{CARGO_DENY}"), |directory| {
+        let step = progress::step("building cargo-deny, which checks dependencies (once)");
+        let mut install = cargo::cargo();
+        install
+            .args([
+                "install",
+                "--locked",
+                "--version",
+                CARGO_DENY,
+                "cargo-deny",
+                "--root",
+            ])
+            .arg(directory)
+            // Elsewhere the workspace's configuration would ask for a static one.
+            .current_dir(directory);
+        command::lines(&mut install, |line| step.detail(line.trim()))
+    })?;
+    Ok(entry.join("bin/cargo-deny"))
+}

@@ -1,0 +1,56 @@
+//! `cargo xtask demo`.
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::{demo_image, distribution, lab, progress, test, workspace};
+
+/// Runs a container image of Debian packages as a microVM.
+///
+/// Installs what is missing, builds the guest's kernel and mote, makes the image
+/// (Python, nginx, Redis), loads it, and runs it: on this machine if it has
+/// hardware KVM, in the lab if not.
+#[derive(Debug, clap::Args)]
+pub struct Options {}
+
+/// Runs the demonstration and ends with its exit code.
+pub fn main(_options: &Options) -> Result<u8> {
+    let distribution = distribution::build()?;
+    let image = demo_image::fetch()?;
+    let store = workspace::target_directory().join("demo-store");
+    let reference = image.reference();
+    let step = progress::step("loading the image");
+    let mut load = Command::new(distribution.mote());
+    load.args(["load", &reference]).env("MOTE_ROOT", &store);
+    crate::command::output(&mut load)?;
+    drop(step);
+
+    let arguments = ["run", "--rm", "--timing", &reference];
+    if test::can_run_linux(&distribution) {
+        eprintln!("This machine has hardware KVM: the microVM runs on it.");
+        let mut run = Command::new(distribution.mote());
+        let status = run
+            .args(arguments)
+            .env("MOTE_ROOT", &store)
+            .status()
+            .context("cannot run mote")?;
+        return Ok(status
+            .code()
+            .and_then(|code| code.try_into().ok())
+            .unwrap_or(1));
+    }
+    eprintln!(
+        "This machine has no hardware KVM: the microVM runs in the lab, 15 to 30 times slower."
+    );
+    let mut args = vec![distribution.mote().into()];
+    args.extend(arguments.map(Into::into));
+    let mut request = lab::Request::new(args)?;
+    request.env.push(("MOTE_ROOT".into(), store.into()));
+    let ending = lab::run(
+        &lab::MachineOptions::default(),
+        &request,
+        lab::Streams::inherit()?,
+    )?;
+    Ok(ending.exit_code())
+}

@@ -1,0 +1,142 @@
+//! Builds what a user of mote installs, under `target/distribution`:
+//!
+//! ```text
+//! bin/mote  bin/mote-vmm
+//! share/mote/vmlinux  share/mote/initrd
+//! ```
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use initramfs::{Archive, DeviceKind};
+
+use crate::cargo::{self, Executable};
+use crate::{progress, workspace};
+
+/// Builds what a user of mote installs: programs, guest kernel and initrd.
+///
+/// The result is target/distribution, with bin/ and share/mote/.
+#[derive(Debug, Default, clap::Args)]
+pub struct Options {}
+
+/// What was built.
+#[derive(Debug)]
+pub struct Distribution {
+    /// The directory of `mote` and `mote-vmm`.
+    pub programs: PathBuf,
+}
+
+impl Distribution {
+    /// The command `mote`.
+    pub fn mote(&self) -> PathBuf {
+        self.programs.join("mote")
+    }
+}
+
+/// Builds everything and says where it is.
+pub fn main(_options: &Options) -> Result<u8> {
+    build()?;
+    eprintln!("built {}", workspace::distribution().display());
+    Ok(0)
+}
+
+/// Builds everything that is not up to date.
+pub fn build() -> Result<Distribution> {
+    let directory = workspace::distribution();
+    let (programs, share) = (directory.join("bin"), directory.join("share/mote"));
+    for directory in [&programs, &share] {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot create {}", directory.display()))?;
+    }
+    let step = progress::step("building mote");
+    let arguments = "build --release -p hostagent --bin mote -p vmm --bin mote-vmm";
+    let built = cargo::build(arguments.split(' '), &step)?;
+    for name in ["mote", "mote-vmm"] {
+        place(&find(&built, name)?.path, &programs.join(name))?;
+    }
+    drop(step);
+
+    let step = progress::step("building the guest's init");
+    let built = cargo::build("build --profile guest -p guest-init".split(' '), &step)?;
+    let init = fs::read(&find(&built, "guest-init")?.path).context("the guest's init")?;
+    replace(&share.join("initrd"), &initrd(&init)?)?;
+    Ok(Distribution { programs })
+}
+
+fn find<'a>(built: &'a [Executable], target: &str) -> Result<&'a Executable> {
+    built
+        .iter()
+        .find(|executable| executable.target == target && !executable.is_test)
+        .with_context(|| format!("cargo has built no {target}"))
+}
+
+/// The initramfs of a guest: its init, and what the kernel opens for it.
+fn initrd(init: &[u8]) -> Result<Vec<u8>> {
+    let mut archive = Archive::new(Vec::new());
+    archive.directory("/dev", 0o755)?;
+    archive.device("/dev/console", 0o600, DeviceKind::Character(5, 1))?;
+    archive.file("/init", 0o755, init)?;
+    Ok(archive.finish()?)
+}
+
+/// Makes `to` a copy of `from`: another name of it where possible. A `to` that
+/// is in use lives on for who uses it.
+fn place(from: &Path, to: &Path) -> Result<()> {
+    let failed = || format!("cannot copy {} to {}", from.display(), to.display());
+    let temporary = temporary_name(to);
+    let _ = fs::remove_file(&temporary);
+    if fs::hard_link(from, &temporary).is_err() {
+        fs::copy(from, &temporary).with_context(failed)?;
+    }
+    fs::rename(&temporary, to).with_context(failed)?;
+    // Two names of one file are left as they are by rename.
+    let _ = fs::remove_file(&temporary);
+    Ok(())
+}
+
+/// Makes `contents` those of `path`, unless they are already.
+fn replace(path: &Path, contents: &[u8]) -> Result<()> {
+    let failed = || format!("cannot write {}", path.display());
+    if fs::read(path).is_ok_and(|found| found == contents) {
+        return Ok(());
+    }
+    let temporary = temporary_name(path);
+    fs::write(&temporary, contents).with_context(failed)?;
+    fs::rename(&temporary, path).with_context(failed)
+}
+
+/// Apart from that of another process that does the same.
+fn temporary_name(path: &Path) -> PathBuf {
+    path.with_extension(format!("new-{}", std::process::id()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_placed_over_another_and_over_itself() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+        fs::write(&to, "old").unwrap();
+        fs::write(&from, "new").unwrap();
+        for _ in 0..2 {
+            place(&from, &to).unwrap();
+            assert_eq!(fs::read_to_string(&to).unwrap(), "new");
+            assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+        }
+    }
+
+    #[test]
+    fn contents_are_written_only_if_they_differ() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        replace(&path, b"one").unwrap();
+        let before = fs::metadata(&path).unwrap().modified().unwrap();
+        replace(&path, b"one").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before);
+        replace(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+    }
+}

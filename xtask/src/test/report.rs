@@ -1,0 +1,192 @@
+//! Reads what test executables print (libtest's format, which libtest-mimic
+//! shares) and counts.
+
+use std::collections::BTreeSet;
+
+/// A test that did not run because it said so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skip {
+    /// The executable and the test.
+    pub name: String,
+    /// Why, if it gave a reason.
+    pub reason: Option<String>,
+}
+
+/// What became of a number of tests.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// How many passed.
+    pub passed: usize,
+    /// Those that failed or did not run, each with what is known about it.
+    pub failed: Vec<String>,
+    /// Those that were left out on purpose.
+    pub skipped: Vec<Skip>,
+}
+
+enum Outcome {
+    Passed,
+    Failed,
+    Skipped(Option<String>),
+}
+
+impl Report {
+    /// Something that went wrong before a test could run.
+    pub fn of_failure(what: impl Into<String>) -> Self {
+        Self {
+            failed: vec![what.into()],
+            ..Self::default()
+        }
+    }
+
+    /// Reads what the executable `name` has printed. `listed` are the tests it
+    /// has: those it tells nothing about have failed. So has the executable, if
+    /// it neither ended well nor told of a failed test.
+    pub fn read(name: &str, printed: &str, listed: &BTreeSet<String>, ended_well: bool) -> Self {
+        let mut report = Self::default();
+        let mut told = BTreeSet::new();
+        // What our own executables say when they skip all they have.
+        let common_reason = printed
+            .lines()
+            .find_map(|line| line.strip_prefix("ignored: "));
+        for (test, outcome) in printed.lines().filter_map(outcome) {
+            let full = format!("{name}: {test}");
+            match outcome {
+                Outcome::Passed => report.passed += 1,
+                Outcome::Failed => report.failed.push(full),
+                Outcome::Skipped(reason) => report.skipped.push(Skip {
+                    name: full,
+                    reason: reason.or_else(|| common_reason.map(str::to_owned)),
+                }),
+            }
+            told.insert(test);
+        }
+        for test in listed.iter().filter(|test| !told.contains(test.as_str())) {
+            report.failed.push(format!("{name}: {test} (did not run)"));
+        }
+        if !ended_well && report.failed.is_empty() {
+            report.failed.push(format!("{name} (ended badly)"));
+        }
+        report
+    }
+
+    /// Adds what `other` has.
+    pub fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed.extend(other.failed);
+        self.skipped.extend(other.skipped);
+    }
+
+    /// Whether at least one test ran, and none failed.
+    pub fn is_success(&self) -> bool {
+        self.passed > 0 && self.failed.is_empty()
+    }
+
+    /// The counts, in the words of the last line of `cargo xtask test`.
+    pub fn counts(&self) -> String {
+        format!(
+            "{} passed, {} failed, {} skipped",
+            self.passed,
+            self.failed.len(),
+            self.skipped.len()
+        )
+    }
+}
+
+/// The tests that an executable lists with `--list`.
+pub fn listed(text: &str) -> BTreeSet<String> {
+    text.lines()
+        .filter_map(|line| line.strip_suffix(": test"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Reads a line such as `test queue::wraps ... ok`.
+fn outcome(line: &str) -> Option<(&str, Outcome)> {
+    let (name, outcome) = line.strip_prefix("test ")?.split_once(" ... ")?;
+    let name = name.trim_end();
+    let name = name.strip_suffix(" - should panic").unwrap_or(name);
+    let outcome = match outcome {
+        "ok" => Outcome::Passed,
+        "FAILED" => Outcome::Failed,
+        _ => {
+            // "ignored", "ignored, REASON", and "ignored (REASON)".
+            let reason = outcome.strip_prefix("ignored")?;
+            let reason = reason
+                .strip_prefix(", ")
+                .or_else(|| reason.strip_prefix(" (")?.strip_suffix(')'));
+            Outcome::Skipped(reason.map(str::to_owned))
+        }
+    };
+    Some((name, outcome))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PRINTED: &str = "
+running 4 tests
+test queue::wraps ... ok
+test queue::needs_hardware ... ignored, needs a TPM
+test queue::slow ... ignored
+test queue::overflows - should panic ... FAILED
+
+failures:
+
+---- queue::overflows stdout ----
+test result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out
+";
+
+    fn names(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn every_outcome_is_counted() {
+        let report = Report::read("vmm", PRINTED, &BTreeSet::new(), false);
+        assert_eq!(report.counts(), "1 passed, 1 failed, 2 skipped");
+        assert_eq!(report.failed, ["vmm: queue::overflows"]);
+        let reasons: Vec<_> = report.skipped.iter().map(|s| s.reason.as_deref()).collect();
+        assert_eq!(reasons, [Some("needs a TPM"), None]);
+        assert!(!report.is_success());
+    }
+
+    #[test]
+    fn names_padded_for_alignment_are_the_same_names() {
+        let report = Report::read("init", "test a     ... ok\n", &names(&["a"]), true);
+        assert_eq!(report.counts(), "1 passed, 0 failed, 0 skipped");
+        assert!(report.is_success());
+    }
+
+    #[test]
+    fn a_listed_test_that_tells_nothing_has_failed() {
+        let all = names(&["a", "b"]);
+        let report = Report::read("e2e", "test a ... ok\n", &all, false);
+        assert_eq!(report.failed, ["e2e: b (did not run)"]);
+    }
+
+    #[test]
+    fn an_executable_that_dies_after_its_tests_has_failed() {
+        let report = Report::read("e2e", "test a ... ok\n", &names(&["a"]), false);
+        assert_eq!(report.failed, ["e2e (ended badly)"]);
+    }
+
+    #[test]
+    fn reasons_are_found_wherever_they_are_given() {
+        let printed = "ignored: this takes root\ntest a ... ignored\ntest b ... ignored (no KVM)\n";
+        let report = Report::read("init", printed, &BTreeSet::new(), true);
+        let reasons: Vec<_> = report.skipped.iter().map(|s| s.reason.as_deref()).collect();
+        assert_eq!(reasons, [Some("this takes root"), Some("no KVM")]);
+    }
+
+    #[test]
+    fn nothing_run_is_no_success() {
+        assert!(!Report::default().is_success());
+    }
+
+    #[test]
+    fn lists_have_tests_and_nothing_else() {
+        let text = "a::b: test\nc: test\nd: benchmark\n\n2 tests, 1 benchmark\n";
+        assert_eq!(listed(text), names(&["a::b", "c"]));
+    }
+}
