@@ -69,8 +69,10 @@ pub fn build<S: Into<OsString>>(
     for text in BufReader::new(stderr).lines() {
         let text = text.with_context(|| format!("cannot read what `{line}` says"))?;
         step.detail(text.trim());
-        said.push_str(&text);
-        said.push('\n');
+        if !is_progress(&text) {
+            said.push_str(&text);
+            said.push('\n');
+        }
     }
     let status = child.wait()?;
     if !status.success() {
@@ -81,6 +83,13 @@ pub fn build<S: Into<OsString>>(
         .map_err(|_| anyhow::anyhow!("cannot read the messages of `{line}`"))?
         .with_context(|| format!("cannot read the messages of `{line}`"))?;
     Ok(messages.lines().filter_map(executable).collect())
+}
+
+/// Whether a line only says what cargo is at: a verb, indented to column 12.
+fn is_progress(line: &str) -> bool {
+    line.starts_with("  ")
+        && ["Compiling", "Checking", "Downloading", "Downloaded", "Updating", "Locking", "Adding"]
+            .contains(&line.split_whitespace().next().unwrap_or_default())
 }
 
 /// Reads a line of cargo's messages.
