@@ -1,0 +1,72 @@
+//! Every scenario by name.
+
+use crate::arguments::Arguments;
+use crate::boot_params::BootParams;
+use crate::{friendly, hostile, machine};
+
+/// What a scenario is given.
+pub struct Context<'a> {
+    /// The command line.
+    pub arguments: Arguments<'a>,
+    /// What the boot loader said.
+    pub boot: &'a BootParams,
+}
+
+type Scenario = fn(&Context);
+
+const SCENARIOS: &[(&str, Scenario)] = &[
+    ("hello", machine::hello),
+    ("command-line", machine::command_line),
+    ("echo", machine::echo),
+    ("initrd", machine::initrd),
+    ("tables", machine::tables),
+    ("processors", machine::processors),
+    ("memory", machine::memory),
+    ("nothing-there", machine::nothing_there),
+    ("idle", machine::idle),
+    ("reset", machine::reset),
+    ("keyboard-reset", machine::keyboard_reset),
+    ("triple-fault", machine::triple_fault),
+    ("fail", machine::fail),
+    ("block-read", friendly::block::read),
+    ("block-write", friendly::block::write),
+    ("block-read-only", friendly::block::read_only),
+    ("block-out-of-range", friendly::block::out_of_range),
+    ("block-identity", friendly::block::identity),
+    ("block-interrupt", friendly::block::interrupt),
+    ("entropy", friendly::entropy::differs),
+    ("vsock-upload", friendly::vsock::upload),
+    ("vsock-download", friendly::vsock::download),
+    ("vsock-serve", friendly::vsock::serve),
+    ("vsock-refused", friendly::vsock::refused),
+    ("vsock-reset-by-host", friendly::vsock::reset_by_host),
+    ("life-cycle", hostile::transport::life_cycle),
+    ("registers", hostile::transport::registers),
+    ("doorbells", hostile::transport::doorbells),
+    ("reset-in-flight", hostile::transport::reset_in_flight),
+    (
+        "rings-outside-memory",
+        hostile::transport::rings_outside_memory,
+    ),
+    ("hostile-block", hostile::block::play),
+    ("block-unsupported", hostile::block::unsupported),
+    ("hostile-entropy", hostile::entropy::play),
+    ("hostile-vsock", hostile::vsock::play),
+    ("vsock-strangers", hostile::vsock::strangers),
+    ("vsock-past-credit", hostile::vsock::past_credit),
+    ("vsock-too-many", hostile::vsock::too_many),
+    ("vsock-deaf", hostile::vsock::deaf),
+];
+
+/// Plays the scenario that the command line names.
+pub fn play(boot: &BootParams) {
+    let context = Context {
+        arguments: Arguments::parse(boot.command_line()),
+        boot,
+    };
+    let name = context.arguments.scenario;
+    match SCENARIOS.iter().find(|(known, _)| *known == name) {
+        Some((_, scenario)) => scenario(&context),
+        None => panic!("there is no scenario {name}"),
+    }
+}
