@@ -95,8 +95,20 @@ fn read_spec(number: i32) -> anyhow::Result<Config> {
     if text.len() as u64 > MAX_SPEC_BYTES {
         bail!("the VM spec is longer than {MAX_SPEC_BYTES} bytes");
     }
-    let spec: VmSpec = serde_json::from_slice(&text).context("the VM spec is not valid")?;
+    let spec = parse_spec(&text).context("the VM spec is not valid")?;
     Config::from_spec(spec).context("the VM spec is not valid")
+}
+
+fn parse_spec(text: &[u8]) -> anyhow::Result<VmSpec> {
+    serde_json::from_slice(text).map_err(|error| {
+        // Once more, to find out which field it was. A good spec does not pay
+        // for that.
+        let json = &mut serde_json::Deserializer::from_slice(text);
+        match serde_path_to_error::deserialize::<_, VmSpec>(json) {
+            Err(located) if located.path().iter().len() > 0 => located.into(),
+            _ => error.into(),
+        }
+    })
 }
 
 fn probe_kvm(number: i32) -> ExitCode {

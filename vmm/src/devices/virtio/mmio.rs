@@ -347,6 +347,15 @@ fn write_features(state: &mut State, value: u32) {
 }
 
 fn write_queue(state: &mut State, offset: u64, value: u32) {
+    if offset == register::QUEUE_READY && value == 0 {
+        // A driver takes a queue away at any time, and waits until it reads that
+        // it is gone (section 4.2.2.2).
+        let select = state.queue_select as usize;
+        if let Some(queue) = state.queues.get_mut(select) {
+            queue.set_ready(false);
+        }
+        return;
+    }
     let Some(queue) = state.queue_to_set_up() else {
         return;
     };

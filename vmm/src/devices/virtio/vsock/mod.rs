@@ -26,7 +26,8 @@ use packet::Header;
 const RX: usize = 0;
 const TX: usize = 1;
 const EVENT: usize = 2;
-const QUEUE_SIZES: [u16; 3] = [256, 256, 4];
+/// Drivers refuse queues shorter than their own, even for events there are none of.
+const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
 
 /// The largest payload of one packet in either direction, and so the most that
 /// one packet makes the device copy. Linux sends at most 64 KiB.

@@ -1,0 +1,114 @@
+//! Guests that break the rules: nobody but the device they break them with takes
+//! notice, and that one works again after a reset.
+
+use crate::machine::{Outcome, memory_file, pattern, probe};
+
+/// Plays a scenario on a machine with one of each device, and an agent that
+/// accepts every connection and reads none.
+fn play(scenario: &str) -> Option<Outcome> {
+    let disk = memory_file(&pattern(8, 64));
+    let machine = probe(&format!("{scenario} seed=8"))?;
+    let mut running = machine.disk(&disk, true).entropy().vsock().start();
+    running.take_agent().accept_all();
+    Some(running.finish())
+}
+
+/// One test for each attack of a scenario: its name in the guest, and whether the
+/// device asks for reset, or answers.
+macro_rules! attacks {
+    ($scenario:literal on $device:literal: $($test:ident, $attack:literal, $outcome:ident;)*) => {$(
+        #[test]
+        fn $test() {
+            let Some(outcome) = play(concat!($scenario, " attack=", $attack)) else { return };
+            outcome.expect_success_after_faults("survived", attacks!($outcome $device));
+        }
+    )*};
+    (reset $device:literal) => { &[$device] };
+    (answer $device:literal) => { &[] };
+}
+
+attacks! { "hostile-block" on "blk0":
+    readable_data_after_writable, "readable-after-writable", reset;
+    a_chain_that_returns_to_its_header, "loop-through-the-header", reset;
+    a_chain_that_loops_in_its_data, "loop-of-data", answer;
+    a_next_descriptor_past_the_table, "next-past-the-table", reset;
+    a_head_past_the_table, "head-past-the-table", reset;
+    an_available_index_that_jumps, "available-index-jumps", reset;
+    a_header_that_is_too_short, "header-too-short", reset;
+    a_header_that_is_writable, "header-writable", reset;
+    a_header_alone, "header-alone", reset;
+    a_request_without_a_status, "no-status", reset;
+    a_status_of_no_length, "empty-status", reset;
+    a_header_outside_memory, "header-outside-memory", reset;
+    data_outside_memory, "data-outside-memory", reset;
+    data_that_wraps_around, "data-wraps-around", reset;
+    a_status_outside_memory, "status-outside-memory", reset;
+    data_of_four_gigabytes, "data-of-four-gigabytes", reset;
+    an_indirect_table_of_no_length, "indirect-table-of-no-length", reset;
+    an_indirect_table_cut_short, "indirect-table-cut-short", reset;
+    an_indirect_table_outside_memory, "indirect-table-outside-memory", reset;
+    an_indirect_table_in_an_indirect_table, "indirect-within-indirect", reset;
+    an_indirect_table_longer_than_the_queue, "indirect-table-longer-than-the-queue", answer;
+    a_request_for_half_a_sector, "half-a-sector", answer;
+    a_request_for_nothing, "nothing-to-read", answer;
+    an_identity_without_room, "identity-without-room", answer;
+}
+
+attacks! { "hostile-entropy" on "rng":
+    random_bytes_where_nothing_is_writable, "nothing-writable", answer;
+    no_random_bytes, "no-length", answer;
+    random_bytes_outside_memory, "outside-memory", answer;
+    four_gigabytes_of_random_bytes, "four-gigabytes", answer;
+    random_bytes_by_a_table_outside_memory, "indirect-table-outside-memory", answer;
+    random_bytes_by_an_index_that_jumps, "available-index-jumps", reset;
+}
+
+attacks! { "hostile-vsock" on "vsock":
+    a_packet_that_is_too_short, "packet-too-short", reset;
+    a_packet_that_is_writable, "packet-writable", reset;
+    a_packet_outside_memory, "packet-outside-memory", reset;
+    a_packet_whose_payload_is_missing, "payload-missing", reset;
+    a_payload_shorter_than_said, "payload-shorter-than-said", reset;
+    a_payload_outside_memory, "payload-outside-memory", reset;
+    a_payload_of_four_gigabytes, "payload-of-four-gigabytes", reset;
+    a_buffer_that_is_not_writable, "buffer-not-writable", reset;
+    a_buffer_that_is_too_short, "buffer-too-short", reset;
+    a_buffer_outside_memory, "buffer-outside-memory", reset;
+    packets_by_an_index_that_jumps, "available-index-jumps", reset;
+}
+
+/// Scenarios in which no device has reason to ask for reset.
+macro_rules! scenarios {
+    ($($test:ident: $scenario:literal, $line:literal;)*) => {$(
+        #[test]
+        fn $test() {
+            let Some(outcome) = play($scenario) else { return };
+            outcome.expect_success($line);
+        }
+    )*};
+}
+
+scenarios! {
+    steps_out_of_order_are_refused_one_by_one: "life-cycle", "in order";
+    registers_bear_any_access: "registers", "registers";
+    doorbells_may_be_rung_without_end: "doorbells", "4000 rings";
+    a_device_at_work_can_be_reset: "reset-in-flight", "50 resets";
+    packets_of_no_connection_are_answered_with_a_reset: "vsock-strangers", "answered";
+    a_guest_that_sends_past_its_credit_is_reset: "vsock-past-credit", "reset";
+    connections_past_the_bound_are_refused: "vsock-too-many", "256 accepted";
+    a_guest_that_takes_no_answers_is_not_listened_to: "vsock-deaf", "heard";
+}
+
+#[test]
+fn rings_outside_memory_are_refused_at_the_start() {
+    let Some(outcome) = play("rings-outside-memory") else {
+        return;
+    };
+    outcome.expect_success_after_faults("outside", &["blk0"; 9]);
+    // What was wrong is said, once each.
+    assert!(
+        outcome
+            .fault_reasons()
+            .all(|reason| reason.contains("rings"))
+    );
+}

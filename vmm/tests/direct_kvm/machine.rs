@@ -1,0 +1,408 @@
+//! Starts `mote-vmm` as the agent does, and collects all it says.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::MemfdFlags;
+use rustix::io::FdFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use vmm::event::{Event, EventKind};
+use vmm::spec::{
+    BootSpec, Descriptor, DiskSpec, ExtentSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
+};
+
+use crate::agent::Agent;
+
+const MIB: u64 = 1 << 20;
+/// A guest that has not ended by then never will.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The guest's context id, known to the hostile vsock driver.
+pub const GUEST_CID: u64 = 3;
+
+/// Exit codes of `mote-vmm`.
+pub const POWERED_OFF: i32 = 0;
+pub const HOST_FAILURE: i32 = 1;
+pub const WRONG_USE: i32 = 2;
+pub const RESET: i32 = 3;
+pub const CRASHED: i32 = 4;
+
+/// A microVM to be started.
+pub struct Machine {
+    /// What `mote-vmm` is told. Its descriptors are numbers that [`Machine::pass`]
+    /// has returned.
+    pub spec: VmSpec,
+    passed: Vec<OwnedFd>,
+    console: Option<io::PipeReader>,
+    events: Option<io::PipeReader>,
+    input: Option<io::PipeWriter>,
+    agent: Option<Agent>,
+}
+
+/// A machine that boots the probe guest with this command line. `None`, and a line
+/// that says why, where there is no `/dev/kvm`.
+pub fn probe(command_line: &str) -> Option<Machine> {
+    let kvm = match File::options().read(true).write(true).open("/dev/kvm") {
+        Ok(kvm) => kvm,
+        Err(error) => {
+            // Past the test harness, which shows nothing of a test that passes.
+            let _ = writeln!(io::stderr(), "skipped: cannot open /dev/kvm: {error}");
+            return None;
+        }
+    };
+    Some(Machine::new(kvm, command_line))
+}
+
+impl Machine {
+    /// The probe guest on what pretends to be, or is, `/dev/kvm`.
+    pub fn new(kvm: File, command_line: &str) -> Self {
+        let spec = VmSpec {
+            version: SPEC_VERSION,
+            kvm: -1,
+            vcpus: 1,
+            memory_bytes: 64 * MIB,
+            boot: BootSpec {
+                kernel: -1,
+                initrd: None,
+                command_line: command_line.to_owned(),
+            },
+            serial: None,
+            disks: Vec::new(),
+            entropy: None,
+            vsock: None,
+            events: None,
+        };
+        let mut machine = Self {
+            spec,
+            passed: Vec::new(),
+            console: None,
+            events: None,
+            input: None,
+            agent: None,
+        };
+        machine.spec.kvm = machine.pass(kvm);
+        machine.spec.boot.kernel = machine.pass(memory_file(probe_guests::PROBE));
+        let (reader, writer) = io::pipe().unwrap();
+        let output = machine.pass(writer);
+        machine.spec.serial = Some(SerialSpec {
+            output,
+            input: None,
+        });
+        machine.console = Some(reader);
+        let (reader, writer) = io::pipe().unwrap();
+        machine.spec.events = Some(machine.pass(writer));
+        machine.events = Some(reader);
+        machine
+    }
+
+    /// Lets `mote-vmm` inherit a descriptor; returns its number there.
+    pub fn pass(&mut self, fd: impl Into<OwnedFd>) -> Descriptor {
+        let fd = fd.into();
+        let number = fd.as_raw_fd();
+        self.passed.push(fd);
+        number
+    }
+
+    pub fn vcpus(mut self, count: u32) -> Self {
+        self.spec.vcpus = count;
+        self
+    }
+
+    pub fn memory_mib(mut self, mib: u64) -> Self {
+        self.spec.memory_bytes = mib * MIB;
+        self
+    }
+
+    pub fn kernel(mut self, content: &[u8]) -> Self {
+        self.spec.boot.kernel = self.pass(memory_file(content));
+        self
+    }
+
+    pub fn initrd(mut self, file: File) -> Self {
+        self.spec.boot.initrd = Some(self.pass(file));
+        self
+    }
+
+    pub fn entropy(mut self) -> Self {
+        let source = File::open("/dev/urandom").unwrap();
+        self.spec.entropy = Some(self.pass(source));
+        self
+    }
+
+    /// A disk made of all of `file`.
+    pub fn disk(self, file: &File, read_only: bool) -> Self {
+        let length = file.metadata().unwrap().len();
+        self.disk_of(&[(file, 0, length)], read_only, None)
+    }
+
+    /// A disk made of ranges of files: file, offset, length.
+    pub fn disk_of(
+        mut self,
+        extents: &[(&File, u64, u64)],
+        read_only: bool,
+        serial: Option<&str>,
+    ) -> Self {
+        let extents = extents
+            .iter()
+            .map(|(file, offset_bytes, length_bytes)| ExtentSpec {
+                file: self.pass(file.try_clone().unwrap()),
+                offset_bytes: *offset_bytes,
+                length_bytes: *length_bytes,
+            })
+            .collect();
+        self.spec.disks.push(DiskSpec {
+            read_only,
+            extents,
+            serial: serial.map(str::to_owned),
+        });
+        self
+    }
+
+    /// A vsock device; its other end is [`Running::agent`].
+    pub fn vsock(mut self) -> Self {
+        let (ours, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let channel = self.pass(theirs);
+        self.spec.vsock = Some(VsockSpec {
+            guest_cid: GUEST_CID,
+            channel,
+        });
+        self.agent = Some(Agent::new(ours));
+        self
+    }
+
+    /// A pipe into the serial port: [`Running::input`].
+    pub fn serial_input(mut self) -> Self {
+        let (reader, writer) = io::pipe().unwrap();
+        let number = self.pass(reader);
+        self.spec.serial.as_mut().unwrap().input = Some(number);
+        self.input = Some(writer);
+        self
+    }
+
+    /// Starts it.
+    pub fn start(self) -> Running {
+        let spec = serde_json::to_vec(&self.spec).unwrap();
+        self.start_with(&spec)
+    }
+
+    /// Starts it with this text for its spec.
+    pub fn start_with(mut self, spec: &[u8]) -> Running {
+        let spec = self.pass(memory_file(spec));
+        let numbers: Vec<RawFd> = self.passed.iter().map(AsRawFd::as_raw_fd).collect();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mote-vmm"));
+        command
+            .args(["--spec-fd", &spec.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        // SAFETY: the closure only makes system calls, on numbers that are open:
+        // `passed` lives until the child has started.
+        unsafe {
+            command.pre_exec(move || numbers.iter().try_for_each(|number| inherit(*number)));
+        }
+        let mut child = command.spawn().unwrap();
+        // Else its ends of pipes would stay open here.
+        drop(self.passed);
+        watch(&child);
+        Running {
+            errors: collect(child.stderr.take().unwrap()),
+            events: collect(self.events.take().unwrap()),
+            console: BufReader::new(self.console.take().unwrap()),
+            printed: String::new(),
+            input: self.input.take(),
+            agent: self.agent.take(),
+            child,
+        }
+    }
+
+    /// Starts it and waits for its end.
+    pub fn run(self) -> Outcome {
+        self.start().finish()
+    }
+}
+
+/// Clears close-on-exec. Everything else keeps the flag, so that tests in other
+/// threads do not inherit these ends of pipes.
+fn inherit(number: RawFd) -> io::Result<()> {
+    // SAFETY: see `start_with`: the number is open for as long as this call.
+    let fd = unsafe { rustix::fd::BorrowedFd::borrow_raw(number) };
+    Ok(rustix::io::fcntl_setfd(fd, FdFlags::empty())?)
+}
+
+/// Kills `child` if it outlives all patience, so that what waits for it fails.
+fn watch(child: &Child) {
+    let pid = Pid::from_child(child);
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    std::thread::spawn(move || {
+        let mut watched = [PollFd::new(&pidfd, PollFlags::IN)];
+        let patience = Timespec::try_from(PATIENCE).unwrap();
+        if poll(&mut watched, Some(&patience)) == Ok(0) {
+            let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        }
+    });
+}
+
+fn collect(mut from: impl Read + Send + 'static) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut text = String::new();
+        from.read_to_string(&mut text).unwrap();
+        text
+    })
+}
+
+/// A file in memory, open for reading and writing.
+pub fn memory_file(content: &[u8]) -> File {
+    let mut file = File::from(rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).unwrap());
+    file.write_all(content).unwrap();
+    file.rewind().unwrap();
+    file
+}
+
+/// `sectors` sectors of the pattern that the guest knows by `seed`.
+pub fn pattern(seed: u64, sectors: u64) -> Vec<u8> {
+    let mut bytes = vec![0; sectors as usize * 512];
+    probe_guests::pattern::fill(seed, 0, &mut bytes);
+    bytes
+}
+
+/// A microVM that runs.
+pub struct Running {
+    pub child: Child,
+    /// What the guest reads from its serial port.
+    pub input: Option<io::PipeWriter>,
+    agent: Option<Agent>,
+    console: BufReader<io::PipeReader>,
+    printed: String,
+    errors: JoinHandle<String>,
+    events: JoinHandle<String>,
+}
+
+impl Running {
+    /// The agent's end of vsock.
+    pub fn agent(&mut self) -> &mut Agent {
+        self.agent.as_mut().unwrap()
+    }
+
+    /// The agent, to go its own way. Dropped, it is a dead one.
+    pub fn take_agent(&mut self) -> Agent {
+        self.agent.take().unwrap()
+    }
+
+    /// Waits for the guest's next line.
+    pub fn console_line(&mut self) -> String {
+        let mut line = String::new();
+        self.console.read_line(&mut line).unwrap();
+        self.printed.push_str(&line);
+        line.trim_end().to_owned()
+    }
+
+    /// Waits for its end.
+    pub fn finish(mut self) -> Outcome {
+        self.console.read_to_string(&mut self.printed).unwrap();
+        let status = self.child.wait().unwrap();
+        let events = self.events.join().unwrap();
+        Outcome {
+            code: status.code(),
+            console: self.printed,
+            errors: self.errors.join().unwrap(),
+            events: events
+                .lines()
+                .map(|line| serde_json::from_str(line).unwrap())
+                .collect(),
+        }
+    }
+
+    /// A descriptor that is readable once the process is gone.
+    pub fn pidfd(&self) -> OwnedFd {
+        pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).unwrap()
+    }
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The exit code; `None` after a signal.
+    pub code: Option<i32>,
+    /// What the guest printed.
+    pub console: String,
+    /// What `mote-vmm` printed on standard error.
+    pub errors: String,
+    /// What it reported.
+    pub events: Vec<Event>,
+}
+
+impl Outcome {
+    /// The guest printed this line, the last one, and powered off; no device
+    /// refused anything.
+    #[track_caller]
+    pub fn expect_success(&self, last_line: &str) {
+        self.expect_end(last_line);
+        assert_eq!(self.faults(), [""; 0], "{self:#?}");
+    }
+
+    /// The guest printed this line and powered off, after devices called `faulty`
+    /// refused something, in this order.
+    #[track_caller]
+    pub fn expect_success_after_faults(&self, last_line: &str, faulty: &[&str]) {
+        self.expect_end(last_line);
+        assert_eq!(self.faults(), faulty, "{self:#?}");
+    }
+
+    #[track_caller]
+    fn expect_end(&self, last_line: &str) {
+        assert_eq!(self.code, Some(POWERED_OFF), "{self:#?}");
+        assert_eq!(self.console.lines().last(), Some(last_line), "{self:#?}");
+        assert_eq!(self.errors, "", "{self:#?}");
+    }
+
+    /// `mote-vmm` ended with `code`, and its error says all of `parts`.
+    #[track_caller]
+    pub fn expect_error(&self, code: i32, parts: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        for part in parts {
+            assert!(self.errors.contains(part), "{part:?} is missing: {self:#?}");
+        }
+    }
+
+    fn device_faults(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.events.iter().filter_map(|event| match &event.kind {
+            EventKind::DeviceFault { device, reason } => Some((device.as_str(), reason.as_str())),
+            _ => None,
+        })
+    }
+
+    /// The devices that refused something.
+    pub fn faults(&self) -> Vec<&str> {
+        self.device_faults().map(|(device, _)| device).collect()
+    }
+
+    /// What they said it was.
+    pub fn fault_reasons(&self) -> impl Iterator<Item = &str> {
+        self.device_faults().map(|(_, reason)| reason)
+    }
+
+    /// The kinds of its events, in order.
+    pub fn event_kinds(&self) -> Vec<&EventKind> {
+        self.events.iter().map(|event| &event.kind).collect()
+    }
+}
+
+/// Waits until `fd` is readable, and fails when all patience is gone.
+#[track_caller]
+pub fn wait_readable(fd: impl AsFd) {
+    let mut watched = [PollFd::new(&fd, PollFlags::IN)];
+    let patience = Timespec::try_from(PATIENCE).unwrap();
+    assert_eq!(poll(&mut watched, Some(&patience)), Ok(1));
+}

@@ -1,0 +1,14 @@
+//! The real `mote-vmm` with real guests: the bare-metal ones of `probe-guests`,
+//! which run wherever there is a `/dev/kvm`, interpreted or not.
+
+mod agent;
+mod block;
+mod boot;
+mod end;
+mod entropy;
+mod hostile;
+mod machine;
+mod memory;
+mod serial;
+mod spec;
+mod vsock;
