@@ -16,6 +16,11 @@ use crate::{Attributes, DeviceNumber, EntryName, Limits};
 /// `PATH_MAX` less the NUL: what symlink(2) takes.
 const SYMLINK_MAX: usize = 4095;
 
+/// No file system that Linux boots from holds a larger file than ext4 with its
+/// 16 TiB. Sparse files cost nothing until their holes get so large that the map
+/// does.
+const FILE_MAX: u64 = 16 << 40;
+
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const AUFS_PREFIX: &[u8] = b".wh..wh.";
 const OPAQUE_NAME: &[u8] = b".wh..wh..opq";
@@ -93,6 +98,12 @@ impl Builder {
                     EntryKind::HardLink(target) => {
                         return self.create_hard_link(parent, name, &path, &components, &target);
                     }
+                    EntryKind::File { size, .. } if size > FILE_MAX => {
+                        return Err(LayerError::FileTooLarge {
+                            entry: EntryName::from(&*path),
+                            size,
+                        });
+                    }
                     EntryKind::File { size, ref segments } => NodeKind::File {
                         size,
                         content: store(size, segments.as_deref(), tar, blob)?,
@@ -123,9 +134,11 @@ impl Builder {
                     })?;
                     self.tree.link(parent, &name, node)?;
                 }
-                // The directory is new here: nothing of one below may show.
+                // The directory is new here: nothing of one below may show, its
+                // attributes no more than what it held.
                 Some(node) if self.tree.directory(node).is_some() => {
                     self.opaque.insert(node);
+                    self.implicit.remove(&node);
                 }
                 // Anything else hides what is below by being there.
                 Some(_) => {}

@@ -73,6 +73,14 @@ pub enum LayerError {
         /// The link.
         entry: EntryName,
     },
+    /// A file, with its holes, exceeds 16 TiB.
+    #[error("the layer's file {entry} has {size} bytes, more than the 16 TiB a file may have")]
+    FileTooLarge {
+        /// The file.
+        entry: EntryName,
+        /// Its size as announced.
+        size: u64,
+    },
     /// No such device number exists.
     #[error("the layer's device {entry} has the number {major}:{minor}, which Linux cannot hold")]
     Device {

@@ -2,7 +2,7 @@
 
 use super::directory::Shape;
 use crate::extents::{Content, blocks_of, byte_of};
-use crate::format::{BLOCK, BLOCK_BYTES, DataLayout, INODE_BYTES, SLOT_BYTES};
+use crate::format::{BLOCK, BLOCK_BYTES, DataLayout, INODE_BYTES, SLOT_BYTES, XATTR_HEADER_BYTES};
 use crate::tree::{NodeId, NodeKind, Tree};
 
 /// Slot 0 stays unused: it would be inode number 0, which readdir(3) users take
@@ -100,7 +100,9 @@ impl Layout {
             // The last is taken first, so that they go in order of their names.
             directories[first_new..].reverse();
         }
-        layout.inode_blocks = blocks_of(end);
+        // fsck.erofs 1.5 looks for an attribute header after every inode, also
+        // where there is none, so the image must not end before it would.
+        layout.inode_blocks = blocks_of(end + XATTR_HEADER_BYTES as u64);
         if layout.blocks() >= u64::from(u32::MAX) {
             return Err(LayoutError::TooLarge);
         }

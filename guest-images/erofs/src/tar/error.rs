@@ -106,7 +106,7 @@ pub enum Inside {
     ExtendedHeader,
     /// The map of a sparse file.
     SparseMap,
-    /// The content of this entry, or the padding after it.
+    /// The content of this entry.
     Content(EntryName),
 }
 

@@ -123,7 +123,8 @@ impl<R: Read> Reader<R> {
     ///
     /// `None` at the end of the archive: two blocks of zeros, after which the
     /// stream is read to its end and ignored as every tar does (the digest of a
-    /// layer covers it), or the end of the stream where a header could begin.
+    /// layer covers it), or the end of the stream where a header could begin or
+    /// in the padding before it.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
         self.finish_entry()?;
         let mut pending = Pending::default();
@@ -172,12 +173,13 @@ impl<R: Read> Reader<R> {
     }
 
     fn finish_entry(&mut self) -> Result<(), TarError> {
-        let left = self.data_left + self.padding;
-        self.data_left = 0;
-        self.padding = 0;
+        let left = std::mem::take(&mut self.data_left);
         if self.input.skip(left)? < left {
             return Err(self.truncated(Inside::Content(self.current.clone())));
         }
+        // A stream that ends within the padding has lost nothing: `umoci insert`
+        // writes such layers, and Go's reader takes them.
+        self.input.skip(std::mem::take(&mut self.padding))?;
         Ok(())
     }
 
