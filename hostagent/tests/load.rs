@@ -333,6 +333,17 @@ fn an_image_without_layers_is_loaded() {
 }
 
 #[test]
+fn a_layer_that_ends_without_its_last_padding_is_loaded() {
+    let mote = Mote::new();
+    let mut tar = layer(&[("file", &noise(4, 1000))]);
+    // A header, the content, and neither padding nor the end of the archive.
+    tar.truncate(512 + 1000);
+    let layout = Layout::with_image(&[tar], Stored::Gzip, "t");
+    mote.load(&layout.reference("t"));
+    mote.assert_consistent();
+}
+
+#[test]
 fn two_loads_at_once_convert_each_layer_once() {
     let layers = vec![
         layer(&[("large", &noise(7, 30_000_000))]),

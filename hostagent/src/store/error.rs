@@ -149,7 +149,7 @@ pub(super) fn is_out_of_space(error: &(dyn std::error::Error + 'static)) -> bool
     while let Some(error) = current {
         if let Some(io) = error.downcast_ref::<io::Error>() {
             let errno = Errno::from_io_error(io);
-            if matches!(errno, Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) {
+            if matches!(errno, Some(Errno::NOSPC | Errno::DQUOT)) {
                 return true;
             }
         }

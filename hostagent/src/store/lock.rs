@@ -71,6 +71,16 @@ impl FileLock {
         }
     }
 
+    /// Removes the files in `directory` that dead processes left. They do no harm
+    /// but to grow in number.
+    pub fn remove_stale(directory: &Path) -> io::Result<()> {
+        for entry in std::fs::read_dir(directory)? {
+            // Taking it and letting go of it removes it.
+            Self::try_acquire(&entry?.path())?;
+        }
+        Ok(())
+    }
+
     /// The holder before removed the file while we waited: then the lock is on a
     /// file that no one else will find, and we try again on the one of now.
     fn confirm(path: &Path, file: File) -> io::Result<Option<Self>> {
@@ -135,6 +145,17 @@ mod tests {
         let path = directory.path().join("lock");
         std::fs::write(&path, "").unwrap();
         assert!(FileLock::try_acquire(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn stale_files_are_removed_and_held_ones_are_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let held = directory.path().join("held");
+        let _lock = FileLock::try_acquire(&held).unwrap().unwrap();
+        let stale = directory.path().join("stale");
+        std::fs::write(&stale, "").unwrap();
+        FileLock::remove_stale(directory.path()).unwrap();
+        assert!(held.exists() && !stale.exists());
     }
 
     #[test]

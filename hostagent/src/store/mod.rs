@@ -98,7 +98,8 @@ impl Store {
             create_directory(&directory).map_err(opened)?;
         }
         store.check_format()?;
-        Staging::remove_stale(&store.staging())
+        store
+            .remove_stale()
             .map_err(|source| store.io("removing stale temporaries", source))?;
         Ok(store)
     }
@@ -116,8 +117,22 @@ impl Store {
 
     /// Takes a name for a running microVM; `None` if one of that name lives.
     pub fn take_run_name(&self, name: &str) -> Result<Option<FileLock>, StoreError> {
-        FileLock::try_acquire(&self.run_names().join(name))
+        self.run_names_gate()
+            .and_then(|_gate| FileLock::try_acquire(&self.run_names().join(name)))
             .map_err(|source| self.io(format!("taking the name {name}"), source))
+    }
+
+    fn remove_stale(&self) -> io::Result<()> {
+        Staging::remove_stale(&self.staging())?;
+        FileLock::remove_stale(&self.locks())?;
+        let _gate = self.run_names_gate()?;
+        FileLock::remove_stale(&self.run_names())
+    }
+
+    /// Held while names are tried, so that looking for stale ones makes none
+    /// look taken.
+    fn run_names_gate(&self) -> io::Result<FileLock> {
+        FileLock::acquire_brief(&self.locks().join("run-names"))
     }
 
     /// Takes a directory out of its place and removes it. What is in the store can

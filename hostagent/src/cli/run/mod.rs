@@ -45,7 +45,11 @@ mote itself failed.";
 
 /// Run a command of an image in a new microVM.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, disable_help_flag = true)]
+#[command(
+    after_help = EXAMPLES,
+    override_usage = "mote run [OPTIONS] IMAGE [COMMAND] [ARGUMENT...]",
+    disable_help_flag = true
+)]
 pub struct RunArgs {
     /// Remove what the microVM wrote when it ends. What it writes is in its
     /// memory and goes with it, so that is always so; scripts may say it.
@@ -107,18 +111,19 @@ pub struct RunArgs {
     /// Print help.
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
-    // It takes values with hyphens so that all after it belongs to the command;
-    // an unknown flag before it therefore ends up here and is refused below.
-    /// A loaded image, oci:DIR[:TAG] or docker-archive:FILE[:NAME].
-    #[arg(value_name = "IMAGE", required = true, allow_hyphen_values = true)]
-    image: String,
-    /// The command and its arguments instead of the image's.
+    // One list, because only within one does the parser leave alone what looks
+    // like a flag: all after IMAGE belongs to the command. An unknown flag before
+    // it therefore ends up as the first element and is refused below.
+    /// A loaded image, oci:DIR[:TAG] or docker-archive:FILE[:NAME]; then the
+    /// command and its arguments instead of the image's.
     #[arg(
-        value_name = "COMMAND",
+        value_name = "IMAGE [COMMAND]",
+        required = true,
+        num_args = 1..,
         trailing_var_arg = true,
         allow_hyphen_values = true
     )]
-    command: Vec<String>,
+    image_and_command: Vec<String>,
 }
 
 /// Runs the workload; its exit code is ours.
@@ -132,11 +137,15 @@ pub fn main(args: RunArgs, mut timeline: Timeline) -> anyhow::Result<ExitCode> {
 }
 
 fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
-    if args.image.starts_with('-') {
-        bail!("unknown flag: {}\nSee 'mote run --help'.", args.image);
-    }
     // All that can be wrong with the flags, before anything is done.
-    let reference: ImageReference = args.image.parse()?;
+    let (image, command) = match args.image_and_command.split_first() {
+        Some((flag, _)) if flag.starts_with('-') => {
+            bail!("unknown flag: {flag}\nSee 'mote run --help'.")
+        }
+        Some((image, command)) => (image, command.to_vec()),
+        None => bail!("no image is named\nSee 'mote run --help'."),
+    };
+    let reference: ImageReference = image.parse()?;
     let vcpus = limits::cpus(&args.cpus).map_err(anyhow::Error::msg)?;
     let host_memory = limits::host_memory_bytes().context("cannot read this host's memory")?;
     let memory_bytes = limits::memory(args.memory, host_memory).map_err(anyhow::Error::msg)?;
@@ -145,7 +154,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         env: environment(&args)?,
         hostname: hostname(args.hostname.as_deref(), &id)?,
         entrypoint: args.entrypoint,
-        command: args.command,
+        command,
         working_dir: args.workdir,
         user: args.user,
     };
