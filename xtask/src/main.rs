@@ -1,5 +1,6 @@
 //! The commands a developer of mote runs: `cargo xtask COMMAND`.
 
+mod bench;
 mod cache;
 mod cargo;
 mod check;
@@ -26,6 +27,7 @@ Examples:
   cargo xtask lab                       A shell on a machine with hardware virtualization
   cargo xtask lab -- mote doctor        One command there; its streams and exit code are yours
   cargo xtask check                     Formatting, lints, licences
+  cargo xtask bench start               How fast a microVM starts, beside others
 
 What is missing is installed with apt-get on Debian, through sudo unless you are
 root. Downloads and slow builds are kept in $XDG_CACHE_HOME/mote, or
@@ -46,6 +48,8 @@ enum Xtask {
     Lab(lab::Options),
     Build(distribution::Options),
     Check(check::Options),
+    #[command(subcommand)]
+    Bench(bench::Command),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
         Xtask::Lab(options) => lab::main(options),
         Xtask::Build(options) => distribution::main(&options),
         Xtask::Check(options) => check::main(&options),
+        Xtask::Bench(command) => bench::main(&command),
     };
     match result {
         Ok(code) => ExitCode::from(code),

@@ -38,6 +38,12 @@ pub fn for_lab() -> [Package; 4] {
     [QEMU, virtiofsd(), KMOD, E2FSPROGS]
 }
 
+/// For the benchmarks: what mote is measured beside.
+pub const FOR_BENCH: [Package; 1] = [Package {
+    reason: "mote-vmm is measured beside its microvm machine",
+    ..QEMU
+}];
+
 const QEMU: Package = Package {
     name: "qemu-system-x86",
     reason: "the lab is a QEMU machine that emulates hardware virtualization",
@@ -51,8 +57,7 @@ const E2FSPROGS: Package = Package {
 };
 
 /// For building the guest's kernel.
-#[allow(dead_code)] // Until `xtask kernel` is there.
-pub const FOR_KERNEL: [Package; 8] = [
+pub const FOR_KERNEL: [Package; 7] = [
     Package {
         name: "make",
         reason: "builds the guest's kernel",
@@ -82,11 +87,6 @@ pub const FOR_KERNEL: [Package; 8] = [
         name: "libelf-dev",
         reason: "the kernel's build checks its own object files (objtool)",
         evidence: Evidence::File(&["/usr/include/libelf.h"]),
-    },
-    Package {
-        name: "libssl-dev",
-        reason: "the kernel's build has tools that need it",
-        evidence: Evidence::File(&["/usr/include/openssl/ssl.h"]),
     },
     XZ,
 ];

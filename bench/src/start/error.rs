@@ -1,0 +1,82 @@
+//! Why a measurement could not be made.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+
+/// Why a measurement could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The machine lacks KVM, or it is not for us.
+    #[error("cannot open /dev/kvm; these benchmarks need it, software KVM will do")]
+    Kvm(#[source] io::Error),
+    /// A monitor could not be started.
+    #[error("cannot start {}", .path.display())]
+    Start {
+        /// Its program.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A monitor's guest wrote something else, or nothing.
+    #[error("{name} ended its output without the guest's first byte; it says: {errors}")]
+    NoFirstByte {
+        /// The monitor.
+        name: String,
+        /// Its standard error.
+        errors: String,
+    },
+    /// A monitor did not end well.
+    #[error("{name} ended with {status} instead of success; it says: {errors}")]
+    Ended {
+        /// The monitor.
+        name: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// Its standard error.
+        errors: String,
+    },
+    /// A monitor hangs.
+    #[error("{name} neither went on nor ended within {seconds} s")]
+    Hangs {
+        /// The monitor.
+        name: String,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// The guest's memory was not found among a monitor's mappings.
+    #[error("{name} has {found} mappings of the guest's size, not one")]
+    GuestMapping {
+        /// The monitor.
+        name: String,
+        /// How many there are.
+        found: usize,
+    },
+    /// No run was asked for.
+    #[error("nothing was measured")]
+    NoRuns,
+    /// The host failed.
+    #[error("cannot {action}")]
+    Host {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The plot could not be drawn.
+    #[error("cannot draw the plot {}: {reason}", .path.display())]
+    Plot {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// For `map_err`.
+pub(super) fn host<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> BenchError {
+    move |source| BenchError::Host {
+        action,
+        source: source.into(),
+    }
+}

@@ -1,0 +1,244 @@
+//! The virtual machine monitors and how each is started.
+
+use std::fs::File;
+use std::io::{PipeReader, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::fs::{MemfdFlags, Mode, OFlags};
+use rustix::io::FdFlags;
+use tempfile::TempDir;
+use vmm::spec::{BootSpec, SPEC_VERSION, SerialSpec, VmSpec};
+
+use super::MEMORY_MIB;
+use super::error::{BenchError, host};
+
+/// What the guest does after its first byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Behaviour {
+    /// It ends the machine.
+    PowerOff,
+    /// It halts for good.
+    Idle,
+}
+
+impl Behaviour {
+    /// The guest's command line.
+    fn command_line(self) -> &'static str {
+        match self {
+            Self::PowerOff => "off",
+            Self::Idle => "idle",
+        }
+    }
+}
+
+/// What monitors are given as files; removed when dropped.
+pub struct Files {
+    directory: TempDir,
+}
+
+impl Files {
+    /// Writes the guest, and Firecracker's configurations.
+    pub fn create() -> Result<Self, BenchError> {
+        let write_failed = "write the guest to a temporary directory";
+        let files = Self {
+            directory: tempfile::tempdir().map_err(host(write_failed))?,
+        };
+        std::fs::write(files.guest(), probe_guests::FIRST_INSTRUCTION)
+            .map_err(host(write_failed))?;
+        for behaviour in [Behaviour::PowerOff, Behaviour::Idle] {
+            let config = serde_json::json!({
+                "boot-source": {
+                    "kernel_image_path": files.guest(),
+                    "boot_args": behaviour.command_line(),
+                },
+                "drives": [],
+                "machine-config": { "vcpu_count": 1, "mem_size_mib": MEMORY_MIB },
+            });
+            std::fs::write(files.firecracker_config(behaviour), config.to_string())
+                .map_err(host(write_failed))?;
+        }
+        Ok(files)
+    }
+
+    fn guest(&self) -> PathBuf {
+        self.directory.path().join("guest")
+    }
+
+    fn firecracker_config(&self, behaviour: Behaviour) -> PathBuf {
+        let name = format!("firecracker-{}.json", behaviour.command_line());
+        self.directory.path().join(name)
+    }
+}
+
+/// A virtual machine monitor.
+#[derive(Debug)]
+pub struct Monitor {
+    kind: Kind,
+    path: PathBuf,
+    version: String,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Mote,
+    Qemu,
+    Firecracker,
+}
+
+/// A started monitor.
+pub struct Started {
+    /// The process.
+    pub child: Child,
+    /// What the guest prints.
+    pub console: PipeReader,
+}
+
+impl Monitor {
+    /// mote's own.
+    pub fn mote(path: &Path) -> Result<Self, BenchError> {
+        // It has no version of its own: it is this repository's.
+        Ok(Self {
+            kind: Kind::Mote,
+            path: path.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })
+    }
+
+    /// QEMU with `-M microvm`.
+    pub fn qemu(path: &Path) -> Result<Self, BenchError> {
+        Self::with_version(Kind::Qemu, path)
+    }
+
+    /// Firecracker without its API.
+    pub fn firecracker(path: &Path) -> Result<Self, BenchError> {
+        Self::with_version(Kind::Firecracker, path)
+    }
+
+    fn with_version(kind: Kind, path: &Path) -> Result<Self, BenchError> {
+        let output = Command::new(path)
+            .arg("--version")
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|source| BenchError::Start {
+                path: path.to_owned(),
+                source,
+            })?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        Ok(Self {
+            kind,
+            path: path.to_owned(),
+            version: text.lines().next().unwrap_or_default().to_owned(),
+        })
+    }
+
+    /// How it is called in tables.
+    pub fn name(&self) -> &'static str {
+        match self.kind {
+            Kind::Mote => "mote-vmm",
+            Kind::Qemu => "QEMU microvm",
+            Kind::Firecracker => "Firecracker",
+        }
+    }
+
+    /// What it says its version is.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Starts it, from nothing.
+    pub fn start(&self, files: &Files, behaviour: Behaviour) -> Result<Started, BenchError> {
+        match self.kind {
+            Kind::Mote => self.start_mote(files, behaviour),
+            Kind::Qemu => {
+                let mut command = Command::new(&self.path);
+                command
+                    // What QEMU's documentation of the machine type leaves out for
+                    // a fast start.
+                    .args([
+                        "-M",
+                        "microvm,x-option-roms=off,pit=off,pic=off,rtc=off,acpi=off",
+                    ])
+                    .args(["-accel", "kvm", "-cpu", "host", "-smp", "1"])
+                    .args(["-m", &MEMORY_MIB.to_string()])
+                    .args(["-nodefaults", "-no-user-config", "-display", "none"])
+                    // The guest ends by a reset, which is the end then.
+                    .args(["-no-reboot", "-serial", "stdio"])
+                    .arg("-kernel")
+                    .arg(files.guest())
+                    .args(["-append", behaviour.command_line()]);
+                self.start_with_console_on_stdout(command)
+            }
+            Kind::Firecracker => {
+                let mut command = Command::new(&self.path);
+                command
+                    .args(["--no-api", "--level", "Error", "--config-file"])
+                    .arg(files.firecracker_config(behaviour));
+                self.start_with_console_on_stdout(command)
+            }
+        }
+    }
+
+    fn start_with_console_on_stdout(&self, mut command: Command) -> Result<Started, BenchError> {
+        let (console, writer) = std::io::pipe().map_err(host("make a pipe"))?;
+        command.stdout(writer);
+        self.spawn(command, console)
+    }
+
+    /// As the agent does it: everything opened here and inherited.
+    fn start_mote(&self, files: &Files, behaviour: Behaviour) -> Result<Started, BenchError> {
+        let (console, writer) = std::io::pipe().map_err(host("make a pipe"))?;
+        let output = OwnedFd::from(writer);
+        let keep_open = rustix::io::fcntl_setfd(&output, FdFlags::empty());
+        keep_open.map_err(host("let a pipe be inherited"))?;
+        // Without CLOEXEC, all of them: nothing else is started meanwhile.
+        let kvm = rustix::fs::open("/dev/kvm", OFlags::RDWR, Mode::empty())
+            .map_err(|error| BenchError::Kvm(error.into()))?;
+        let kernel = rustix::fs::open(files.guest(), OFlags::RDONLY, Mode::empty())
+            .map_err(host("open the guest"))?;
+        let spec = VmSpec {
+            version: SPEC_VERSION,
+            kvm: kvm.as_raw_fd(),
+            vcpus: 1,
+            memory_bytes: MEMORY_MIB << 20,
+            boot: BootSpec {
+                kernel: kernel.as_raw_fd(),
+                initrd: None,
+                command_line: behaviour.command_line().to_owned(),
+            },
+            serial: Some(SerialSpec {
+                output: output.as_raw_fd(),
+                input: None,
+            }),
+            disks: Vec::new(),
+            entropy: None,
+            vsock: None,
+            events: None,
+        };
+        let memfd = rustix::fs::memfd_create("spec", MemfdFlags::empty())
+            .map_err(host("make a file for the spec"))?;
+        let mut spec_file = File::from(memfd);
+        let text = serde_json::to_vec(&spec).map_err(host("write the spec"))?;
+        spec_file
+            .write_all(&text)
+            .and_then(|()| std::io::Seek::rewind(&mut spec_file))
+            .map_err(host("write the spec"))?;
+        let mut command = Command::new(&self.path);
+        command.args(["--spec-fd", &spec_file.as_raw_fd().to_string()]);
+        command.stdout(Stdio::null());
+        self.spawn(command, console)
+    }
+
+    fn spawn(&self, mut command: Command, console: PipeReader) -> Result<Started, BenchError> {
+        let child = command
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|source| BenchError::Start {
+                path: self.path.clone(),
+                source,
+            })?;
+        Ok(Started { child, console })
+    }
+}
