@@ -88,8 +88,16 @@ pub fn build<S: Into<OsString>>(
 /// Whether a line only says what cargo is at: a verb, indented to column 12.
 fn is_progress(line: &str) -> bool {
     line.starts_with("  ")
-        && ["Compiling", "Checking", "Downloading", "Downloaded", "Updating", "Locking", "Adding"]
-            .contains(&line.split_whitespace().next().unwrap_or_default())
+        && [
+            "Compiling",
+            "Checking",
+            "Downloading",
+            "Downloaded",
+            "Updating",
+            "Locking",
+            "Adding",
+        ]
+        .contains(&line.split_whitespace().next().unwrap_or_default())
 }
 
 /// Reads a line of cargo's messages.

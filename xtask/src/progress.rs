@@ -1,7 +1,7 @@
 //! Says what is being done when it lasts.
 //!
 //! On a terminal a step is a spinner with the time it has taken; when it ends,
-//! it stays as one line if it took two seconds or more, and vanishes otherwise.
+//! it stays as one line if it took long, and vanishes otherwise.
 //! Without a terminal a step that lasts prints one plain line. Everything goes
 //! to standard error.
 
@@ -21,6 +21,7 @@ const TICK: Duration = Duration::from_millis(100);
 pub struct Step {
     text: String,
     started: Instant,
+    patience: Duration,
     display: Display,
 }
 
@@ -38,9 +39,9 @@ pub fn step(text: impl Into<String>) -> Step {
     step_after(text, WORTH_A_LINE)
 }
 
-/// Starts a step that without a terminal says nothing before `patience` is
-/// over: for steps whose usual duration is known and not worth a word among the
-/// output of a command.
+/// Starts a step that leaves no line if it ends before `patience` is over: for
+/// steps whose usual duration is known and not worth a word among the output of
+/// a command.
 pub fn step_after(text: impl Into<String>, patience: Duration) -> Step {
     let text = text.into();
     let display = if std::io::stderr().is_terminal() {
@@ -68,6 +69,7 @@ pub fn step_after(text: impl Into<String>, patience: Duration) -> Step {
     Step {
         text,
         started: Instant::now(),
+        patience,
         display,
     }
 }
@@ -87,7 +89,7 @@ impl Drop for Step {
         match &mut self.display {
             Display::Spinner(spinner) => {
                 spinner.finish_and_clear();
-                if elapsed >= WORTH_A_LINE {
+                if elapsed >= self.patience {
                     eprintln!("{} ({} s)", self.text, elapsed.as_secs());
                 }
             }

@@ -5,9 +5,7 @@
 //! meet, and there is nothing to clean up, however they end.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::Command;
+use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, Result};
 use lab_init::protocol::{
@@ -17,8 +15,9 @@ use lab_init::protocol::{
 use super::image;
 use super::process::{Tied, TiedCommand};
 use super::size::Size;
+use super::virtiofsd;
 use crate::debian_kernel::DebianKernel;
-use crate::{command, packages};
+use crate::packages;
 
 /// What the lab is made of.
 #[derive(Debug, Clone)]
@@ -56,7 +55,7 @@ pub struct Machine {
     pub ports: Ports,
     /// The far end of its serial console.
     pub console: UnixStream,
-    /// QEMU.
+    /// QEMU. Before virtiofsd, which ends when QEMU does.
     pub qemu: Tied,
     /// The server of its file system.
     pub virtiofsd: Tied,
@@ -76,8 +75,7 @@ impl Machine {
     /// Switches a lab on. It must be called from a thread that outlives the
     /// lab; see [`Tied`].
     pub fn start(options: &MachineOptions, kernel: &DebianKernel, initramfs: File) -> Result<Self> {
-        let (listener, virtiofs) = connected_listener()?;
-        let virtiofsd = start_virtiofsd(listener)?;
+        let (virtiofsd, virtiofs) = virtiofsd::start()?;
         let mut qemu = TiedCommand::new("qemu-system-x86_64");
         machine_arguments(&mut qemu, options, kernel, initramfs);
         file_system_arguments(&mut qemu, virtiofs);
@@ -215,70 +213,4 @@ fn scratch_disk(qemu: &mut TiedCommand, size: Size) -> Result<()> {
         &format!("virtio-blk-pci,drive=scratch,serial={SCRATCH_SERIAL}"),
     ]);
     Ok(())
-}
-
-/// A listening socket and a connection to it, neither of which has a name any
-/// more.
-fn connected_listener() -> Result<(UnixListener, UnixStream)> {
-    let directory = tempfile::Builder::new()
-        .prefix("mote-lab-")
-        .tempdir()
-        .context("cannot make a temporary directory")?;
-    let path = directory.path().join("virtiofs");
-    let listener = UnixListener::bind(&path)
-        .with_context(|| format!("cannot listen on {}", path.display()))?;
-    let connection = UnixStream::connect(&path)
-        .with_context(|| format!("cannot connect to {}", path.display()))?;
-    Ok((listener, connection))
-}
-
-/// Starts the server of the machine's root directory.
-///
-/// There are two programs of the name with different options: the one that came
-/// with QEMU until 7.2 (Debian 12), and the one in Rust that succeeded it.
-fn start_virtiofsd(listener: UnixListener) -> Result<Tied> {
-    let program = packages::VIRTIOFSD_PATHS
-        .iter()
-        .find(|path| std::path::Path::new(path).exists())
-        .context("virtiofsd is missing")?;
-    let help = command::output(Command::new(program).arg("--help"))?;
-    let in_rust = help.contains("--shared-dir");
-    let root = rustix::process::geteuid().is_root();
-    let mut virtiofsd = if root || in_rust {
-        TiedCommand::new(program)
-    } else {
-        // It insists on a chroot. In a user namespace everyone may have one;
-        // the lab then sees what its caller may see.
-        let mut unshare = TiedCommand::new("unshare");
-        unshare.args(["--user", "--map-root-user", "--", program]);
-        unshare
-    };
-    let descriptor = virtiofsd.inherit(OwnedFd::from(listener));
-    virtiofsd.arg(format!("--fd={descriptor}"));
-    if in_rust {
-        let sandbox = if root { "chroot" } else { "none" };
-        virtiofsd.args([
-            "--shared-dir=/",
-            "--cache=auto",
-            &format!("--sandbox={sandbox}"),
-        ]);
-        if help.contains("--readonly") {
-            virtiofsd.arg("--readonly");
-        }
-    } else {
-        // In the foreground, with whatever limit on descriptors there is: to
-        // raise it takes more than a user namespace.
-        virtiofsd
-            .args([
-                "-f",
-                "-o",
-                "source=/",
-                "-o",
-                "sandbox=chroot",
-                "-o",
-                "cache=auto",
-            ])
-            .args(["-o", "log_level=warn", "--rlimit-nofile=0"]);
-    }
-    virtiofsd.start()
 }

@@ -10,6 +10,7 @@ mod process;
 mod session;
 mod size;
 mod terminal;
+mod virtiofsd;
 
 use std::env;
 use std::ffi::{OsStr, OsString};
