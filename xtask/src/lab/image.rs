@@ -2,7 +2,8 @@
 //! machine's file system. modprobe finds all others there.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
 use initramfs::{Archive, DeviceKind, ModuleTree};
@@ -36,7 +37,9 @@ pub fn build(kernel: &DebianKernel) -> Result<File> {
     archive.device("/dev/console", 0o600, DeviceKind::Character(5, 1))?;
     let program = std::env::current_exe().context("cannot tell where this program is")?;
     let init = File::open(&program).with_context(|| program.display().to_string())?;
-    archive.file_from(INIT, 0o755, init.metadata()?.len(), init)?;
+    let length = loadable_length(&init)
+        .with_context(|| format!("cannot read the ELF file {}", program.display()))?;
+    archive.file_from(INIT, 0o755, length, init)?;
     let modules = ModuleTree::open(&kernel.modules)?.load_order(&MODULES)?;
     for (index, module) in modules.iter().enumerate() {
         let path = format!("{MODULES_DIRECTORY}/{index:02}-{}.ko", module.name);
@@ -45,4 +48,62 @@ pub fn build(kernel: &DebianKernel) -> Result<File> {
     let mut file = archive.finish()?.into_inner().context("a file in memory")?;
     file.flush()?;
     Ok(file)
+}
+
+/// The length of the part of an ELF file that execve(2) looks at: up to the end
+/// of its last segment. What follows, in a debug build most of the file, is for
+/// debuggers, and would have to pass through the lab's memory at each start.
+fn loadable_length(elf: &File) -> io::Result<u64> {
+    const PROGRAM_HEADER_BYTES: usize = 56;
+    let mut header = [0; 64];
+    elf.read_exact_at(&mut header, 0)?;
+    if header[..5] != *b"\x7fELF\x02" {
+        return Err(io::Error::other("it is not a 64-bit ELF file"));
+    }
+    let table = u64_at(&header, 32);
+    let count = u16::from_le_bytes([header[56], header[57]]);
+    let mut headers = vec![0; usize::from(count) * PROGRAM_HEADER_BYTES];
+    elf.read_exact_at(&mut headers, table)?;
+    let ends = headers
+        .chunks_exact(PROGRAM_HEADER_BYTES)
+        .map(|segment| u64_at(segment, 8).saturating_add(u64_at(segment, 32)));
+    let table_end = table + headers.len() as u64;
+    Ok(ends.fold(table_end, u64::max).min(elf.metadata()?.len()))
+}
+
+fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+    let mut value = [0; 8];
+    value.copy_from_slice(&bytes[offset..offset + 8]);
+    u64::from_le_bytes(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
+    #[test]
+    fn a_program_runs_without_what_follows_its_segments() {
+        let own = std::env::current_exe().unwrap();
+        let mut bytes = fs::read(&own).unwrap();
+        let length = loadable_length(&File::open(&own).unwrap()).unwrap();
+        assert!(length < bytes.len() as u64, "tests have debug information");
+        bytes.truncate(usize::try_from(length).unwrap());
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("short");
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let listed = crate::command::output(Command::new(&path).arg("--list")).unwrap();
+        assert!(listed.contains("a_program_runs_without"), "{listed}");
+    }
+
+    #[test]
+    fn what_is_no_elf_file_is_refused() {
+        let file = tempfile::tempfile().unwrap();
+        assert!(loadable_length(&file).is_err());
+        file.write_all_at(&[b'#'; 100], 0).unwrap();
+        assert!(loadable_length(&file).is_err());
+    }
 }
