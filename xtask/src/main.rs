@@ -9,6 +9,7 @@ mod debian_kernel;
 mod demo;
 mod demo_image;
 mod distribution;
+mod kernel;
 mod lab;
 mod packages;
 mod progress;
@@ -46,6 +47,7 @@ enum Xtask {
     Demo(demo::Options),
     Test(test::Options),
     Lab(lab::Options),
+    Kernel(kernel::Options),
     Build(distribution::Options),
     Check(check::Options),
     #[command(subcommand)]
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Xtask::Demo(options) => demo::main(&options),
         Xtask::Test(options) => test::main(&options),
         Xtask::Lab(options) => lab::main(options),
+        Xtask::Kernel(options) => kernel::main(&options),
         Xtask::Build(options) => distribution::main(&options),
         Xtask::Check(options) => check::main(&options),
         Xtask::Bench(command) => bench::main(&command),
