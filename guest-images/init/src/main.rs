@@ -15,16 +15,20 @@ fn main() -> ExitCode {
         eprintln!("guest-init is PID 1 of a mote guest and does nothing else");
         return ExitCode::from(125);
     }
-    power::off_on_panic();
-    if let Err(error) = boot() {
-        console::say(&chain(&error));
+    power::reset_on_panic();
+    match boot() {
+        Ok(()) => power::off(),
+        Err(error) => {
+            console::say(&chain(&error));
+            power::reset()
+        }
     }
-    power::off()
 }
 
 fn boot() -> Result<(), SetupError> {
-    modules::load_all(Path::new("/modules"));
     root::mount_devices()?;
+    console::use_kernel_log();
+    modules::load_all(Path::new("/modules"));
     serve(&Vsock, &mut Image)
 }
 

@@ -218,8 +218,8 @@ mod tests {
         };
         assert_eq!(
             error.to_string(),
-            "the guest reset itself, as a kernel does when it panics, while the guest kernel \
-             was booting, before its init reported\n  \
+            "the guest reset itself, as it does when its kernel or init panics, while the guest \
+             kernel was booting, before its init reported\n  \
              the guest's console ended with:\n  | Kernel panic - not syncing: no init"
         );
     }

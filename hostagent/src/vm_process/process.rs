@@ -112,7 +112,8 @@ pub struct Wakeup {
 pub enum Ending {
     /// The guest powered off, as it should.
     PoweredOff,
-    /// The guest reset itself, which is what a kernel does after a panic.
+    /// The guest reset itself, which is what its kernel does after a panic, and
+    /// its init when it cannot reach the host.
     Reset,
     /// The guest reached a state in which a vCPU cannot go on.
     GuestFault(String),
@@ -124,7 +125,9 @@ impl std::fmt::Display for Ending {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::PoweredOff => f.write_str("the guest powered off"),
-            Self::Reset => f.write_str("the guest reset itself, as a kernel does when it panics"),
+            Self::Reset => {
+                f.write_str("the guest reset itself, as it does when its kernel or init panics")
+            }
             Self::GuestFault(reason) => write!(f, "the guest crashed: {reason}"),
             Self::Process(status) => match status.signal() {
                 Some(signal) => write!(f, "{PROGRAM} was killed by signal {signal}"),
