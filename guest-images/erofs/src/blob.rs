@@ -75,6 +75,7 @@ impl<W: Write + Seek> BlobWriter<W> {
             let space = self.space()?;
             let wanted = usize::try_from(left).map_or(space.len(), |n| n.min(space.len()));
             let count = read(&mut space[..wanted])?;
+            debug_assert!(count > 0);
             self.filled += count;
             left -= count as u64;
         }

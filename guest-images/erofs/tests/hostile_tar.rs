@@ -369,6 +369,20 @@ fn an_extended_header_that_announces_gigabytes_is_refused_unread() {
 }
 
 #[test]
+fn extended_headers_do_not_pile_up_before_an_entry() {
+    let value = vec![b'v'; 60_000];
+    let mut tar = TarBuilder::new();
+    for _ in 0..20 {
+        tar = tar.pax(&[("SCHILY.xattr.user.a", &value)]);
+    }
+    assert_refused!(
+        tar.file("f", b"").finish(),
+        LayerError::Tar(TarError::ExtendedHeaderTooLong { .. }),
+        "1048576 are accepted"
+    );
+}
+
+#[test]
 fn an_extended_header_without_an_entry_is_refused() {
     let tar = TarBuilder::new().pax(&[("path", b"a")]).finish();
     assert_refused!(

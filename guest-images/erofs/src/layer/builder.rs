@@ -4,11 +4,10 @@ use std::collections::BTreeSet;
 use std::io::{Read, Seek, Write};
 
 use super::LayerError;
+use super::content::store;
 use crate::blob::BlobWriter;
-use crate::extents::{ChunkMap, Content, byte_of};
 use crate::path;
-use crate::sparse::{self, Plan};
-use crate::tar::{self, Entry, EntryKind, Segment};
+use crate::tar::{self, Entry, EntryKind};
 use crate::tree::{Directory, Node, NodeId, NodeKind, Tree};
 use crate::xattr::{Marker, Xattr, Xattrs};
 use crate::{Attributes, DeviceNumber, EntryName, Limits};
@@ -16,9 +15,8 @@ use crate::{Attributes, DeviceNumber, EntryName, Limits};
 /// `PATH_MAX` less the NUL: what symlink(2) takes.
 const SYMLINK_MAX: usize = 4095;
 
-/// No file system that Linux boots from holds a larger file than ext4 with its
-/// 16 TiB. Sparse files cost nothing until their holes get so large that the map
-/// does.
+/// The largest file, holes included: ext4's. The map of larger sparse files would
+/// turn kilobytes of tar into gigabytes of blob.
 const FILE_MAX: u64 = 16 << 40;
 
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
@@ -321,88 +319,6 @@ fn purpose<'a, 'c>(
         Purpose::Create(name)
     };
     Ok((purpose, parents))
-}
-
-/// Copies a file's content to the blob.
-fn store<R: Read, W: Write + Seek>(
-    size: u64,
-    segments: Option<&[Segment]>,
-    tar: &mut tar::Reader<R>,
-    blob: &mut BlobWriter<W>,
-) -> Result<Content, LayerError> {
-    if size == 0 {
-        return Ok(Content::Empty);
-    }
-    let flat = Content::Flat {
-        layer: 0,
-        block: blob.next_block(),
-    };
-    let whole = [Segment {
-        offset: 0,
-        length: size,
-    }];
-    let content = match segments.map(|segments| (segments, sparse::plan(size, segments))) {
-        None => {
-            store_range(0, size, &whole, tar, blob)?;
-            flat
-        }
-        Some((segments, Plan::Flat)) => {
-            store_range(0, size, segments, tar, blob)?;
-            flat
-        }
-        Some((segments, Plan::Chunked(map))) => Content::Chunked {
-            layer: 0,
-            map: Box::new(store_chunks(map, size, segments, tar, blob)?),
-        },
-    };
-    blob.align()?;
-    Ok(content)
-}
-
-fn store_chunks<R: Read, W: Write + Seek>(
-    mut map: ChunkMap,
-    size: u64,
-    mut segments: &[Segment],
-    tar: &mut tar::Reader<R>,
-    blob: &mut BlobWriter<W>,
-) -> Result<ChunkMap, LayerError> {
-    let first_block = blob.next_block();
-    let blocks =
-        |run: &crate::extents::Run| sparse::run_blocks(size, map.bits, run.chunk, run.count);
-    // What fits the blob has block numbers that fit 32 bits.
-    blob.reserve(byte_of(map.runs.iter().map(blocks).sum()))?;
-    for run in &map.runs {
-        let start = byte_of(run.chunk << map.bits);
-        let end = start + byte_of(blocks(run));
-        // No segment reaches past the chunks that hold it, and those are here.
-        let count = segments.partition_point(|segment| segment.offset < end);
-        let (here, later) = segments.split_at(count);
-        store_range(start, end, here, tar, blob)?;
-        segments = later;
-    }
-    for run in &mut map.runs {
-        run.block += first_block;
-    }
-    Ok(map)
-}
-
-/// Writes the bytes from `start` to `end`: the segments, zeros between them.
-fn store_range<R: Read, W: Write + Seek>(
-    start: u64,
-    end: u64,
-    segments: &[Segment],
-    tar: &mut tar::Reader<R>,
-    blob: &mut BlobWriter<W>,
-) -> Result<(), LayerError> {
-    let mut position = start;
-    for segment in segments {
-        blob.zeros(segment.offset - position)?;
-        blob.fill_from(segment.length, |space| {
-            tar.read_data(space).map_err(LayerError::from)
-        })?;
-        position = segment.offset + segment.length;
-    }
-    Ok(blob.zeros(end - position)?)
 }
 
 fn symlink(path: &[u8], target: &[u8]) -> Result<Box<[u8]>, LayerError> {

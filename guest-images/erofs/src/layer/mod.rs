@@ -1,6 +1,7 @@
 //! A layer: a tar stream becomes a blob.
 
 mod builder;
+mod content;
 mod error;
 
 use std::io::{Read, Seek, Write};

@@ -53,14 +53,14 @@ pub enum TarError {
         /// Which field.
         field: &'static str,
     },
-    /// An extended header or long name is larger than any honest one.
+    /// The extended headers before an entry are larger than any honest ones.
     #[error(
-        "the extended header at byte {offset} of the tar stream announces {announced} bytes; {limit} are accepted"
+        "the extended header at byte {offset} of the tar stream brings the description of one entry to {announced} bytes; {limit} are accepted"
     )]
     ExtendedHeaderTooLong {
         /// Where the header begins.
         offset: u64,
-        /// Its size as announced.
+        /// Its size as announced, and that of those before it.
         announced: u64,
         /// The most accepted.
         limit: u64,

@@ -27,8 +27,8 @@ use input::Input;
 use pax::Pax;
 use sparse::MapError;
 
-/// The largest extended header or long name. Go's `archive/tar` accepts as
-/// much, so Docker refuses a layer with more; the largest honest one holds a few
+/// The most bytes of extended headers and long names before one entry. Go's `archive/tar` accepts as
+/// much in one header, so Docker refuses a layer with more; the largest honest one holds a few
 /// extended attributes of at most 64 KiB each.
 const MAX_EXTENDED_HEADER_BYTES: u64 = 1 << 20;
 
@@ -94,6 +94,8 @@ struct Pending {
     pax: Option<Pax>,
     long_name: Option<Vec<u8>>,
     long_link: Option<Vec<u8>>,
+    /// Bytes of all of them: there may be any number.
+    bytes: u64,
 }
 
 impl Pending {
@@ -141,18 +143,18 @@ impl<R: Read> Reader<R> {
             let header = Header::new(&block).ok_or(TarError::Checksum { offset })?;
             match header.type_flag() {
                 b'x' | b'X' => {
-                    let records = self.read_extended_header(&header, offset)?;
+                    let records = self.read_extended_header(&header, offset, &mut pending.bytes)?;
                     let pax = pending.pax.get_or_insert_with(|| self.global.clone());
                     pax.extend(&records)
                         .map_err(|problem| TarError::Pax { offset, problem })?;
                 }
                 b'g' => self.read_global_header(&header, offset)?,
                 b'L' => {
-                    let name = self.read_extended_header(&header, offset)?;
+                    let name = self.read_extended_header(&header, offset, &mut pending.bytes)?;
                     pending.long_name = Some(header::until_nul(&name).to_vec());
                 }
                 b'K' => {
-                    let name = self.read_extended_header(&header, offset)?;
+                    let name = self.read_extended_header(&header, offset, &mut pending.bytes)?;
                     pending.long_link = Some(header::until_nul(&name).to_vec());
                 }
                 _ => return self.read_entry(&header, offset, pending).map(Some),
@@ -209,16 +211,20 @@ impl<R: Read> Reader<R> {
         }
     }
 
+    /// Reads an extended header's content and adds its length to `total`, that
+    /// of all that describe the same entry.
     fn read_extended_header(
         &mut self,
         header: &Header<'_>,
         offset: u64,
+        total: &mut u64,
     ) -> Result<Vec<u8>, TarError> {
         let size = unsigned(header.size(), "size", offset)?;
-        if size > MAX_EXTENDED_HEADER_BYTES {
+        *total = total.saturating_add(size);
+        if *total > MAX_EXTENDED_HEADER_BYTES {
             return Err(TarError::ExtendedHeaderTooLong {
                 offset,
-                announced: size,
+                announced: *total,
                 limit: MAX_EXTENDED_HEADER_BYTES,
             });
         }
@@ -233,7 +239,7 @@ impl<R: Read> Reader<R> {
     }
 
     fn read_global_header(&mut self, header: &Header<'_>, offset: u64) -> Result<(), TarError> {
-        let records = self.read_extended_header(header, offset)?;
+        let records = self.read_extended_header(header, offset, &mut 0)?;
         self.global
             .extend(&records)
             .and_then(|()| match self.global.only_for_one_file() {

@@ -2,6 +2,7 @@
 //! package with them. No test uses all of it.
 #![allow(dead_code)]
 
+pub mod random_layer;
 pub mod random_tree;
 pub mod snapshot;
 pub mod tar_builder;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
@@ -97,12 +97,25 @@ pub fn as_fsck_restores(mut snapshot: Snapshot) -> Snapshot {
 
 /// Looks at a directory through the kernel.
 pub fn of_directory(root: &Path) -> Snapshot {
+    observe(root, false)
+}
+
+/// Looks at a mount of overlayfs. Where only one layer has a directory, reading
+/// it also gives the names of whiteouts, which then are not there.
+pub fn of_overlay(root: &Path) -> Snapshot {
+    observe(root, true)
+}
+
+fn observe(root: &Path, may_list_whiteouts: bool) -> Snapshot {
     let mut snapshot = Snapshot::new();
     let mut first_names = HashMap::new();
     let mut pending = vec![Vec::new()];
     while let Some(path) = pending.pop() {
         let full = root.join(std::ffi::OsStr::from_bytes(&path));
-        let metadata = fs::symlink_metadata(&full).unwrap();
+        let metadata = match fs::symlink_metadata(&full) {
+            Err(error) if may_list_whiteouts && error.kind() == ErrorKind::NotFound => continue,
+            other => other.unwrap(),
+        };
         let kind = metadata.file_type();
         let device = || {
             let rdev = metadata.rdev();
@@ -169,11 +182,15 @@ fn xattrs_of(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     names[..length]
         .split(|byte| *byte == 0)
         .filter(|name| !name.is_empty())
-        .map(|name| {
+        .filter_map(|name| {
             let mut value = vec![0; 1 << 16];
-            let length = rustix::fs::lgetxattr(path, name, &mut value).unwrap();
-            value.truncate(length);
-            (name.to_vec(), value)
+            match rustix::fs::lgetxattr(path, name, &mut value) {
+                Ok(length) => value.truncate(length),
+                // Listed but not to be had: "user." of a pipe (xattr(7)).
+                Err(rustix::io::Errno::NODATA) => return None,
+                Err(error) => panic!("{} of {path:?}: {error}", name.escape_ascii()),
+            }
+            Some((name.to_vec(), value))
         })
         .collect()
 }
