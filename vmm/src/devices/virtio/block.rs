@@ -245,3 +245,6 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {}
 }
+
+#[cfg(test)]
+mod tests;

@@ -80,3 +80,6 @@ impl VirtioDevice for Entropy {
 
     fn reset(&mut self) {}
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,7 +31,7 @@ const VENDOR: u32 = 0x4554_4f4d;
 pub const QUEUE_NOTIFY: u64 = register::QUEUE_NOTIFY;
 
 /// Register offsets (virtio 1.3, section 4.2.2).
-mod register {
+pub(super) mod register {
     pub const MAGIC_VALUE: u64 = 0x000;
     pub const VERSION: u64 = 0x004;
     pub const DEVICE_ID: u64 = 0x008;
@@ -400,3 +400,6 @@ impl BusDevice for MmioTransport {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

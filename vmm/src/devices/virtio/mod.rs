@@ -8,6 +8,8 @@ pub mod block;
 pub mod entropy;
 pub mod interrupt;
 pub mod mmio;
+#[cfg(test)]
+mod mock;
 pub mod queues;
 pub mod vsock;
 pub mod worker;

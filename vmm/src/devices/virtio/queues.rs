@@ -3,7 +3,9 @@
 use std::num::Wrapping;
 use std::sync::atomic::Ordering;
 
+use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::interrupt::Interrupt;
 use crate::memory::GuestMemory;
@@ -100,14 +102,14 @@ impl<'a> Queues<'a> {
     /// Interrupts the driver if it wants to hear of what was returned.
     pub fn notify(&mut self, index: usize) -> Result<(), DeviceFault> {
         let memory = self.memory;
-        let wanted = self
-            .queue(index)?
+        let queue = self.queue(index)?;
+        let wanted = queue
             .needs_notification(memory)
             .map_err(|source| DeviceFault::Queue {
                 queue: index,
                 source,
             })?;
-        if wanted {
+        if wanted && !interrupts_unwanted(queue, memory) {
             self.interrupt.signal_used_buffer();
         }
         Ok(())
@@ -152,7 +154,8 @@ impl<'a> Queues<'a> {
         let Some(queue) = self.queues.get(index).filter(|q| q.ready()) else {
             return Ok(Drained::Empty);
         };
-        let mut budget = queue.size();
+        let size = queue.size();
+        let mut budget = size;
         loop {
             self.want_doorbell(index, false)?;
             while let Some(left) = budget.checked_sub(1) {
@@ -162,7 +165,9 @@ impl<'a> Queues<'a> {
                 let written = handle(chain)?;
                 self.push_used(index, head, written)?;
             }
-            self.notify(index)?;
+            if budget < size {
+                self.notify(index)?;
+            }
             if budget == 0 {
                 return Ok(Drained::Again);
             }
@@ -179,3 +184,16 @@ impl<'a> Queues<'a> {
         })
     }
 }
+
+/// Whether the driver has asked for no interrupts (section 2.7.7), which counts
+/// where the event index does not.
+fn interrupts_unwanted(queue: &Queue, memory: &GuestMemory) -> bool {
+    let state = queue.state();
+    !state.event_idx_enabled
+        && memory
+            .load::<u16>(GuestAddress(state.avail_ring), Ordering::SeqCst)
+            .is_ok_and(|flags| u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT != 0)
+}
+
+#[cfg(test)]
+mod tests;

@@ -353,3 +353,6 @@ impl AsFd for Muxer {
         self.epoll.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests;
