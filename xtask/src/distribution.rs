@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use initramfs::{Archive, DeviceKind};
 
 use crate::cargo::{self, Executable};
-use crate::{progress, workspace};
+use crate::{kernel, progress, workspace};
 
 /// Builds what a user of mote installs: programs, guest kernel and initrd.
 ///
@@ -43,6 +43,7 @@ pub fn main(_options: &Options) -> Result<u8> {
 
 /// Builds everything that is not up to date.
 pub fn build() -> Result<Distribution> {
+    let kernel = kernel::build(&kernel::Options::default())?;
     let directory = workspace::distribution();
     let (programs, share) = (directory.join("bin"), directory.join("share/mote"));
     for directory in [&programs, &share] {
@@ -61,6 +62,7 @@ pub fn build() -> Result<Distribution> {
     let built = cargo::build("build --profile guest -p guest-init".split(' '), &step)?;
     let init = fs::read(&find(&built, "guest-init")?.path).context("the guest's init")?;
     replace(&share.join("initrd"), &initrd(&init)?)?;
+    place(&kernel.vmlinux, &share.join("vmlinux"))?;
     Ok(Distribution { programs })
 }
 
