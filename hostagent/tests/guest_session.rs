@@ -105,6 +105,7 @@ fn as_mote(request: &Value) -> ExitCode {
         machine,
         workload: serde_json::from_value::<Workload>(request["workload"].clone()).unwrap(),
         streams: Streams::inherited(request["stdin"] == true).unwrap(),
+        stop_signal: hostagent::stop_signal::DEFAULT,
         boot_timeout: timeout.map_or(BOOT_TIMEOUT, Duration::from_millis),
     };
     let result = hostagent::guest::run(request, &mut timeline);
@@ -490,7 +491,7 @@ fn every_phase_is_in_the_timeline_in_order() {
         "first guest instruction",
         "init",
         "workload started",
-        "workload ended",
+        "workload exited",
         "VM ended",
     ] {
         let (_, rest) = phases.split_once(&format!("(\"{name}\", ")).expect(name);

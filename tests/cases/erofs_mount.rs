@@ -115,8 +115,9 @@ fn as_os(text: &str) -> OsString {
 fn a_mounted_layer_and_its_image_are_what_gnu_tar_unpacks() {
     let mut scratch = Scratch::new();
     let mut random = TestRunner::default();
-    for (round, format) in TAR_FORMATS.iter().enumerate() {
-        let nodes = random_tree::tree(40..90)
+    // The crate's own tests try all formats; a mount is dear in the lab.
+    for (round, format) in TAR_FORMATS.iter().enumerate().step_by(2) {
+        let nodes = random_tree::tree(40..70)
             .new_tree(&mut random)
             .unwrap()
             .current();
@@ -160,7 +161,7 @@ fn without_links(mut tree: Snapshot) -> Snapshot {
 fn merged_layers_are_what_overlayfs_shows_of_them() {
     let mut scratch = Scratch::new();
     let mut random = TestRunner::default();
-    for round in 0..5 {
+    for round in 0..3 {
         let layers = random_layer::layers()
             .new_tree(&mut random)
             .unwrap()
@@ -211,7 +212,7 @@ fn every_name_of_a_large_directory_is_found() {
     let disk = tools::disk_of(&[tools::blob_of(&tar.finish())]);
     let mounted = scratch.mount_bytes(&disk, "mounted").join("d");
     // The kernel bisects to find a name, and reads on to list them.
-    for n in (0..100_000).step_by(37) {
+    for n in (0..100_000).step_by(331) {
         fs::symlink_metadata(mounted.join(name(n))).unwrap_or_else(|error| panic!("{n}: {error}"));
     }
     for absent in ["0", "zzz", "05", &"9".repeat(255)] {
@@ -242,9 +243,9 @@ fn a_sparse_file_of_gigabytes_reads_as_it_was() {
     for (offset, bytes) in &pieces {
         file.write_all_at(bytes, *offset).unwrap();
     }
-    for format in TAR_FORMATS.iter().filter(|format| format.sparse.is_some()) {
+    for format in [TAR_FORMATS[1], TAR_FORMATS[5]] {
         let archive = scratch.at("layer.tar");
-        tools::tar_create(&made, &archive, *format);
+        tools::tar_create(&made, &archive, format);
         let (blob, summary) = tools::convert_file(&archive);
         assert!(summary.blob_bytes < 1 << 20);
         let disk = tools::disk_of(&[fs::read(&blob).unwrap()]);

@@ -9,6 +9,7 @@ use guest_protocol::{
     CONTROL_PORT, ExitStatus, GuestMessage, HostMessage, STDERR_PORT, STDIN_PORT, STDOUT_PORT,
     WireError, Workload,
 };
+use signal_hook::consts::SIGTERM;
 use vmm::event::{Event, EventKind, monotonic_ns};
 
 use super::control::Control;
@@ -62,6 +63,9 @@ pub struct Request {
     pub workload: Workload,
     /// What its streams are here.
     pub streams: Streams,
+    /// The number of the signal that asks the workload to end. It is sent in
+    /// place of SIGTERM, which is how this process is asked to end.
+    pub stop_signal: i32,
     /// How long the workload may take to start; [`BOOT_TIMEOUT`] suits all.
     pub boot_timeout: Duration,
 }
@@ -88,6 +92,7 @@ pub fn run(request: Request, timeline: &mut Timeline) -> Result<Outcome, RunErro
         machine,
         mut workload,
         streams,
+        stop_signal,
         boot_timeout,
     } = request;
     let signals = Signals::catch().map_err(host("catch signals"))?;
@@ -105,6 +110,7 @@ pub fn run(request: Request, timeline: &mut Timeline) -> Result<Outcome, RunErro
         stdout: Some(streams.stdout),
         stderr: Some(streams.stderr),
         status: None,
+        stop_signal,
         boot_timeout,
         timeline,
     };
@@ -128,6 +134,7 @@ struct Session<'a> {
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     status: Option<ExitStatus>,
+    stop_signal: i32,
     boot_timeout: Duration,
     timeline: &'a mut Timeline,
 }
@@ -328,6 +335,10 @@ impl Session<'_> {
                     stage: self.stage,
                 });
             }
+            let signal = match signal {
+                SIGTERM => self.stop_signal,
+                other => other,
+            };
             self.send(&HostMessage::Signal(signal))?;
         }
         Ok(())

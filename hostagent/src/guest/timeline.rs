@@ -55,7 +55,7 @@ impl Timeline {
             ("first guest instruction", self.guest_entered_ns),
             ("init", self.init_ready_ns),
             ("workload started", self.workload_started_ns),
-            ("workload ended", self.exited_ns),
+            ("workload exited", self.exited_ns),
             ("VM ended", self.vm_ended_ns),
         ];
         let since_start = |ns: u64| ns.saturating_sub(self.started_ns) as f64 / 1e6;

@@ -17,6 +17,7 @@ use hostagent::guest::{self, Streams, Timeline};
 use hostagent::image::oci_layout::OciLayout;
 use hostagent::image::progress::Progress;
 use hostagent::image::reference::ImageReference;
+use hostagent::stop_signal;
 use hostagent::store::{ImportError, Store, StoreError, StoredImage};
 use hostagent::workload::{EnvChange, WorkloadOptions};
 
@@ -178,7 +179,12 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     };
     let progress = TerminalProgress::new();
     let image = obtain(&store, &reference, &progress)?;
-    let workload = options.apply(&store.config(image.id)?)?;
+    let config = store.config(image.id)?;
+    let stop_signal = match &config.stop_signal {
+        Some(text) => stop_signal::parse(text)?,
+        None => stop_signal::DEFAULT,
+    };
+    let workload = options.apply(&config)?;
     let disk = hostagent::disk::of_image(&store, &image)?;
     if progress.cancelled() {
         return Err(ImportError::Cancelled.into());
@@ -193,6 +199,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         machine,
         workload,
         streams,
+        stop_signal,
         boot_timeout: guest::BOOT_TIMEOUT,
     };
     let outcome = guest::run(request, timeline)?;
