@@ -47,8 +47,9 @@ fn draw_panel<'a>(
     let of = quantity.of;
     let least = monitors.iter().map(|m| of(m).min_ms);
     let greatest = monitors.iter().map(|m| of(m).max_ms);
-    let from = least.fold(f64::INFINITY, f64::min) * 0.8;
-    let to = greatest.fold(0.0, f64::max) * 1.25;
+    // Whole decades, or the axis has no numbers on it.
+    let from = decade(f64::floor, least.fold(f64::INFINITY, f64::min));
+    let to = decade(f64::ceil, greatest.fold(0.0, f64::max)).max(from * 10.0);
     let mut chart = ChartBuilder::on(panel)
         .caption(quantity.title, ("sans-serif", 20))
         .margin(12)
@@ -72,11 +73,16 @@ fn draw_panel<'a>(
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
+        .position(SeriesLabelPosition::MiddleMiddle)
         .background_style(WHITE)
         .border_style(BLACK)
         .draw()?;
     Ok(())
+}
+
+/// The power of ten next to `ms`, downwards or upwards.
+fn decade(round: fn(f64) -> f64, ms: f64) -> f64 {
+    10_f64.powf(round(ms.log10()))
 }
 
 /// The empirical distribution function: up by one measurement's share at each.
