@@ -9,6 +9,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use support::{Mote, noise};
 use tempfile::TempDir;
 
+type Test = fn() -> Result<(), Failed>;
+
 fn main() -> std::process::ExitCode {
     let arguments = Arguments::from_args();
     let has = |tool: &str| {
@@ -17,7 +19,7 @@ fn main() -> std::process::ExitCode {
         command.stderr(Stdio::null()).status().is_ok()
     };
     let missing = !has("umoci") || !has("skopeo");
-    let tests: [(&str, fn() -> Result<(), Failed>); 3] = [
+    let tests: [(&str, Test); 3] = [
         ("a_layout_of_umoci_is_loaded", umoci_layout),
         ("archives_of_skopeo_are_loaded", skopeo_archives),
         ("a_layout_of_skopeo_with_zstd_is_loaded", skopeo_zstd),
