@@ -1,7 +1,7 @@
 //! Reads what test executables print (libtest's format, which libtest-mimic
 //! shares) and counts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A test that did not run because it said so.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,8 +48,18 @@ impl Report {
         let common_reason = printed
             .lines()
             .find_map(|line| line.strip_prefix("ignored: "));
+        // What a test says that cannot run, and then returns: libtest lets no
+        // test skip itself.
+        let skipped: BTreeMap<&str, &str> = printed
+            .lines()
+            .filter_map(|line| line.strip_prefix("skipped: ")?.split_once(": "))
+            .collect();
         for (test, outcome) in printed.lines().filter_map(outcome) {
             let full = format!("{name}: {test}");
+            let outcome = match (outcome, skipped.get(test)) {
+                (Outcome::Passed, Some(reason)) => Outcome::Skipped(Some((*reason).to_owned())),
+                (outcome, _) => outcome,
+            };
             match outcome {
                 Outcome::Passed => report.passed += 1,
                 Outcome::Failed => report.failed.push(full),
@@ -177,6 +187,15 @@ test result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out
         let report = Report::read("init", printed, &BTreeSet::new(), true);
         let reasons: Vec<_> = report.skipped.iter().map(|s| s.reason.as_deref()).collect();
         assert_eq!(reasons, [Some("this takes root"), Some("no KVM")]);
+    }
+
+    #[test]
+    fn a_test_that_says_it_skips_has_not_passed() {
+        let printed = "skipped: a::b: no /dev/kvm: gone\ntest a::b ... ok\ntest c ... ok\n";
+        let report = Report::read("vmm", printed, &names(&["a::b", "c"]), true);
+        assert_eq!(report.counts(), "1 passed, 0 failed, 1 skipped");
+        let reason = Some("no /dev/kvm: gone".to_owned());
+        assert_eq!(report.skipped[0].reason, reason);
     }
 
     #[test]
