@@ -104,8 +104,12 @@ fn options(help: &str) -> Vec<String> {
         let shared = ["-o", "source=/", "-o", "sandbox=chroot", "-o", "cache=auto"];
         quiet.into_iter().chain(shared).collect()
     };
-    if help.contains("--readonly") {
-        options.push("--readonly");
+    // An announced mount point is an automount in the lab, and the lower layer
+    // of an overlay may have none.
+    for option in ["--readonly", "--no-announce-submounts"] {
+        if help.contains(option) {
+            options.push(option);
+        }
     }
     let mut options: Vec<String> = options.into_iter().map(str::to_owned).collect();
     // To ask for more than the hard limit takes a capability that containers do
