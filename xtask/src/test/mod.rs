@@ -45,6 +45,9 @@ pub fn main(options: &Options) -> Result<u8> {
         let reason = skip.reason.as_deref().unwrap_or("it gives no reason");
         println!("skipped: {}: {reason}", skip.name);
     }
+    for test in &report.unsteady {
+        println!("unsteady: {test} failed once in the lab, and passed when run again");
+    }
     for failure in &report.failed {
         println!("failed: {failure}");
     }
@@ -130,7 +133,9 @@ fn run_end_to_end(executables: &[Executable]) -> Result<Report> {
     }
     eprintln!("this machine cannot run microVMs with Linux: the end-to-end tests run in the lab");
     let options = lab::MachineOptions::default();
-    Ok(run::in_lab(executables, &variables, &options))
+    let first = run::in_lab(executables, &variables, &options);
+    let again = run::failed_again_in_lab(first, executables, &variables, &options);
+    Ok(again)
 }
 
 /// What `tests/src/lib.rs` asks for.

@@ -21,6 +21,8 @@ pub struct Report {
     pub failed: Vec<String>,
     /// Those that were left out on purpose.
     pub skipped: Vec<Skip>,
+    /// Those that failed once and passed when run again.
+    pub unsteady: Vec<String>,
 }
 
 enum Outcome {
@@ -84,6 +86,20 @@ impl Report {
         self.passed += other.passed;
         self.failed.extend(other.failed);
         self.skipped.extend(other.skipped);
+        self.unsteady.extend(other.unsteady);
+    }
+
+    /// Counts as passed, and as unsteady, the failed tests of executable `name`
+    /// of which `printed`, by a second run, says that they passed.
+    pub fn steady(&mut self, name: &str, printed: &str) {
+        for (test, outcome) in printed.lines().filter_map(outcome) {
+            let full = format!("{name}: {test}");
+            let failed = self.failed.iter().position(|failed| *failed == full);
+            if let (Outcome::Passed, Some(index)) = (outcome, failed) {
+                self.unsteady.push(self.failed.remove(index));
+                self.passed += 1;
+            }
+        }
     }
 
     /// Whether at least one test ran, and none failed.
@@ -159,6 +175,16 @@ test result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out
         let reasons: Vec<_> = report.skipped.iter().map(|s| s.reason.as_deref()).collect();
         assert_eq!(reasons, [Some("needs a TPM"), None]);
         assert!(!report.is_success());
+    }
+
+    #[test]
+    fn a_test_that_passes_when_run_again_is_unsteady() {
+        let first = "test a ... FAILED\ntest b ... FAILED\ntest c ... ok\n";
+        let mut report = Report::read("e2e run", first, &names(&["a", "b", "c"]), false);
+        report.steady("e2e run", "test a ... ok\ntest b ... FAILED\n");
+        assert_eq!(report.counts(), "2 passed, 1 failed, 0 skipped");
+        assert_eq!(report.unsteady, ["e2e run: a"]);
+        assert_eq!(report.failed, ["e2e run: b"]);
     }
 
     #[test]

@@ -43,8 +43,10 @@ pub fn in_lab(
     variables: &Variables,
     options: &lab::MachineOptions,
 ) -> Report {
+    let all = String::new();
+    let runs: Vec<_> = executables.iter().map(|it| (it, all.as_str())).collect();
     let step = progress::step("testing in the lab");
-    let outputs = match run_in_lab(executables, variables, options, step) {
+    let outputs = match run_in_lab(&runs, variables, options, step) {
         Ok(outputs) => outputs,
         Err(error) => {
             eprintln!("{error:#}");
@@ -61,6 +63,54 @@ pub fn in_lab(
         total.add(announce(&name_of(executable), report));
     }
     total
+}
+
+/// Runs the tests that failed in `first` once more, in another lab, and says
+/// which of them pass then: they are unsteady, not right.
+///
+/// QEMU's emulation of nested virtualization now and then loses or crashes a
+/// guest; a test is judged by its second run, and the first is told.
+pub fn failed_again_in_lab(
+    mut first: Report,
+    executables: &[Executable],
+    variables: &Variables,
+    options: &lab::MachineOptions,
+) -> Report {
+    let filters: Vec<String> = executables
+        .iter()
+        .map(|executable| {
+            let prefix = format!("{}: ", name_of(executable));
+            let names = first.failed.iter().filter_map(|failed| {
+                let name = failed.strip_prefix(&prefix)?;
+                (!name.contains(' ')).then_some(name)
+            });
+            names.collect::<Vec<_>>().join(" ")
+        })
+        .collect();
+    let runs: Vec<_> = executables
+        .iter()
+        .zip(&filters)
+        .filter(|(_, names)| !names.is_empty())
+        .map(|(executable, names)| (executable, names.as_str()))
+        .collect();
+    if runs.is_empty() {
+        return first;
+    }
+    let step = progress::step("testing in the lab once more what failed");
+    let outputs = match run_in_lab(&runs, variables, options, step) {
+        Ok(outputs) => outputs,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return first;
+        }
+    };
+    for ((executable, _), output) in runs.iter().zip(&outputs) {
+        let name = name_of(executable);
+        let again = Report::read(&name, &output.printed, &Default::default(), true);
+        first.steady(&name, &output.printed);
+        eprintln!("{name}, once more: {}", again.counts());
+    }
+    first
 }
 
 /// The report on an executable that never had a chance.
@@ -143,16 +193,18 @@ struct Output {
     exit_code: Option<i32>,
 }
 
+/// Runs each executable with the names of the tests to run; all, if empty.
 fn run_in_lab(
-    executables: &[Executable],
+    runs: &[(&Executable, &str)],
     variables: &Variables,
     options: &lab::MachineOptions,
     step: Step,
 ) -> Result<Vec<Output>> {
     let mut args: Vec<OsString> = vec!["sh".into(), "-c".into(), script().into(), "sh".into()];
-    for executable in executables {
+    for (executable, names) in runs {
         args.push(executable.package_dir.clone().into());
         args.push(executable.path.clone().into());
+        args.push(names.into());
     }
     let mut request = lab::Request::new(args)?;
     for (name, value) in variables {
@@ -173,21 +225,21 @@ fn run_in_lab(
     let outputs = reading
         .join()
         .map_err(|_| anyhow::anyhow!("what the lab printed could not be read"))?;
-    if outputs.len() < executables.len() {
+    if outputs.len() < runs.len() {
         eprintln!("the lab ended before all tests had run: {ending:?}");
     }
     Ok(outputs)
 }
 
-/// Runs each pair of directory and executable among its arguments.
+/// Runs each triple of directory, executable and test names among its arguments.
 fn script() -> String {
     let [kill_after, limit] = time_limit();
     format!(
         "while [ $# -gt 0 ]; do\n\
          echo '{BEGIN}'\"$2\"\n\
-         (cd \"$1\" && CARGO_MANIFEST_DIR=\"$1\" exec timeout {kill_after} {limit} \"$2\") </dev/null\n\
+         (cd \"$1\" && CARGO_MANIFEST_DIR=\"$1\" exec timeout {kill_after} {limit} \"$2\" ${{3:+--exact}} $3) </dev/null\n\
          echo '{END}'$?\n\
-         shift 2\n\
+         shift 3\n\
          done"
     )
 }
@@ -272,7 +324,16 @@ mod tests {
         let path = directory.path().canonicalize().unwrap();
         let mut shell = Command::new("sh");
         shell.args(["-c", &script(), "sh"]);
-        shell.arg(&path).arg("/bin/pwd").arg("/").arg("/bin/false");
+        shell.arg(&path).args([
+            "/bin/pwd",
+            "",
+            "/",
+            "/bin/false",
+            "",
+            "/",
+            "/bin/echo",
+            "a b",
+        ]);
         let printed = crate::command::output(&mut shell).unwrap();
         let mut outputs = Vec::new();
         printed
@@ -281,5 +342,6 @@ mod tests {
         assert_eq!(outputs[0].printed, format!("{}\n", path.display()));
         assert_eq!(outputs[0].exit_code, Some(0));
         assert_eq!(outputs[1].exit_code, Some(1));
+        assert_eq!(outputs[2].printed, "--exact a b\n");
     }
 }
