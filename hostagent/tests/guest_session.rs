@@ -432,7 +432,7 @@ fn a_guest_that_says_nothing_is_given_up_with_the_reason() {
     let output = output(request);
     assert_eq!(output.status.code(), Some(125));
     let said = text(&output.stderr);
-    assert!(said.contains("had not started"), "{said}");
+    assert!(said.contains("did not start"), "{said}");
     assert!(said.contains("Waiting for a miracle"), "{said}");
 }
 

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
-use hostagent::guest::{RunError, Timeline};
+use hostagent::guest::{RunError, Stage, Timeline};
 use hostagent::store::ImportError;
 
 /// mote itself failed, or was used wrongly; as `docker run` has it.
@@ -69,6 +69,9 @@ pub fn main() -> ExitCode {
     };
     done.unwrap_or_else(|error| {
         eprintln!("mote: {error:#}");
+        if guest_never_came_up(&error) {
+            eprintln!("`mote doctor` tells whether guests with Linux can run on this machine.");
+        }
         ExitCode::from(exit_code_of(&error))
     })
 }
@@ -80,6 +83,16 @@ fn usage(error: &clap::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
         _ => ExitCode::from(EXIT_FAILURE),
+    }
+}
+
+/// Whether a guest ended, or took too long, before its init reported.
+fn guest_never_came_up(error: &anyhow::Error) -> bool {
+    match error.downcast_ref::<RunError>() {
+        Some(RunError::Died { stage, .. } | RunError::TimedOut { stage, .. }) => {
+            *stage <= Stage::KernelBoot
+        }
+        _ => false,
     }
 }
 

@@ -114,13 +114,13 @@ pub enum RunError {
         /// What was printed last.
         diagnostics: Diagnostics,
     },
-    /// The workload had not started in time.
+    /// Nothing had happened for too long, and the workload had not started.
     #[error(
-        "the workload had not started after {} s; time ran out {stage}{diagnostics}",
+        "the workload did not start: nothing happened for {} s {stage}{diagnostics}",
         waited.as_secs()
     )]
     TimedOut {
-        /// How long it was waited for.
+        /// How long the stage was waited for.
         waited: Duration,
         /// How far it had come.
         stage: Stage,

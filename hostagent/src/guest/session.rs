@@ -19,8 +19,9 @@ use super::streams::{Movers, Streams};
 use super::timeline::Timeline;
 use crate::vm_process::{Connection, Machine, VmProcess, printable};
 
-/// How long a workload may take to start. Generous: a distribution's kernel on
-/// a busy machine without hardware virtualization needs tens of seconds.
+/// How long each stage up to the start of the workload may take: the VMM, the
+/// kernel, the init. Generous: a distribution's kernel on a busy machine without
+/// hardware virtualization needs a minute.
 pub const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How long a guest may take to power off once its workload has ended.
@@ -66,7 +67,8 @@ pub struct Request {
     /// The number of the signal that asks the workload to end. It is sent in
     /// place of SIGTERM, which is how this process is asked to end.
     pub stop_signal: i32,
-    /// How long the workload may take to start; [`BOOT_TIMEOUT`] suits all.
+    /// How long each stage up to the start of the workload may take;
+    /// [`BOOT_TIMEOUT`] suits all.
     pub boot_timeout: Duration,
 }
 
@@ -164,10 +166,11 @@ impl Session<'_> {
 
     /// Until the workload has ended and all its output is written.
     fn until_exit(&mut self) -> Result<ExitStatus, RunError> {
-        let start_deadline = Instant::now() + self.boot_timeout;
+        let mut stage = self.stage;
+        let mut deadline = Instant::now() + self.boot_timeout;
         loop {
             let starting = self.stage < Stage::Running;
-            let ended = self.turn(starting.then_some(start_deadline))?;
+            let ended = self.turn(starting.then_some(deadline))?;
             if ended {
                 self.hear_last_words()?;
             }
@@ -177,7 +180,11 @@ impl Session<'_> {
             if ended {
                 return Err(self.died());
             }
-            if self.stage < Stage::Running && Instant::now() >= start_deadline {
+            if self.stage > stage {
+                stage = self.stage;
+                deadline = Instant::now() + self.boot_timeout;
+            }
+            if stage < Stage::Running && Instant::now() >= deadline {
                 return Err(RunError::TimedOut {
                     waited: self.boot_timeout,
                     stage: self.stage,
