@@ -21,7 +21,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use lab_init::protocol::{Command, StartFailure};
 
-use crate::{debian_kernel, packages, progress};
+use crate::{debian_kernel, distribution, packages, progress};
 
 use machine::Machine;
 pub use machine::MachineOptions;
@@ -37,7 +37,8 @@ const USUAL_START: Duration = Duration::from_secs(10);
 /// so that microVMs with Linux run where the machine itself cannot run them. It
 /// sees this machine's files; whatever is written there vanishes when it ends.
 ///
-/// Without a command: a shell.
+/// mote is built first, so that it is there as it is in the tree. Without a
+/// command: a shell.
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// The lab's memory, such as 4G [default: half of this machine's, at most 8G]
@@ -49,6 +50,9 @@ pub struct Options {
     /// Mount an empty ext4 disk of this size at /scratch
     #[arg(long, value_name = "SIZE")]
     scratch: Option<Size>,
+    /// Take mote as it was last built, if it was
+    #[arg(long)]
+    no_build: bool,
     /// Show the console of the lab's kernel on standard error
     #[arg(long)]
     verbose: bool,
@@ -59,6 +63,9 @@ pub struct Options {
 
 /// Runs the command line's command and returns the exit code to end with.
 pub fn main(options: Options) -> Result<u8> {
+    if !options.no_build {
+        distribution::build()?;
+    }
     let usual = MachineOptions::default();
     let machine = MachineOptions {
         memory: options.memory.unwrap_or(usual.memory),
