@@ -60,6 +60,8 @@ fn test(options: &Options) -> Result<Report> {
         options.packages.is_empty() || options.packages.iter().any(|name| name == package)
     };
     packages::require(&packages::FOR_TESTS)?;
+    packages::require(&packages::for_lab())?;
+    debian_kernel::fetch()?;
     let executables: Vec<Executable> = build_tests(options)?;
     let (end_to_end, others): (Vec<_>, Vec<_>) = executables
         .into_iter()
