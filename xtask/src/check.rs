@@ -10,6 +10,9 @@ use crate::{cache, cargo, command, packages, progress, workspace};
 /// The version of cargo-deny that `deny.toml` is written for.
 const CARGO_DENY: &str = "0.20.2";
 
+/// A workspace of its own, whose programs run without an operating system.
+const PROBE_GUESTS: &str = "guest-images/probe/guest";
+
 /// Checks formatting, lints, and the licences and sources of dependencies.
 #[derive(Debug, clap::Args)]
 pub struct Options {}
@@ -20,9 +23,11 @@ pub fn main(_options: &Options) -> Result<u8> {
     let clippy = "clippy --workspace --all-targets -- -D warnings";
     for (name, arguments) in [("formatting", rustfmt), ("lints", clippy)] {
         let step = progress::step(format!("checking {name}"));
-        command::lines(cargo::cargo().args(arguments.split(' ')), |line| {
-            step.detail(line.trim());
-        })?;
+        for workspace in [workspace::root(), workspace::root().join(PROBE_GUESTS)] {
+            let mut command = cargo::cargo();
+            command.args(arguments.split(' ')).current_dir(workspace);
+            command::lines(&mut command, |line| step.detail(line.trim()))?;
+        }
         drop(step);
         eprintln!("{name}: ok");
     }
