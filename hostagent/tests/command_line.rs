@@ -2,7 +2,6 @@
 
 mod support;
 
-use std::os::unix::fs::PermissionsExt;
 
 use hostagent::store::Store;
 use serde_json::Value;
@@ -26,9 +25,14 @@ fn mote() -> Mote {
 }
 
 fn vmm(mote: &Mote, script: &str) {
+    let text = mote.assets().join("text");
+    std::fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+    // By another process: a test that forks while this one has the file open for
+    // writing would keep it from being executed (ETXTBSY).
+    let mut install = std::process::Command::new("install");
+    install.arg("-m755").arg(&text);
     let path = mote.assets().join("mote-vmm");
-    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(install.arg(&path).status().unwrap().success());
 }
 
 fn image() -> Layout {

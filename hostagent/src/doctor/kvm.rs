@@ -211,8 +211,6 @@ fn speed(per_second: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::super::tests::{empty_host, put};
     use super::super::{Assets, Status};
     use super::*;
@@ -221,9 +219,13 @@ mod tests {
     fn host_with_vmm(script: &str) -> (tempfile::TempDir, Host) {
         let (directory, mut host) = empty_host();
         put(&host, "/dev/kvm", "");
-        put(&host, "/assets/mote-vmm", &format!("#!/bin/sh\n{script}\n"));
+        put(&host, "/assets/text", &format!("#!/bin/sh\n{script}\n"));
         let vmm = host.path("/assets/mote-vmm");
-        std::fs::set_permissions(&vmm, std::fs::Permissions::from_mode(0o755)).unwrap();
+        // By another process: a test that forks while this one has the file open
+        // for writing would keep it from being executed (ETXTBSY).
+        let mut install = std::process::Command::new("install");
+        install.arg("-m755").arg(host.path("/assets/text"));
+        assert!(install.arg(&vmm).status().unwrap().success());
         host.assets = Assets::in_directory(vmm.parent().unwrap());
         (directory, host)
     }
