@@ -2,7 +2,6 @@
 
 mod support;
 
-
 use hostagent::store::Store;
 use serde_json::Value;
 use support::{Layout, Mote, Stored, config, layer};
