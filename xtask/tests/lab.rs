@@ -101,9 +101,10 @@ fn what_cannot_be_run_has_a_shells_exit_codes() {
 #[test]
 fn a_scratch_disk_has_user_xattrs() {
     // setxattr(2) is number 188; Perl is on every Debian.
-    let script = "cd /scratch && touch file && \
-                  perl -e 'syscall(188, \"file\", \"user.a\", \"b\", 1, 0) == 0 or die $!'";
-    let output = lab(&["--scratch", "64M", "--", "sh", "-c", script])
+    let perl = r#"($file, $name, $value) = ("file", "user.a", "b");
+                  syscall(188, $file, $name, $value, 1, 0) == 0 or die $!"#;
+    let script = format!("cd /scratch && touch file && perl -e '{perl}'");
+    let output = lab(&["--scratch", "64M", "--", "sh", "-c", &script])
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", errors(&output));
