@@ -148,3 +148,36 @@ fn wait_readable(fd: impl AsFd, monitor: &Monitor) -> Result<(), BenchError> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+
+    fn stand_in() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/firecracker")
+    }
+
+    #[test]
+    fn firecracker_is_given_the_guest_and_its_size() {
+        let monitor = Monitor::firecracker(&stand_in()).unwrap();
+        assert_eq!(monitor.version(), "Firecracker v0.0.0");
+        let trial = run(&monitor, &Files::create().unwrap()).unwrap();
+        assert!(trial.first_instruction_ms > 0.0);
+        assert!(trial.whole_process_ms >= trial.first_instruction_ms);
+    }
+
+    #[test]
+    fn a_monitor_that_prints_nothing_is_an_error_with_its_words() {
+        let monitor = Monitor::firecracker(&stand_in()).unwrap();
+        let error = footprint(&monitor, &Files::create().unwrap()).unwrap_err();
+        assert!(error.to_string().contains("no such guest"), "{error}");
+    }
+
+    #[test]
+    fn a_monitor_that_is_not_there_is_an_error_with_its_path() {
+        let error = Monitor::qemu(Path::new("/nowhere/qemu")).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/qemu"), "{error}");
+    }
+}

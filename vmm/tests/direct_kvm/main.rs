@@ -9,6 +9,7 @@ mod entropy;
 mod hostile;
 mod machine;
 mod memory;
+mod probe_kvm;
 mod serial;
 mod spec;
 mod vsock;

@@ -178,6 +178,18 @@ fn without_an_agent_connections_are_refused_and_the_guest_lives() {
 }
 
 #[test]
+fn connections_outlive_the_channel_they_came_by() {
+    let line = format!("vsock-upload port=5000 seed=5 bytes={BYTES}");
+    let Some(machine) = probe(&line) else { return };
+    let mut running = machine.vsock().start();
+    let (_, mut stream) = running.agent().accept();
+    drop(running.take_agent());
+    assert_eq!(read_pattern(&mut stream, 5), BYTES);
+    drop(stream);
+    running.finish().expect_success("answer ");
+}
+
+#[test]
 fn messages_that_are_none_are_dropped() {
     let Some(machine) = probe("vsock-serve port=7000 connections=1") else {
         return;
