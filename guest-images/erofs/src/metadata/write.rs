@@ -2,8 +2,6 @@
 
 use std::io::{Seek, Write};
 
-use sha2::{Digest, Sha256};
-
 use super::directory::{Blocks, Dirent};
 use super::layout::{Layout, Place, with_dots};
 use crate::FileType;
@@ -39,7 +37,7 @@ pub(crate) fn write<W: Write + Seek>(
         sink: Sink {
             out: &mut out,
             written: 0,
-            hash: Sha256::new(),
+            checksum: 0,
         },
         scratch: Vec::new(),
     };
@@ -52,45 +50,48 @@ pub(crate) fn write<W: Write + Seek>(
     }
     writer.sink.pad_to(byte_of(layout.blocks()))?;
 
-    let mut hash = writer.sink.hash;
-    hash.update(target.disk_blocks.to_le_bytes());
+    let inodes = layout.places.len() as u64;
+    let checksum = writer.sink.checksum;
     let superblock = Superblock {
         blocks: target.disk_blocks,
         meta_block,
         // The root is the first inode.
         root_nid: layout.nids[0] as u16,
-        inodes: layout.places.len() as u64,
+        inodes,
         chunked: layout.chunked,
-        uuid: uuid(&hash.finalize().into()),
+        uuid: uuid([checksum, inodes as u32, meta_block, target.disk_blocks]),
     };
     out.finish(&superblock.encode())
 }
 
-/// A version 8 UUID (RFC 9562, section 5.8) of a digest: two file systems have
-/// the same if their metadata is the same.
-fn uuid(digest: &[u8; 32]) -> [u8; 16] {
+/// A version 8 UUID (RFC 9562, section 5.8) made of what tells one file system
+/// from another. It is a label, no proof: whoever wants a collision finds one.
+fn uuid(parts: [u32; 4]) -> [u8; 16] {
     let mut uuid = [0; 16];
-    uuid.copy_from_slice(&digest[..16]);
+    for (at, part) in uuid.chunks_exact_mut(4).zip(parts) {
+        at.copy_from_slice(&part.to_be_bytes());
+    }
     uuid[6] = (uuid[6] & 0x0f) | 0x80;
     uuid[8] = (uuid[8] & 0x3f) | 0x80;
     uuid
 }
 
-/// Counts and hashes what is written.
+/// Counts and sums what is written.
 struct Sink<'a, W> {
     out: &'a mut BlobWriter<W>,
     written: u64,
-    hash: Sha256,
+    /// CRC-32C of everything but padding.
+    checksum: u32,
 }
 
 impl<W: Write + Seek> Sink<'_, W> {
     fn put(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
-        self.hash.update(bytes);
+        self.checksum = crc32c::crc32c_append(self.checksum, bytes);
         self.written += bytes.len() as u64;
         self.out.write(bytes)
     }
 
-    /// Zeros up to this many bytes. They say nothing, so they are not hashed.
+    /// Zeros up to this many bytes. They say nothing, so they are not summed.
     fn pad_to(&mut self, offset: u64) -> Result<(), BlobError> {
         debug_assert!(self.written <= offset);
         let missing = offset - self.written;

@@ -14,13 +14,17 @@ impl<'a> Header<'a> {
     pub(super) fn new(block: &'a [u8; RECORD]) -> Option<Self> {
         const FIELD: std::ops::Range<usize> = 148..156;
         let expected = number::parse(&block[FIELD])?;
-        let sum = |bytes: &[u8]| bytes.iter().map(|b| i64::from(*b)).sum::<i64>();
-        let spaces = i64::from(b' ') * FIELD.len() as i64;
-        let unsigned = sum(block) - sum(&block[FIELD]) + spaces;
+        // The field itself counts as spaces.
+        let sum = |bytes: &[u8]| bytes.iter().map(|b| u32::from(*b)).sum::<u32>();
+        let spaces = u32::from(b' ') * FIELD.len() as u32;
+        let unsigned = i64::from(sum(block) - sum(&block[FIELD]) + spaces);
+        if expected == unsigned {
+            return Some(Self(block));
+        }
         // Some old tars summed signed bytes.
         let high = |bytes: &[u8]| bytes.iter().filter(|b| **b >= 0x80).count() as i64;
         let signed = unsigned - 256 * (high(block) - high(&block[FIELD]));
-        (expected == unsigned || expected == signed).then_some(Self(block))
+        (expected == signed).then_some(Self(block))
     }
 
     pub(super) fn type_flag(&self) -> u8 {
