@@ -100,10 +100,11 @@ impl Setting {
         let model = processors
             .lines()
             .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-        let modules = read("/proc/modules");
-        let kvm = modules
-            .lines()
-            .filter_map(|line| line.split(' ').next())
+        // Unlike /proc/modules it has those that are built in.
+        let kvm = std::fs::read_dir("/sys/module")
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
             .find(|name| name.starts_with("kvm_"));
         Self {
             runs,
@@ -112,7 +113,7 @@ impl Setting {
             processor: model.map_or("unknown", |(_, name)| name).to_owned(),
             processors: std::thread::available_parallelism().map_or(1, Into::into),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            kvm: kvm.unwrap_or("built in or unknown").to_owned(),
+            kvm: kvm.unwrap_or_else(|| "unknown".to_owned()),
             load_average: read("/proc/loadavg")
                 .split(' ')
                 .next()
