@@ -2,11 +2,12 @@
 //!
 //! On a terminal a step is a spinner with the time it has taken; when it ends,
 //! it stays as one line if it took long, and vanishes otherwise.
-//! Without a terminal a step that lasts prints one plain line. Everything goes
-//! to standard error.
+//! Without a terminal a step that lasts prints a plain line, and then one now and
+//! then. Everything goes to standard error.
 
 use std::io::IsTerminal;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// Shorter steps are not worth a line.
 const WORTH_A_LINE: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(100);
+/// How often a step says without a terminal what it is at.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A step under way. It ends when it is dropped.
 #[must_use = "a step ends when it is dropped"]
@@ -28,6 +31,7 @@ pub struct Step {
 enum Display {
     Spinner(ProgressBar),
     Plain {
+        detail: Arc<Mutex<String>>,
         /// Dropped to end the thread.
         end: Option<Sender<()>>,
         thread: Option<JoinHandle<()>>,
@@ -47,7 +51,7 @@ pub fn step_after(text: impl Into<String>, patience: Duration) -> Step {
     let display = if std::io::stderr().is_terminal() {
         let spinner = ProgressBar::new_spinner();
         // The template is a constant; a wrong one shows in any run.
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}") {
             spinner.set_style(style);
         }
         spinner.set_message(text.clone());
@@ -55,13 +59,11 @@ pub fn step_after(text: impl Into<String>, patience: Duration) -> Step {
         Display::Spinner(spinner)
     } else {
         let (end, ended) = mpsc::channel();
-        let line = text.clone();
-        let thread = thread::spawn(move || {
-            if ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("{line} …");
-            }
-        });
+        let detail = Arc::new(Mutex::new(String::new()));
+        let (line, shown) = (text.clone(), Arc::clone(&detail));
+        let thread = thread::spawn(move || print_plain(&line, patience, &shown, &ended));
         Display::Plain {
+            detail,
             end: Some(end),
             thread: Some(thread),
         }
@@ -74,11 +76,35 @@ pub fn step_after(text: impl Into<String>, patience: Duration) -> Step {
     }
 }
 
+/// Prints `line` when `patience` is over, and then what `detail` is now and then,
+/// until `ended`.
+fn print_plain(line: &str, patience: Duration, detail: &Mutex<String>, ended: &Receiver<()>) {
+    let started = Instant::now();
+    if ended.recv_timeout(patience) != Err(RecvTimeoutError::Timeout) {
+        return;
+    }
+    eprintln!("{line} …");
+    while ended.recv_timeout(PLAIN_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+        let detail = detail
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        eprintln!("  {} s: {}", started.elapsed().as_secs(), detail.trim());
+    }
+}
+
 impl Step {
-    /// Changes what a spinner says: a count, the name of the current part.
+    /// Tells what the step is at: a count, the name of the current part.
     pub fn detail(&self, detail: &str) {
-        if let Display::Spinner(spinner) = &self.display {
-            spinner.set_message(format!("{}: {detail}", self.text));
+        match &self.display {
+            Display::Spinner(spinner) => {
+                spinner.set_message(format!("{}: {detail}", self.text));
+            }
+            Display::Plain { detail: shown, .. } => {
+                let mut shown = shown
+                    .lock()
+                    .unwrap_or_else(|poisoned| poisoned.into_inner());
+                detail.clone_into(&mut shown);
+            }
         }
     }
 }
@@ -93,7 +119,7 @@ impl Drop for Step {
                     eprintln!("{} ({} s)", self.text, elapsed.as_secs());
                 }
             }
-            Display::Plain { end, thread } => {
+            Display::Plain { end, thread, .. } => {
                 end.take();
                 if let Some(thread) = thread.take() {
                     let _ = thread.join();

@@ -2,10 +2,9 @@
 //! whenever and wherever it is done.
 
 use std::fs::{self, File};
-use std::io::IsTerminal;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 
@@ -39,9 +38,6 @@ const TARGETS: [&str; 2] = ["vmlinux", "bzImage"];
 /// The program headers are all that a VMM reads, and the ELF note with the PVH
 /// entry is in a segment.
 const STRIP: [&str; 3] = ["strip", "--strip-all", "--remove-section=.comment"];
-
-/// Without a terminal, how often a line tells how far the build is.
-const PLAIN_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The compiler and linker that would be used, by their first lines of
 /// `--version`.
@@ -171,19 +167,11 @@ fn refuse_path(kernel: &Path, directory: &Path) -> Result<()> {
 /// Follows what make prints.
 struct Progress {
     compiled: usize,
-    started: Instant,
-    next_plain_line: Duration,
-    plain: bool,
 }
 
 impl Progress {
     fn new() -> Self {
-        Self {
-            compiled: 0,
-            started: Instant::now(),
-            next_plain_line: PLAIN_INTERVAL,
-            plain: !std::io::stderr().is_terminal(),
-        }
+        Self { compiled: 0 }
     }
 
     /// What to show after make has printed `line`, if it is about a file.
@@ -195,19 +183,14 @@ impl Progress {
             "AR" | "LD" | "OBJCOPY" | "VDSO" | "GZIP" | "BUILD" => {}
             _ => return None,
         }
-        let detail = format!("{} files compiled, {file}", self.compiled);
-        let elapsed = self.started.elapsed();
-        if self.plain && elapsed >= self.next_plain_line {
-            eprintln!("  {detail} ({} s)", elapsed.as_secs());
-            self.next_plain_line = elapsed + PLAIN_INTERVAL;
-        }
-        Some(detail)
+        Some(format!("{} files compiled, {file}", self.compiled))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn compiled_files_are_counted_and_other_lines_are_not_shown() {

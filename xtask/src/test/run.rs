@@ -45,8 +45,7 @@ pub fn in_lab(
 ) -> Report {
     let all = String::new();
     let runs: Vec<_> = executables.iter().map(|it| (it, all.as_str())).collect();
-    let step = progress::step("testing in the lab");
-    let outputs = match run_in_lab(&runs, variables, options, step) {
+    let outputs = match run_in_lab(&runs, variables, options) {
         Ok(outputs) => outputs,
         Err(error) => {
             eprintln!("{error:#}");
@@ -96,8 +95,8 @@ pub fn failed_again_in_lab(
     if runs.is_empty() {
         return first;
     }
-    let step = progress::step("testing in the lab once more what failed");
-    let outputs = match run_in_lab(&runs, variables, options, step) {
+    eprintln!("once more what failed, in another lab:");
+    let outputs = match run_in_lab(&runs, variables, options) {
         Ok(outputs) => outputs,
         Err(error) => {
             eprintln!("{error:#}");
@@ -198,7 +197,6 @@ fn run_in_lab(
     runs: &[(&Executable, &str)],
     variables: &Variables,
     options: &lab::MachineOptions,
-    step: Step,
 ) -> Result<Vec<Output>> {
     let mut args: Vec<OsString> = vec!["sh".into(), "-c".into(), script().into(), "sh".into()];
     for (executable, names) in runs {
@@ -220,7 +218,7 @@ fn run_in_lab(
             .into(),
         stderr: writer.into(),
     };
-    let reading = read_outputs(reader, step);
+    let reading = read_outputs(reader);
     let ending = lab::run(options, &request, streams)?;
     let outputs = reading
         .join()
@@ -244,11 +242,14 @@ fn script() -> String {
     )
 }
 
-fn read_outputs(reader: PipeReader, step: Step) -> JoinHandle<Vec<Output>> {
+fn read_outputs(reader: PipeReader) -> JoinHandle<Vec<Output>> {
     thread::spawn(move || {
         let mut outputs = Vec::new();
+        // From the first line on: until then there is the step of the lab's start.
+        let mut step = None;
         each_line(reader, |line| {
-            step.detail(line);
+            step.get_or_insert_with(|| progress::step("testing in the lab"))
+                .detail(line);
             take_line(&mut outputs, line);
         });
         outputs
