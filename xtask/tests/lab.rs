@@ -99,6 +99,29 @@ fn what_cannot_be_run_has_a_shells_exit_codes() {
 }
 
 #[test]
+fn a_program_that_was_built_again_meanwhile_still_starts_its_lab() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("xtask");
+    // Not in this process: one that another test forks meanwhile would keep the
+    // copy open for writing, and from being executed (ETXTBSY).
+    let copied = Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_xtask"))
+        .arg(&program)
+        .status()
+        .unwrap();
+    assert!(copied.success());
+    let child = Command::new(&program)
+        .args(["lab", "--no-build", "--memory", "1G", "--", "true"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    fs::remove_file(&program).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+}
+
+#[test]
 fn a_scratch_disk_has_user_xattrs() {
     // setxattr(2) is number 188; Perl is on every Debian.
     let perl = r#"($file, $name, $value) = ("file", "user.a", "b");

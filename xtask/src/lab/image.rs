@@ -24,6 +24,8 @@ const MODULES: [&str; 6] = [
 /// What the kernel is told to run: this very program, which sees by its name
 /// what it is there for. One build, so the two ends of the protocol agree.
 pub const INIT: &str = "/lab-init";
+/// This program as it was started, proc_pid_exe(5).
+const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// Builds the initramfs in memory.
 pub fn build(kernel: &DebianKernel) -> Result<File> {
@@ -35,10 +37,10 @@ pub fn build(kernel: &DebianKernel) -> Result<File> {
     }
     // The kernel opens it for init before init mounts anything.
     archive.device("/dev/console", 0o600, DeviceKind::Character(5, 1))?;
-    let program = std::env::current_exe().context("cannot tell where this program is")?;
-    let init = File::open(&program).with_context(|| program.display().to_string())?;
+    // Not by its path: cargo may have built another file there since.
+    let init = File::open(OWN_PROGRAM).with_context(|| format!("cannot open {OWN_PROGRAM}"))?;
     let length = loadable_length(&init)
-        .with_context(|| format!("cannot read the ELF file {}", program.display()))?;
+        .with_context(|| format!("cannot read {OWN_PROGRAM}, this program, as an ELF file"))?;
     archive.file_from(INIT, 0o755, length, init)?;
     let modules = ModuleTree::open(&kernel.modules)?.load_order(&MODULES)?;
     for (index, module) in modules.iter().enumerate() {
