@@ -126,7 +126,10 @@ fn machine_arguments(
     // Without "enhanced rep movsb" kernels and C libraries copy by larger words
     // and vector registers. TCG moves one byte a step for `rep movsb`: copying
     // 200 MiB takes half the time without it, and so do most commands.
-    .args(["-cpu", "max,-erms,-fsrm"])
+    // Without XSAVE: TCG does not intercept a nested guest's XSETBV, so KVM
+    // would run it with an XCR0 that is not its own, and its vector registers
+    // would not survive a task switch.
+    .args(["-cpu", "max,-erms,-fsrm,-xsave"])
     .args(["-smp", &options.cpus.to_string()])
     .args(["-m", &format!("{memory}M")])
     // Shared: virtiofsd reads requests from it and writes contents to it.
