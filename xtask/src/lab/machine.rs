@@ -128,8 +128,11 @@ fn machine_arguments(
     // 200 MiB takes half the time without it, and so do most commands.
     // Without XSAVE: TCG does not intercept a nested guest's XSETBV, so KVM
     // would run it with an XCR0 that is not its own, and its vector registers
-    // would not survive a task switch.
-    .args(["-cpu", "max,-erms,-fsrm,-xsave"])
+    // would not survive a task switch. Without CMPXCHG16B: TCG stops all other
+    // processors for each, and one that is stopped right after it injected an
+    // interrupt into a nested guest may inject it once more, at any moment: one
+    // guest in ten to fifty crashed or hung.
+    .args(["-cpu", "max,-erms,-fsrm,-xsave,-cx16"])
     .args(["-smp", &options.cpus.to_string()])
     .args(["-m", &format!("{memory}M")])
     // Shared: virtiofsd reads requests from it and writes contents to it.

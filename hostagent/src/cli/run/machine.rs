@@ -11,7 +11,7 @@ use hostagent::vm_process::{Disk, Machine};
 
 /// What every guest kernel is told. The console is for errors: the init
 /// reports over vsock. A kernel that panics resets at once, which ends the VM.
-const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 noreplace-smp";
+const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 noreplace-smp pci=off";
 
 /// What the machine boots.
 #[derive(Debug)]
