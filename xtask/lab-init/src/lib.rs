@@ -7,6 +7,7 @@
 //! `cargo xtask lab`, which shares [`protocol`] and [`stream`].
 
 mod command;
+mod kvm;
 mod ports;
 pub mod protocol;
 mod root;
@@ -32,6 +33,7 @@ pub fn run() -> ! {
 fn lab() -> anyhow::Result<()> {
     root::mount_kernel_filesystems()?;
     root::load_modules()?;
+    let _stand_in = kvm::StandIn::create()?;
     let ports = ports::Ports::open()?;
     let mut messages = protocol::Messages::new(ports.control.try_clone()?);
     let Some(message) = messages.next_message().context("the control port")? else {
