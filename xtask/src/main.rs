@@ -50,8 +50,7 @@ enum Xtask {
     Kernel(kernel::Options),
     Build(distribution::Options),
     Check(check::Options),
-    #[command(subcommand)]
-    Bench(bench::Command),
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -65,7 +64,7 @@ fn main() -> ExitCode {
         Xtask::Kernel(options) => kernel::main(&options),
         Xtask::Build(options) => distribution::main(&options),
         Xtask::Check(options) => check::main(&options),
-        Xtask::Bench(command) => bench::main(&command),
+        Xtask::Bench(options) => bench::main(&options),
     };
     match result {
         Ok(code) => ExitCode::from(code),
