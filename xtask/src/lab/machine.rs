@@ -19,6 +19,16 @@ use super::virtiofsd;
 use crate::debian_kernel::DebianKernel;
 use crate::packages;
 
+/// All that TCG emulates, less what it does not do well; see `docs/lab.md`.
+///
+/// - ERMS, FSRM: it moves one byte a step for `rep movsb`. Without them kernels and
+///   C libraries copy by larger words, and most commands take half the time.
+/// - XSAVE: it does not intercept a nested guest's XSETBV. KVM would run the guest
+///   with an XCR0 not its own, and task switches would lose vector registers.
+/// - CMPXCHG16B: it stops all other processors for each. With it, one nested guest
+///   in ten to fifty crashed or hung.
+const PROCESSOR: &str = "max,-erms,-fsrm,-xsave,-cx16";
+
 /// What the lab is made of.
 #[derive(Debug, Clone)]
 pub struct MachineOptions {
@@ -123,16 +133,7 @@ fn machine_arguments(
         "q35,memory-backend=memory,sata=off,smbus=off,usb=off,vmport=off",
     ])
     .args(["-accel", "tcg,thread=multi"])
-    // Without "enhanced rep movsb" kernels and C libraries copy by larger words
-    // and vector registers. TCG moves one byte a step for `rep movsb`: copying
-    // 200 MiB takes half the time without it, and so do most commands.
-    // Without XSAVE: TCG does not intercept a nested guest's XSETBV, so KVM
-    // would run it with an XCR0 that is not its own, and its vector registers
-    // would not survive a task switch. Without CMPXCHG16B: TCG stops all other
-    // processors for each, and one that is stopped right after it injected an
-    // interrupt into a nested guest may inject it once more, at any moment: one
-    // guest in ten to fifty crashed or hung.
-    .args(["-cpu", "max,-erms,-fsrm,-xsave,-cx16"])
+    .args(["-cpu", PROCESSOR])
     .args(["-smp", &options.cpus.to_string()])
     .args(["-m", &format!("{memory}M")])
     // Shared: virtiofsd reads requests from it and writes contents to it.
