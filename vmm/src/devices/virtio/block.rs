@@ -1,14 +1,14 @@
 //! virtio-blk (virtio 1.3, section 5.2).
 
 use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_ID_BYTES,
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
+    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::queues::{Chain, DeviceFault, Drained, Queues};
+use super::queues::{Chain, DeviceFault, Drained, Queues, Served};
 use super::{VirtioDevice, read_config_bytes};
 use crate::block::BlockBackend;
 use crate::block::buffers::Buffers;
@@ -20,8 +20,14 @@ const SECTOR_BYTES: u64 = 512;
 const HEADER_BYTES: usize = 16;
 /// Data pieces in one request: a queue's worth less the header and the status.
 const SEG_MAX: u32 = 254;
+/// Bytes in one piece.
+const SIZE_MAX: u32 = 64 << 10;
+/// Data in one request, as a driver that keeps to both may ask for. More would
+/// keep other devices waiting.
+const REQUEST_MAX_BYTES: u64 = SEG_MAX as u64 * SIZE_MAX as u64;
 /// Offsets into `struct virtio_blk_config`.
 const CONFIG_CAPACITY: usize = 0;
+const CONFIG_SIZE_MAX: usize = 8;
 const CONFIG_SEG_MAX: usize = 12;
 const CONFIG_BYTES: usize = 60;
 
@@ -42,6 +48,7 @@ impl Block {
         let mut config = [0; CONFIG_BYTES];
         let capacity = backend.size_bytes() / SECTOR_BYTES;
         config[CONFIG_CAPACITY..][..8].copy_from_slice(&capacity.to_le_bytes());
+        config[CONFIG_SIZE_MAX..][..4].copy_from_slice(&SIZE_MAX.to_le_bytes());
         config[CONFIG_SEG_MAX..][..4].copy_from_slice(&SEG_MAX.to_le_bytes());
         Self {
             name,
@@ -51,11 +58,12 @@ impl Block {
         }
     }
 
-    /// Serves one request; returns how many bytes were written, status included.
-    fn serve(&self, memory: &GuestMemory, chain: Chain) -> Result<u32, DeviceFault> {
+    /// Serves one request. What is written includes the status.
+    fn serve(&self, memory: &GuestMemory, chain: Chain) -> Result<Served, DeviceFault> {
         let request = Request::parse(memory, chain)
             .map_err(|reason| DeviceFault::Chain { queue: 0, reason })?;
         let status_address = request.status;
+        let moved = request.readable.bytes().max(request.writable.bytes());
         let (status, written) = match self.execute(memory, request) {
             Ok(written) => (VIRTIO_BLK_S_OK, written),
             Err(Refusal::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
@@ -67,7 +75,10 @@ impl Block {
                 queue: 0,
                 reason: "the status byte lies outside guest memory",
             })?;
-        Ok(written + 1)
+        Ok(Served {
+            written: written + 1,
+            moved: moved.min(REQUEST_MAX_BYTES),
+        })
     }
 
     fn execute(&self, memory: &GuestMemory, request: Request) -> Result<u32, Refusal> {
@@ -81,7 +92,7 @@ impl Block {
         match kind {
             VIRTIO_BLK_T_IN => {
                 let offset = self.check_range(sector, writable.bytes())?;
-                // A chain is shorter than 4 GiB (`DescriptorChain` sees to it).
+                // At most REQUEST_MAX_BYTES.
                 let bytes = writable.bytes() as u32;
                 self.backend.read(offset, writable)?;
                 Ok(bytes)
@@ -110,8 +121,11 @@ impl Block {
     }
 
     /// The byte offset of `sector`, if `bytes` from there on are whole sectors
-    /// of this disk.
+    /// of this disk and no more than one request may have.
     fn check_range(&self, sector: u64, bytes: u64) -> Result<u64, Refusal> {
+        if bytes > REQUEST_MAX_BYTES {
+            return Err(Refusal::Failed);
+        }
         let offset = sector.checked_mul(SECTOR_BYTES).ok_or(Refusal::Failed)?;
         let end = offset.checked_add(bytes).ok_or(Refusal::Failed)?;
         if !bytes.is_multiple_of(SECTOR_BYTES) || end > self.backend.size_bytes() {
@@ -231,7 +245,7 @@ impl VirtioDevice for Block {
 
     fn features(&self) -> u64 {
         let read_only = u64::from(self.backend.read_only()) << VIRTIO_BLK_F_RO;
-        1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_SEG_MAX | read_only
+        1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_SIZE_MAX | 1 << VIRTIO_BLK_F_SEG_MAX | read_only
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {

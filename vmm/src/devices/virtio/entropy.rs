@@ -7,7 +7,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vm_memory::Bytes;
 
 use super::VirtioDevice;
-use super::queues::{Chain, DeviceFault, Drained, Queues};
+use super::queues::{Chain, DeviceFault, Drained, Queues, Served};
 use crate::memory::GuestMemory;
 
 const QUEUE_SIZES: [u16; 1] = [64];
@@ -34,6 +34,9 @@ fn fill(source: &mut File, memory: &GuestMemory, chain: Chain) -> u32 {
     for descriptor in chain.writable() {
         let mut bytes = [0; REQUEST_BYTES];
         let wanted = (descriptor.len() as usize).min(REQUEST_BYTES - written);
+        if wanted == 0 {
+            continue;
+        }
         // A source that fails yields nothing, which a driver must bear.
         let Ok(read) = source.read(&mut bytes[..wanted]) else {
             break;
@@ -75,7 +78,13 @@ impl VirtioDevice for Entropy {
 
     fn process_queue(&mut self, index: usize, queues: &mut Queues) -> Result<Drained, DeviceFault> {
         let memory = queues.memory();
-        queues.drain(index, |chain| Ok(fill(&mut self.source, memory, chain)))
+        queues.drain(index, |chain| {
+            let written = fill(&mut self.source, memory, chain);
+            Ok(Served {
+                written,
+                moved: u64::from(written),
+            })
+        })
     }
 
     fn reset(&mut self) {}

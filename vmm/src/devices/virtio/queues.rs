@@ -42,6 +42,19 @@ pub struct Queues<'a> {
     interrupt: &'a Interrupt,
 }
 
+/// How much a device moves before others have their turn: some milliseconds'
+/// worth.
+const BYTES_PER_TURN: u64 = 16 << 20;
+
+/// What was done with a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Served {
+    /// How many bytes the driver is told were written into it.
+    pub written: u32,
+    /// How many bytes were moved for it, in either direction.
+    pub moved: u64,
+}
+
 /// What is left when [`Queues::drain`] returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drained {
@@ -88,10 +101,14 @@ impl<'a> Queues<'a> {
     }
 
     /// Returns a chain to the driver with `written` bytes in it. The driver
-    /// hears of it at the next [`Queues::notify`].
+    /// hears of it at the next [`Queues::notify`]. A driver that has taken the
+    /// queue away meanwhile gets nothing back.
     pub fn push_used(&mut self, index: usize, head: u16, written: u32) -> Result<(), DeviceFault> {
         let memory = self.memory;
-        self.queue(index)?
+        let Some(queue) = self.ready(index) else {
+            return Ok(());
+        };
+        queue
             .add_used(memory, head, written)
             .map_err(|source| DeviceFault::Queue {
                 queue: index,
@@ -102,7 +119,9 @@ impl<'a> Queues<'a> {
     /// Interrupts the driver if it wants to hear of what was returned.
     pub fn notify(&mut self, index: usize) -> Result<(), DeviceFault> {
         let memory = self.memory;
-        let queue = self.queue(index)?;
+        let Some(queue) = self.ready(index) else {
+            return Ok(());
+        };
         let wanted = queue
             .needs_notification(memory)
             .map_err(|source| DeviceFault::Queue {
@@ -116,10 +135,16 @@ impl<'a> Queues<'a> {
     }
 
     /// Asks the driver not to ring the doorbell, or to ring it again. Returns
-    /// whether chains became available before it could know.
+    /// whether chains became available before it could know: never in a queue
+    /// that is not ready, whose rings may be anywhere.
+    ///
+    /// A driver can make the answer yes as often as it is asked: who asks in a
+    /// loop must count.
     pub fn want_doorbell(&mut self, index: usize, wanted: bool) -> Result<bool, DeviceFault> {
         let memory = self.memory;
-        let queue = self.queue(index)?;
+        let Some(queue) = self.ready(index) else {
+            return Ok(false);
+        };
         let result = if wanted {
             queue.enable_notification(memory)
         } else {
@@ -141,47 +166,69 @@ impl<'a> Queues<'a> {
         })
     }
 
-    /// Hands each available chain of queue `index` to `handle`, which returns
-    /// how many bytes it wrote, and returns it to the driver.
+    /// Hands each available chain of queue `index` to `handle` and returns it to
+    /// the driver.
     ///
-    /// Stops after a queue's worth of chains, so that one device cannot keep
-    /// the event loop from the others however fast its driver is.
+    /// Stops after a queue's worth of chains or [`BYTES_PER_TURN`], so that one
+    /// device cannot keep the event loop from the others however fast its driver
+    /// is.
     pub fn drain(
         &mut self,
         index: usize,
-        mut handle: impl FnMut(Chain<'a>) -> Result<u32, DeviceFault>,
+        mut handle: impl FnMut(Chain<'a>) -> Result<Served, DeviceFault>,
     ) -> Result<Drained, DeviceFault> {
-        let Some(queue) = self.queues.get(index).filter(|q| q.ready()) else {
+        let Some(queue) = self.ready(index) else {
             return Ok(Drained::Empty);
         };
-        let size = queue.size();
-        let mut budget = size;
+        let mut budget = Budget {
+            chains: queue.size(),
+            bytes: BYTES_PER_TURN,
+        };
         loop {
             self.want_doorbell(index, false)?;
-            while let Some(left) = budget.checked_sub(1) {
+            let mut used = false;
+            while !budget.is_spent() {
                 let Some(chain) = self.pop(index)? else { break };
-                budget = left;
                 let head = chain.head_index();
-                let written = handle(chain)?;
-                self.push_used(index, head, written)?;
+                let served = handle(chain)?;
+                budget.charge(served.moved);
+                self.push_used(index, head, served.written)?;
+                used = true;
             }
-            if budget < size {
+            if used {
                 self.notify(index)?;
             }
-            if budget == 0 {
+            if budget.is_spent() {
                 return Ok(Drained::Again);
             }
             if !self.want_doorbell(index, true)? {
                 return Ok(Drained::Empty);
             }
+            budget.charge(0);
         }
     }
 
-    fn queue(&mut self, index: usize) -> Result<&mut Queue, DeviceFault> {
-        self.queues.get_mut(index).ok_or(DeviceFault::Queue {
-            queue: index,
-            source: virtio_queue::Error::QueueNotReady,
-        })
+    /// Queue `index`, if there is one and the driver has made it ready: only then
+    /// were the addresses of its rings checked.
+    fn ready(&mut self, index: usize) -> Option<&mut Queue> {
+        self.queues.get_mut(index).filter(|queue| queue.ready())
+    }
+}
+
+/// What one turn of [`Queues::drain`] may still do.
+struct Budget {
+    chains: u16,
+    bytes: u64,
+}
+
+impl Budget {
+    fn charge(&mut self, bytes: u64) {
+        self.chains = self.chains.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+
+    fn is_spent(&self) -> bool {
+        self.chains == 0 || self.bytes == 0
     }
 }
 

@@ -81,9 +81,28 @@ fn the_capacity_and_the_number_of_segments_are_told() {
     let (driver, _) = driver(true);
     assert_eq!(driver.read(0x100), SECTORS as u32);
     assert_eq!(driver.read(0x104), 0);
+    assert_eq!(driver.read(0x108), SIZE_MAX);
     assert_eq!(driver.read(0x10c), SEG_MAX);
+    assert_ne!(device(true).0.features() & 1 << VIRTIO_BLK_F_SIZE_MAX, 0);
     assert_ne!(device(true).0.features() & 1 << VIRTIO_BLK_F_RO, 0);
     assert_eq!(device(false).0.features() & 1 << VIRTIO_BLK_F_RO, 0);
+}
+
+#[test]
+fn a_request_may_be_as_long_as_its_segments_and_no_longer() {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let file = File::from(rustix::fs::memfd_create("disk", flags).unwrap());
+    file.set_len(1 << 30).unwrap();
+    let file = Arc::new(file);
+    let extent = Extent {
+        file,
+        offset_bytes: 0,
+        length_bytes: 1 << 30,
+    };
+    let disk = ExtentDisk::new(vec![extent], true).unwrap();
+    let device = Block::new("blk0".to_owned(), [0; 20], Box::new(disk));
+    assert!(device.check_range(1, REQUEST_MAX_BYTES).is_ok());
+    assert!(device.check_range(1, REQUEST_MAX_BYTES + 512).is_err());
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_vsock::packet::{PKT_HEADER_SIZE, VsockPacket};
 
-use super::queues::{Chain, DeviceFault, Drained, Queues};
+use super::queues::{Chain, DeviceFault, Drained, Queues, Served};
 use super::{VirtioDevice, read_config_bytes};
 use crate::memory::GuestMemory;
 use muxer::Muxer;
@@ -58,7 +58,7 @@ impl Vsock {
         }
         let memory = queues.memory();
         let muxer = &mut self.muxer;
-        queues.drain(TX, |chain| take_packet(memory, chain, muxer).map(|()| 0))
+        queues.drain(TX, |chain| take_packet(memory, chain, muxer))
     }
 
     /// Fills the driver's buffers with packets while there are both.
@@ -70,9 +70,12 @@ impl Vsock {
             if !self.muxer.has_packets() {
                 break Drained::Empty;
             }
-            if budget == 0 {
+            // Each turn counts, also one that finds nothing: a driver may move
+            // its index forth and back.
+            let Some(left) = budget.checked_sub(1) else {
                 break Drained::Again;
-            }
+            };
+            budget = left;
             let Some(chain) = queues.pop(RX)? else {
                 // Only now is the doorbell worth an exit.
                 if queues.want_doorbell(RX, true)? {
@@ -89,7 +92,6 @@ impl Vsock {
                 written => {
                     queues.push_used(RX, head, written)?;
                     used = true;
-                    budget -= 1;
                 }
             }
         };
@@ -112,7 +114,7 @@ fn take_packet(
     memory: &GuestMemory,
     mut chain: Chain,
     muxer: &mut Muxer,
-) -> Result<(), DeviceFault> {
+) -> Result<Served, DeviceFault> {
     let packet =
         VsockPacket::from_tx_virtq_chain(memory, &mut chain, MAX_PAYLOAD_BYTES).map_err(|_| {
             DeviceFault::Chain {
@@ -120,8 +122,12 @@ fn take_packet(
                 reason: "not a packet of at most 64 KiB in readable memory",
             }
         })?;
-    muxer.take(Header::of(&packet), packet.data_slice());
-    Ok(())
+    let data = packet.data_slice();
+    muxer.take(Header::of(&packet), data);
+    Ok(Served {
+        written: 0,
+        moved: data.map_or(0, |data| data.len() as u64),
+    })
 }
 
 /// Returns how many bytes of the chain were filled; 0 if there was no packet.
@@ -200,3 +206,6 @@ impl VirtioDevice for Vsock {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
