@@ -50,7 +50,12 @@ pub enum WorkloadError {
 
 impl WorkloadOptions {
     /// Applies these options to an image's configuration.
-    pub fn apply(self, config: &ImageConfig) -> Result<Workload, WorkloadError> {
+    ///
+    /// An empty user or directory is none, as in Docker: `-u "$UNSET"` does not
+    /// make a user root.
+    pub fn apply(mut self, config: &ImageConfig) -> Result<Workload, WorkloadError> {
+        self.user = self.user.filter(|user| !user.is_empty());
+        self.working_dir = self.working_dir.filter(|directory| !directory.is_empty());
         if let Some(directory) = &self.working_dir
             && !directory.starts_with('/')
         {
@@ -214,6 +219,18 @@ mod tests {
         let workload = options.apply(&config()).unwrap();
         assert_eq!(workload.working_dir, "/tmp");
         assert_eq!(workload.user, "0:0");
+    }
+
+    #[test]
+    fn an_empty_user_or_directory_leaves_the_images() {
+        let options = WorkloadOptions {
+            working_dir: Some(String::new()),
+            user: Some(String::new()),
+            ..WorkloadOptions::default()
+        };
+        let workload = options.apply(&config()).unwrap();
+        assert_eq!(workload.working_dir, "/srv");
+        assert_eq!(workload.user, "www-data");
     }
 
     #[test]

@@ -219,13 +219,14 @@ fn a_manifest_and_a_configuration_that_disagree_are_refused() {
 }
 
 #[test]
-fn several_images_without_a_tag_are_a_question_back() {
+fn several_images_of_one_layout_are_all_loaded() {
     let mote = Mote::new();
     let mut layout = Layout::with_image(&good_layers(), Stored::Plain, "one");
     let second = layout.image(&config(&[]), &[], Stored::Plain);
     layout.tag(second, "two");
-    // `load` takes all of them.
-    mote.run(&["load", &layout.reference("")]).expect(0);
+    let loaded = mote.run(&["load", &layout.reference("")]).expect(0);
+    let images: std::collections::BTreeSet<_> = loaded.stdout.lines().collect();
+    assert_eq!(images.len(), 2, "{}", loaded.stdout);
 }
 
 #[test]

@@ -61,9 +61,9 @@ fn wrong_use_is_125_and_says_what_is_wrong() {
     for (arguments, word) in [
         (
             &["run", "--no-such-flag", "image"][..],
-            "unknown flag: --no-such-flag",
+            "unexpected argument '--no-such-flag'",
         ),
-        (&["run", "-z", "image"], "unknown flag: -z"),
+        (&["run", "-z", "image"], "unexpected argument '-z'"),
         (&["run"], "IMAGE"),
         (&["run", "-e"], "--env"),
         (&["load", "--no-such-flag"], "--no-such-flag"),
@@ -172,9 +172,23 @@ fn what_follows_the_image_belongs_to_the_command() {
         let mut arguments = vec!["run", "--rm", &reference];
         arguments.extend(command);
         let run = mote.run(&arguments).expect(125);
-        assert!(!run.stderr.contains("unknown flag"), "{run:?}");
+        assert!(!run.stderr.contains("unexpected argument"), "{run:?}");
         assert!(!run.stderr.contains("at least"), "{run:?}");
         assert!(run.stdout.is_empty(), "{run:?}");
+    }
+}
+
+#[test]
+fn flags_may_be_repeated_switched_off_and_empty_as_with_docker() {
+    let layout = image();
+    let reference = layout.reference("t");
+    let flags = "run --rm=true -i=false -m 0 -m 128m --cpus 2.0 --name= --hostname= --user= -w=";
+    let mut arguments: Vec<&str> = flags.split(' ').collect();
+    arguments.push(&reference);
+    let run = mote().run(&arguments);
+    // There is no VMM to run it, but nothing was wrong with the flags.
+    for wrong in ["--", "invalid", "unknown", "memory", "unexpected"] {
+        assert!(!run.stderr.contains(wrong), "{run:?}");
     }
 }
 

@@ -33,6 +33,7 @@ const TESTS: &[(&str, fn())] = tests![
     a_workload_that_reads_no_input_ends_all_the_same,
     without_an_input_the_workload_has_an_empty_one,
     every_signal_is_passed_on,
+    the_same_signal_three_times_at_once_ends_a_run_that_does_not_answer,
     a_signal_before_the_workload_runs_ends_the_run,
     an_ignored_signal_stays_ignored,
     a_reader_that_goes_away_breaks_the_workloads_pipe,
@@ -342,6 +343,22 @@ fn every_signal_is_passed_on() {
         assert_eq!(read_line(&mut stdout), said);
     }
     assert_eq!(child.wait().unwrap().code(), Some(5));
+}
+
+fn the_same_signal_three_times_at_once_ends_a_run_that_does_not_answer() {
+    let script = "trap '' TERM; echo ready; while :; do sleep 0.01; done";
+    let mut child = mote(&shell(script), false).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    assert_eq!(read_line(&mut stdout), "ready");
+    // Signals that arrive before the last was taken note of count once.
+    eventually("the run has ended", || {
+        let ended = child.try_wait().unwrap().is_some();
+        if !ended {
+            kill(&child, Signal::TERM);
+        }
+        ended
+    });
+    assert_eq!(child.wait().unwrap().code(), Some(143));
 }
 
 fn a_signal_before_the_workload_runs_ends_the_run() {

@@ -81,6 +81,17 @@ fn a_layout_gives_its_directory_as_name_unless_it_knows_a_whole_one() {
 }
 
 #[test]
+fn no_name_of_a_loaded_image_can_be_taken_for_a_layout() {
+    let mote = Mote::new();
+    let layout = Layout::with_image(&two_layers(), Stored::Plain, "v1");
+    let directory = TempDir::new().unwrap();
+    let oci = directory.path().join("oci");
+    std::fs::rename(layout.path(), &oci).unwrap();
+    let loaded = mote.load(&format!("oci:{}:v1", oci.display()));
+    assert_eq!(loaded["names"], json!(["localhost/oci:v1"]));
+}
+
+#[test]
 fn of_a_nested_index_the_image_for_this_machine_is_taken() {
     let mote = Mote::new();
     let mut layout = Layout::new();

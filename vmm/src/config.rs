@@ -20,7 +20,7 @@ pub const MIN_MEMORY_BYTES: u64 = 2 << 20;
 pub const MAX_MEMORY_BYTES: u64 = 16 << 40;
 const PAGE_BYTES: u64 = 4096;
 const SECTOR_BYTES: u64 = 512;
-/// A disk is a list of an image's blobs; images have at most 127 layers.
+/// A disk is a list of an image's blobs; images have at most 256 layers.
 const MAX_EXTENTS: usize = 4096;
 /// Context ids 0 to 2 are reserved (vsock(7)); 2³² - 1 means "any".
 const GUEST_CIDS: std::ops::Range<u64> = 3..u32::MAX as u64;

@@ -24,7 +24,7 @@ pub struct VmSpec {
     pub kvm: Descriptor,
     /// Number of vCPUs, 1 to 32.
     pub vcpus: u32,
-    /// Guest memory in bytes: a multiple of 4096, at least 16 MiB for Linux.
+    /// Guest memory in bytes: a multiple of 4096, at least 2 MiB. `mote` gives Linux 64 MiB or more.
     pub memory_bytes: u64,
     /// What runs first.
     pub boot: BootSpec,

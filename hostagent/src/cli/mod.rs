@@ -9,12 +9,14 @@ mod progress;
 mod run;
 mod source;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use hostagent::guest::{RunError, Stage, Timeline};
 use hostagent::store::ImportError;
+use hostagent::vm_process::printable_lines;
 
 /// mote itself failed, or was used wrongly; as `docker run` has it.
 const EXIT_FAILURE: u8 = 125;
@@ -57,7 +59,7 @@ enum Command {
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
     let timeline = Timeline::start();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(arguments()) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -68,12 +70,24 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::main(&args),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("mote: {error:#}");
+        // Guests and images have a say in some errors.
+        eprintln!("mote: {}", printable_lines(&format!("{error:#}")));
         if guest_never_came_up(&error) {
             eprintln!("`mote doctor` tells whether guests with Linux can run on this machine.");
         }
         ExitCode::from(exit_code_of(&error))
     })
+}
+
+/// The arguments of this process, ready for the parser.
+fn arguments() -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    if arguments.get(1).is_some_and(|command| command == "run") {
+        let mut of_run = arguments.split_off(2);
+        run::RunArgs::mark_image(&mut of_run);
+        arguments.append(&mut of_run);
+    }
+    arguments
 }
 
 /// Help goes to standard output and is a success; anything else is an error.

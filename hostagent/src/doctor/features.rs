@@ -5,7 +5,7 @@ use super::{Check, Finding, Host};
 /// The kernel's version.
 pub const KERNEL: Check = Check {
     name: "kernel",
-    purpose: "starts VMs into their cgroups and watches them by pidfd",
+    purpose: "watches VM processes by pidfd",
     required: true,
     run: kernel,
 };

@@ -145,8 +145,8 @@ pub enum RunError {
         /// How far the session had come.
         stage: Stage,
     },
-    /// A signal ended the run before there was a workload to send it to, or
-    /// after the workload had ended.
+    /// A signal ended the run before there was a workload to send it to, after
+    /// the workload had ended, or because somebody insisted.
     #[error("stopped by signal {signal} {stage}")]
     Interrupted {
         /// The signal.

@@ -14,7 +14,7 @@ use vmm::event::{Event, EventKind, monotonic_ns};
 
 use super::control::Control;
 use super::error::{Diagnostics, RunError, Stage};
-use super::signals::Signals;
+use super::signals::{Insistence, Signals};
 use super::streams::{Movers, Streams};
 use super::timeline::Timeline;
 use crate::vm_process::{Connection, Machine, VmProcess, printable};
@@ -82,7 +82,8 @@ pub struct Request {
 ///   `exit_code()` by Docker's rules. The error's text says what happened, how
 ///   far the run had come, and what the guest's console said last.
 /// - A signal that arrives before the workload runs ends the run; later ones are
-///   passed on, every time. Signals that were ignored when this process started
+///   passed on, every time, but the third of the same within a second ends the run
+///   whether the guest answers or not. Signals that were ignored when this process started
 ///   stay ignored.
 /// - A reader of this process's output that goes away breaks the workload's
 ///   pipe; the exit code is then the workload's, usually 141 (SIGPIPE).
@@ -104,6 +105,7 @@ pub fn run(request: Request, timeline: &mut Timeline) -> Result<Outcome, RunErro
     let session = Session {
         vm,
         signals,
+        insistence: Insistence::default(),
         movers,
         control: None,
         stage: Stage::VmmStart,
@@ -126,6 +128,7 @@ fn host(attempted: &'static str) -> impl FnOnce(std::io::Error) -> RunError {
 struct Session<'a> {
     vm: VmProcess,
     signals: Signals,
+    insistence: Insistence,
     movers: Movers,
     control: Option<Control>,
     stage: Stage,
@@ -336,7 +339,8 @@ impl Session<'_> {
 
     fn pass_signals_on(&mut self) -> Result<(), RunError> {
         for signal in self.signals.take() {
-            if self.stage != Stage::Running {
+            let insisted = self.insistence.notice(signal, Instant::now());
+            if insisted || self.stage != Stage::Running {
                 return Err(RunError::Interrupted {
                     signal,
                     stage: self.stage,

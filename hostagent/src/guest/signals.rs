@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use signal_hook::SigId;
 use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
@@ -61,6 +62,33 @@ impl Signals {
     }
 }
 
+/// Notices when somebody insists: the same signal, three times within a moment.
+/// A guest that no longer answers is ended so.
+#[derive(Debug, Default)]
+pub struct Insistence {
+    last: Option<(i32, Instant)>,
+    times: u32,
+}
+
+impl Insistence {
+    const TIMES: u32 = 3;
+    const MOMENT: Duration = Duration::from_secs(1);
+
+    /// Takes note of `signal`, which arrived at `now`; returns whether it was
+    /// once too often. Signals that do not ask for an end never are.
+    pub fn notice(&mut self, signal: i32, now: Instant) -> bool {
+        if ![SIGHUP, SIGINT, SIGQUIT, SIGTERM].contains(&signal) {
+            return false;
+        }
+        let again = self
+            .last
+            .is_some_and(|(last, at)| last == signal && now.duration_since(at) <= Self::MOMENT);
+        self.times = if again { self.times + 1 } else { 1 };
+        self.last = Some((signal, now));
+        self.times >= Self::TIMES
+    }
+}
+
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.arrived.as_fd()
@@ -96,6 +124,24 @@ fn parse_ignored(status: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_same_signal_three_times_in_a_moment_is_insistence() {
+        let start = Instant::now();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut insistence = Insistence::default();
+        let mut notice = |signal, milliseconds| insistence.notice(signal, at(milliseconds));
+        assert!(!notice(SIGINT, 0));
+        assert!(!notice(SIGINT, 500));
+        assert!(!notice(SIGTERM, 600), "another");
+        assert!(!notice(SIGINT, 700));
+        assert!(!notice(SIGINT, 1800), "later");
+        assert!(!notice(SIGINT, 1900));
+        assert!(notice(SIGINT, 2000));
+        for milliseconds in 3000..3010 {
+            assert!(!notice(SIGUSR1, milliseconds));
+        }
+    }
 
     #[test]
     fn ignored_signals_are_read_from_the_process_status() {

@@ -12,6 +12,7 @@ use super::archive::Archive;
 use super::digest::Digest;
 use super::manifest::{Descriptor, Index};
 use super::name::ImageName;
+use super::reference::TRANSPORTS;
 use super::region::FileRegion;
 use super::source::{
     Available, Blobs, SourceError, SourceImage, for_this_machine, image_of, read_document,
@@ -57,7 +58,12 @@ impl OciLayout {
         let default_repository = directory
             .canonicalize()
             .ok()
-            .and_then(|path| Some(path.file_name()?.to_str()?.to_lowercase()));
+            .and_then(|path| Some(path.file_name()?.to_str()?.to_lowercase()))
+            // `oci:TAG` would be a directory to `mote run`.
+            .map(|name| match TRANSPORTS.contains(&name.as_str()) {
+                true => format!("localhost/{name}"),
+                false => name,
+            });
         let files = Files::Directory(directory.to_owned());
         Self::read(files, directory.display().to_string(), default_repository)
     }

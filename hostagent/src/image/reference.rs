@@ -51,6 +51,9 @@ pub enum ReferenceError {
     Name(#[from] NameError),
 }
 
+/// What comes before the colon where a reference is not a name.
+pub const TRANSPORTS: [&str; 2] = ["oci", "docker-archive"];
+
 const OCI_FORM: &str = "oci:DIRECTORY[:TAG]";
 const ARCHIVE_FORM: &str = "docker-archive:FILE[:NAME]";
 

@@ -6,6 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use rustix::fs::{Mode, OFlags};
+
 /// A range of a file. Reading it moves no shared file position.
 #[derive(Debug, Clone)]
 pub struct FileRegion {
@@ -16,12 +18,12 @@ pub struct FileRegion {
 
 impl FileRegion {
     /// A whole file. Anything but a regular file is refused: a FIFO would
-    /// block, and a directory has no bytes.
+    /// block, and a directory has no bytes; a link in a layout of somebody else
+    /// could name any file of ours.
     pub fn open(path: &Path) -> io::Result<Self> {
         // O_NONBLOCK, so that opening a FIFO returns and can be refused.
-        let flags =
-            rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NONBLOCK;
-        let file = File::from(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?);
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
+        let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
         let metadata = file.metadata()?;
         if metadata.is_dir() {
             return Err(io::ErrorKind::IsADirectory.into());
@@ -128,5 +130,8 @@ mod tests {
         rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
         assert!(FileRegion::open(&fifo).is_err());
         assert!(FileRegion::open(directory.path()).is_err());
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink("/etc/passwd", &link).unwrap();
+        assert!(FileRegion::open(&link).is_err());
     }
 }

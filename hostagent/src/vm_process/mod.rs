@@ -16,4 +16,4 @@ pub use channel::{Channel, ChannelError, Connection};
 pub use descriptors::InheritedDescriptors;
 pub use machine::{Disk, Extent, Machine};
 pub use process::{Ending, SpawnError, VmProcess, Wakeup, WatchError, default_program};
-pub use tail::{Tail, printable};
+pub use tail::{Tail, printable, printable_lines};

@@ -145,7 +145,9 @@ impl VmProcess {
     pub fn spawn(program: &Path, machine: Machine) -> Result<Self, SpawnError> {
         let (channel, channel_end) = Channel::pair()?;
         let (events, events_end) = reader()?;
+        rustix::fs::fcntl_setfl(&events_end, OFlags::NONBLOCK)?;
         let (console, console_end) = reader()?;
+        rustix::fs::fcntl_setfl(&console_end, OFlags::NONBLOCK)?;
         let (stderr, stderr_end) = reader()?;
 
         let mut inherited = InheritedDescriptors::default();

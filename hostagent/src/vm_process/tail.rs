@@ -44,9 +44,22 @@ impl Tail {
 /// longer than a person reads.
 pub fn printable(line: &str) -> String {
     line.chars()
-        .filter(|c| !c.is_control() || *c == '\t')
+        .filter(|c| (!c.is_control() || *c == '\t') && !changes_direction(*c))
         .take(MAX_LINE)
         .collect()
+}
+
+/// A message of several lines in which a guest or an image may have had a say,
+/// each line as [`printable`] has it, and of them no more than a person reads.
+pub fn printable_lines(text: &str) -> String {
+    const MAX_LINES: usize = 200;
+    let lines: Vec<_> = text.split('\n').take(MAX_LINES).map(printable).collect();
+    lines.join("\n")
+}
+
+/// Marks of Unicode's bidirectional algorithm: they make a text look like another.
+fn changes_direction(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -64,6 +77,16 @@ mod tests {
         tail.push(&vec![b'x'; 10 * MAX_BYTES]);
         assert_eq!(tail.bytes.len(), MAX_BYTES);
         assert_eq!(tail.lines(9), ["x".repeat(MAX_LINE)]);
+    }
+
+    #[test]
+    fn a_message_keeps_its_lines_and_loses_what_a_terminal_obeys() {
+        assert_eq!(
+            printable_lines("a \u{1b}[31mb\u{7}\n  c\u{202e}d\n"),
+            "a [31mb\n  cd\n"
+        );
+        assert!(printable_lines(&"x\n".repeat(10_000)).len() < 1000);
+        assert_eq!(printable_lines(&"x".repeat(9 << 20)).len(), MAX_LINE);
     }
 
     #[test]

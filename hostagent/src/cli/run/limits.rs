@@ -32,7 +32,9 @@ pub fn memory(bytes: u64, host_bytes: u64) -> Result<u64, String> {
 /// Checks `--cpus`. A vCPU is a thread, so there are no parts of one.
 pub fn cpus(text: &str) -> Result<u32, String> {
     let refused = |reason| format!("--cpus {text}: {reason}");
-    match text.parse::<u32>() {
+    // Docker's are numbers such as 2.0.
+    let whole = text.strip_suffix(".0").unwrap_or(text);
+    match whole.parse::<u32>() {
         Ok(count @ 1..=MAX_CPUS) => Ok(count),
         Ok(_) => Err(refused(format!(
             "a microVM has 1 to {MAX_CPUS} virtual CPUs"
@@ -77,6 +79,7 @@ mod tests {
     fn cpus_are_whole_and_1_to_32() {
         assert_eq!(cpus("1"), Ok(1));
         assert_eq!(cpus("32"), Ok(32));
+        assert_eq!(cpus("2.0"), Ok(2));
         for text in ["0", "33", "1000", "-1", "1.5", "two", "", "99999999999"] {
             assert!(cpus(text).is_err(), "{text}");
         }

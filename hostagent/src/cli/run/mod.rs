@@ -1,5 +1,6 @@
 //! `mote run`.
 
+mod boundary;
 mod env;
 mod identity;
 mod limits;
@@ -7,6 +8,7 @@ mod machine;
 mod size;
 mod timing;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -49,13 +51,14 @@ mote itself failed.";
 #[command(
     after_help = EXAMPLES,
     override_usage = "mote run [OPTIONS] IMAGE [COMMAND] [ARGUMENT...]",
+    args_override_self = true,
     disable_help_flag = true
 )]
 pub struct RunArgs {
     /// Remove what the microVM wrote when it ends. What it writes is in its
     /// memory and goes with it, so that is always so; scripts may say it.
-    #[arg(long)]
-    rm: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    rm: Option<bool>,
     /// Set a variable; NAME alone takes the value it has here.
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<String>,
@@ -90,8 +93,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// Carry standard input to the command.
-    #[arg(short, long)]
-    interactive: bool,
+    #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    interactive: Option<bool>,
     /// Boot this kernel, a vmlinux or a bzImage, instead of mote's own.
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -112,19 +115,21 @@ pub struct RunArgs {
     /// Print help.
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
-    // One list, because only within one does the parser leave alone what looks
-    // like a flag: all after IMAGE belongs to the command. An unknown flag before
-    // it therefore ends up as the first element and is refused below.
     /// A loaded image, oci:DIR[:TAG] or docker-archive:FILE[:NAME]; then the
     /// command and its arguments instead of the image's.
     #[arg(
         value_name = "IMAGE [COMMAND]",
         required = true,
-        num_args = 1..,
-        trailing_var_arg = true,
-        allow_hyphen_values = true
+        num_args = 1..
     )]
     image_and_command: Vec<String>,
+}
+
+impl RunArgs {
+    /// Tells the parser where the flags in `arguments` end and IMAGE begins.
+    pub fn mark_image(arguments: &mut Vec<OsString>) {
+        boundary::mark(arguments, &Self::augment_args(clap::Command::new("run")));
+    }
 }
 
 /// Runs the workload; its exit code is ours.
@@ -140,9 +145,6 @@ pub fn main(args: RunArgs, mut timeline: Timeline) -> anyhow::Result<ExitCode> {
 fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     // All that can be wrong with the flags, before anything is done.
     let (image, command) = match args.image_and_command.split_first() {
-        Some((flag, _)) if flag.starts_with('-') => {
-            bail!("unknown flag: {flag}\nSee 'mote run --help'.")
-        }
         Some((image, command)) => (image, command.to_vec()),
         None => bail!("no image is named\nSee 'mote run --help'."),
     };
@@ -153,13 +155,15 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     let id = new_id().context("cannot make an id")?;
     let options = WorkloadOptions {
         env: environment(&args)?,
-        hostname: hostname(args.hostname.as_deref(), &id)?,
+        hostname: hostname(unless_empty(args.hostname.as_deref()), &id)?,
         entrypoint: args.entrypoint,
         command,
         working_dir: args.workdir,
         user: args.user,
     };
-    let name = args.name.as_deref().map(run_name).transpose()?;
+    let name = unless_empty(args.name.as_deref())
+        .map(run_name)
+        .transpose()?;
     let assets = Assets::locate();
     let boot = machine::Boot::prepare(
         &assets,
@@ -193,7 +197,8 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     timeline.image_is_ready();
 
     let machine = boot.into_machine(vcpus, memory_bytes, disk)?;
-    let streams = Streams::inherited(args.interactive).context("cannot use standard streams")?;
+    let streams = Streams::inherited(args.interactive == Some(true))
+        .context("cannot use standard streams")?;
     let request = guest::Request {
         program,
         machine,
@@ -231,6 +236,11 @@ fn obtain(
     };
     // No name: only loading gives names.
     Ok(store.import(&source, &[], progress)?.image)
+}
+
+/// A flag whose value is empty was not given, as in Docker.
+fn unless_empty(value: Option<&str>) -> Option<&str> {
+    value.filter(|value| !value.is_empty())
 }
 
 /// Files first, then flags, so that a flag wins.
