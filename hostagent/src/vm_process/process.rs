@@ -144,6 +144,7 @@ impl VmProcess {
     /// that lasts as long as the machine shall.
     pub fn spawn(program: &Path, machine: Machine) -> Result<Self, SpawnError> {
         let (channel, channel_end) = Channel::pair()?;
+        // What is not read in time is lost: a full pipe must not stop the guest.
         let (events, events_end) = reader()?;
         rustix::fs::fcntl_setfl(&events_end, OFlags::NONBLOCK)?;
         let (console, console_end) = reader()?;

@@ -77,7 +77,7 @@ impl Block {
             })?;
         Ok(Served {
             written: written + 1,
-            moved: moved.min(REQUEST_MAX_BYTES),
+            moved,
         })
     }
 

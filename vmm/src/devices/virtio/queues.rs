@@ -51,7 +51,7 @@ const BYTES_PER_TURN: u64 = 16 << 20;
 pub struct Served {
     /// How many bytes the driver is told were written into it.
     pub written: u32,
-    /// How many bytes were moved for it, in either direction.
+    /// How many bytes it asked to move, in either direction.
     pub moved: u64,
 }
 
