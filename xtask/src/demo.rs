@@ -4,7 +4,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::{demo_image, distribution, lab, progress, test, workspace};
+use crate::background::Background;
+use crate::{demo_image, distribution, lab, packages, progress, test, workspace};
 
 /// Runs a container image of Debian packages as a microVM.
 ///
@@ -16,8 +17,15 @@ pub struct Options {}
 
 /// Runs the demonstration and ends with its exit code.
 pub fn main(_options: &Options) -> Result<u8> {
+    // All at once: one question to apt, and one list to read.
+    let needed: Vec<_> = packages::FOR_KERNEL
+        .iter()
+        .chain(&packages::FOR_DEMO_IMAGE)
+        .collect();
+    packages::require(needed)?;
+    let image = Background::start(demo_image::fetch);
     let distribution = distribution::build()?;
-    let image = demo_image::fetch()?;
+    let image = image.wait()?;
     let store = workspace::target_directory().join("demo-store");
     let reference = image.reference();
     let step = progress::step("loading the image");

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use initramfs::{Archive, DeviceKind};
 
+use crate::background::Background;
 use crate::cargo::{self, Executable};
-use crate::{kernel, progress, workspace};
+use crate::{kernel, packages, progress, workspace};
 
 /// Builds what a user of mote installs: programs, guest kernel and initrd.
 ///
@@ -41,9 +42,11 @@ pub fn main(_options: &Options) -> Result<u8> {
     Ok(0)
 }
 
-/// Builds everything that is not up to date.
+/// Builds everything that is not up to date, the kernel beside the rest: neither
+/// keeps all processors busy.
 pub fn build() -> Result<Distribution> {
-    let kernel = kernel::build(&kernel::Options::default())?;
+    packages::require(&packages::FOR_KERNEL)?;
+    let kernel = Background::start(|| kernel::build(&kernel::Options::default()));
     let directory = workspace::distribution();
     let (programs, share) = (directory.join("bin"), directory.join("share/mote"));
     for directory in [&programs, &share] {
@@ -62,7 +65,7 @@ pub fn build() -> Result<Distribution> {
     let built = cargo::build("build --profile guest -p guest-init".split(' '), &step)?;
     let init = fs::read(&find(&built, "guest-init")?.path).context("the guest's init")?;
     replace(&share.join("initrd"), &initrd(&init)?)?;
-    place(&kernel.vmlinux, &share.join("vmlinux"))?;
+    place(&kernel.wait()?.vmlinux, &share.join("vmlinux"))?;
     Ok(Distribution { programs })
 }
 

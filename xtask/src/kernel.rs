@@ -41,8 +41,6 @@ pub struct Options {
 pub struct Kernel {
     /// The kernel as an ELF file without symbols.
     pub vmlinux: PathBuf,
-    /// The same kernel, for boot loaders.
-    pub bzimage: PathBuf,
     /// Its whole configuration.
     pub config: PathBuf,
     /// What it was built from, as a hash: source, configuration, compiler and
@@ -53,7 +51,7 @@ pub struct Kernel {
 /// Builds the kernel and says where it is.
 pub fn main(options: &Options) -> Result<u8> {
     let kernel = build(options)?;
-    for file in [&kernel.vmlinux, &kernel.bzimage, &kernel.config] {
+    for file in [&kernel.vmlinux, &kernel.config] {
         println!("{}", file.display());
     }
     Ok(0)
@@ -86,7 +84,6 @@ pub fn build(options: &Options) -> Result<Kernel> {
     })?;
     let kernel = Kernel {
         vmlinux: directory.join("vmlinux"),
-        bzimage: directory.join("bzImage"),
         config: directory.join("config"),
         key,
     };
@@ -142,7 +139,7 @@ fn check_reproducible(inputs: &Inputs, kernel: &Kernel) -> Result<()> {
         .tempdir_in(cache::directory()?)
         .context("cannot create a second build directory")?;
     inputs.build(again.path())?;
-    for first in [&kernel.vmlinux, &kernel.bzimage, &kernel.config] {
+    for first in [&kernel.vmlinux, &kernel.config] {
         let second = again.path().join(first.file_name().unwrap_or_default());
         let read =
             |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));

@@ -1,5 +1,6 @@
 //! The commands a developer of mote runs: `cargo xtask COMMAND`.
 
+mod background;
 mod bench;
 mod cache;
 mod cargo;

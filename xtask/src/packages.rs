@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
 
@@ -136,9 +137,9 @@ fn virtiofsd() -> Package {
 
 /// Installs the packages among `needed` that are missing, or says which they
 /// are where that is not possible.
-pub fn require(needed: &[Package]) -> Result<()> {
+pub fn require<'a>(needed: impl IntoIterator<Item = &'a Package>) -> Result<()> {
     let missing: Vec<&Package> = needed
-        .iter()
+        .into_iter()
         .filter(|package| !is_present(package))
         .collect();
     if missing.is_empty() {
@@ -156,7 +157,9 @@ pub fn require(needed: &[Package]) -> Result<()> {
              and run the command again"
         );
     }
-    eprintln!("installing with apt-get what is missing:\n{list}");
+    progress::say(&format!(
+        "installing with apt-get what is missing:\n{list}"
+    ));
     if !are_known(&names) {
         update_lists()?;
     }
@@ -179,8 +182,12 @@ pub fn require(needed: &[Package]) -> Result<()> {
     Ok(())
 }
 
+/// One at a time in this process: apt-get does not wait for another.
+static APT: Mutex<()> = Mutex::new(());
+
 /// Fetches the lists of available packages.
 pub fn update_lists() -> Result<()> {
+    let _alone = APT.lock();
     let step = progress::step("updating the package lists (apt-get update)");
     command::lines(as_root("apt-get").args(["update"]), |line| {
         step.detail(line)
@@ -189,6 +196,7 @@ pub fn update_lists() -> Result<()> {
 }
 
 fn install(names: &[&str]) -> Result<()> {
+    let _alone = APT.lock();
     let step = progress::step(format!("installing {}", names.join(", ")));
     let mut apt = as_root("env");
     apt.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "install"])

@@ -3,21 +3,24 @@
 //! On a terminal a step is a spinner with the time it has taken; when it ends,
 //! it stays as one line if it took long, and vanishes otherwise.
 //! Without a terminal a step that lasts prints a plain line, and then one now and
-//! then. Everything goes to standard error.
+//! then. Everything goes to standard error. Several steps may be under way.
 
 use std::io::IsTerminal;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 /// Shorter steps are not worth a line.
 const WORTH_A_LINE: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(100);
 /// How often a step says without a terminal what it is at.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The spinners on the terminal, one below the other.
+static SPINNERS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// A step under way. It ends when it is dropped.
 #[must_use = "a step ends when it is dropped"]
@@ -49,7 +52,7 @@ pub fn step(text: impl Into<String>) -> Step {
 pub fn step_after(text: impl Into<String>, patience: Duration) -> Step {
     let text = text.into();
     let display = if std::io::stderr().is_terminal() {
-        let spinner = ProgressBar::new_spinner();
+        let spinner = SPINNERS.add(ProgressBar::new_spinner());
         // The template is a constant; a wrong one shows in any run.
         if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}") {
             spinner.set_style(style);
@@ -76,6 +79,11 @@ pub fn step_after(text: impl Into<String>, patience: Duration) -> Step {
     }
 }
 
+/// Prints a line above the steps under way.
+pub fn say(line: &str) {
+    SPINNERS.suspend(|| eprintln!("{line}"));
+}
+
 /// Prints `line` when `patience` is over, and then what `detail` is now and then,
 /// until `ended`.
 fn print_plain(line: &str, patience: Duration, detail: &Mutex<String>, ended: &Receiver<()>) {
@@ -88,7 +96,7 @@ fn print_plain(line: &str, patience: Duration, detail: &Mutex<String>, ended: &R
         let detail = detail
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        eprintln!("  {} s: {}", started.elapsed().as_secs(), detail.trim());
+        eprintln!("  {line}, {} s: {}", started.elapsed().as_secs(), detail.trim());
     }
 }
 
@@ -115,8 +123,9 @@ impl Drop for Step {
         match &mut self.display {
             Display::Spinner(spinner) => {
                 spinner.finish_and_clear();
+                SPINNERS.remove(spinner);
                 if elapsed >= self.patience {
-                    eprintln!("{} ({} s)", self.text, elapsed.as_secs());
+                    say(&format!("{} ({} s)", self.text, elapsed.as_secs()));
                 }
             }
             Display::Plain { end, thread, .. } => {

@@ -1,5 +1,5 @@
-//! From source and configuration to `vmlinux` and `bzImage`, the same bits
-//! whenever and wherever it is done.
+//! From source and configuration to `vmlinux`, the same bits whenever and
+//! wherever it is done.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -33,7 +33,8 @@ const SUPERVISION: [&str; 4] = ["setpriv", "--pdeathsig", "TERM", "make"];
 /// Answers every question that the fragment leaves open with no.
 const CONFIGURE: [&str; 2] = ["--silent", "allnoconfig"];
 
-const TARGETS: [&str; 2] = ["vmlinux", "bzImage"];
+/// No `bzImage`: the VMM loads the ELF, and the rest takes time to build.
+const TARGETS: [&str; 1] = ["vmlinux"];
 
 /// The program headers are all that a VMM reads, and the ELF note with the PVH
 /// entry is in a segment.
@@ -54,8 +55,8 @@ pub fn identity() -> String {
     format!("{ENVIRONMENT:?} {CONFIGURE:?} {TARGETS:?} {STRIP:?}")
 }
 
-/// Builds in the empty directory `work` and leaves `vmlinux`, `bzImage` and
-/// `config` in `output`.
+/// Builds in the empty directory `work` and leaves `vmlinux` and `config` in
+/// `output`.
 pub fn build(
     source: &Source,
     request: &Request,
@@ -91,10 +92,8 @@ pub fn build(
         .arg(work.join("vmlinux"));
     command::output(&mut strip)?;
     refuse_path(&vmlinux, work)?;
-    fs::copy(work.join("arch/x86/boot/bzImage"), output.join("bzImage"))
-        .context("the build left no bzImage")?;
     fs::copy(work.join(".config"), output.join("config")).context("the build left no .config")?;
-    for name in ["vmlinux", "bzImage", "config"] {
+    for name in ["vmlinux", "config"] {
         // What is renamed into place later must be on the disk by then.
         File::open(output.join(name))
             .and_then(|file| file.sync_all())

@@ -27,7 +27,15 @@ use crate::packages;
 ///   with an XCR0 not its own, and task switches would lose vector registers.
 /// - CMPXCHG16B: it stops all other processors for each. With it, one nested guest
 ///   in ten to fifty crashed or hung.
-const PROCESSOR: &str = "max,-erms,-fsrm,-xsave,-cx16";
+/// - LA57: a fifth level of page tables is one more to walk, for a guest at each
+///   level of its own.
+const PROCESSOR: &str = "max,-erms,-fsrm,-xsave,-cx16,-la57";
+
+/// The accelerator. TCG keeps what it has translated of memory that was freed
+/// since, and a write to such a page costs a hundred times another: clearing
+/// what was guests' code held up the next guest for up to a second. When its
+/// cache of translations (in MiB) is full, it starts afresh.
+const ACCELERATOR: &str = "tcg,thread=multi,tb-size=64";
 
 /// What the lab is made of.
 #[derive(Debug, Clone)]
@@ -132,7 +140,7 @@ fn machine_arguments(
         "-machine",
         "q35,memory-backend=memory,sata=off,smbus=off,usb=off,vmport=off",
     ])
-    .args(["-accel", "tcg,thread=multi"])
+    .args(["-accel", ACCELERATOR])
     .args(["-cpu", PROCESSOR])
     .args(["-smp", &options.cpus.to_string()])
     .args(["-m", &format!("{memory}M")])
