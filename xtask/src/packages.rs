@@ -157,9 +157,7 @@ pub fn require<'a>(needed: impl IntoIterator<Item = &'a Package>) -> Result<()> 
              and run the command again"
         );
     }
-    progress::say(&format!(
-        "installing with apt-get what is missing:\n{list}"
-    ));
+    progress::say(&format!("installing with apt-get what is missing:\n{list}"));
     if !are_known(&names) {
         update_lists()?;
     }

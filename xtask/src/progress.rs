@@ -96,7 +96,11 @@ fn print_plain(line: &str, patience: Duration, detail: &Mutex<String>, ended: &R
         let detail = detail
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        eprintln!("  {line}, {} s: {}", started.elapsed().as_secs(), detail.trim());
+        eprintln!(
+            "  {line}, {} s: {}",
+            started.elapsed().as_secs(),
+            detail.trim()
+        );
     }
 }
 
