@@ -31,12 +31,6 @@ use crate::packages;
 ///   level of its own.
 const PROCESSOR: &str = "max,-erms,-fsrm,-xsave,-cx16,-la57";
 
-/// The accelerator. TCG keeps what it has translated of memory that was freed
-/// since, and a write to such a page costs a hundred times another: clearing
-/// what was guests' code held up the next guest for up to a second. When its
-/// cache of translations (in MiB) is full, it starts afresh.
-const ACCELERATOR: &str = "tcg,thread=multi,tb-size=64";
-
 /// What the lab is made of.
 #[derive(Debug, Clone)]
 pub struct MachineOptions {
@@ -140,7 +134,7 @@ fn machine_arguments(
         "-machine",
         "q35,memory-backend=memory,sata=off,smbus=off,usb=off,vmport=off",
     ])
-    .args(["-accel", ACCELERATOR])
+    .args(["-accel", "tcg,thread=multi"])
     .args(["-cpu", PROCESSOR])
     .args(["-smp", &options.cpus.to_string()])
     .args(["-m", &format!("{memory}M")])
