@@ -5,7 +5,7 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Result, bail};
 
 /// Work under way in a thread. If it is dropped before its end, it goes on until
-/// this process ends, and the programs it runs with it.
+/// this process ends; programs it runs must see to it that they end then.
 #[must_use = "work that nobody waits for may end with this process"]
 #[derive(Debug)]
 pub struct Background<T>(JoinHandle<Result<T>>);

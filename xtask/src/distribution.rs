@@ -42,8 +42,9 @@ pub fn main(_options: &Options) -> Result<u8> {
     Ok(0)
 }
 
-/// Builds everything that is not up to date, the kernel beside the rest: neither
-/// keeps all processors busy.
+/// Builds everything that is not up to date, the kernel beside the rest: while one
+/// downloads, unpacks or links, which takes one processor or none, the other goes
+/// on.
 pub fn build() -> Result<Distribution> {
     packages::require(&packages::FOR_KERNEL)?;
     let kernel = Background::start(|| kernel::build(&kernel::Options::default()));
