@@ -13,7 +13,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use hostagent::guest::{RunError, Stage, Timeline};
 use hostagent::store::ImportError;
 use hostagent::vm_process::printable_lines;
@@ -59,7 +59,12 @@ enum Command {
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
     let timeline = Timeline::start();
-    let cli = match Cli::try_parse_from(arguments()) {
+    let parser = Cli::command();
+    let arguments = arguments(&parser);
+    let parsed = parser
+        .try_get_matches_from(arguments)
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -80,11 +85,12 @@ pub fn main() -> ExitCode {
 }
 
 /// The arguments of this process, ready for the parser.
-fn arguments() -> Vec<OsString> {
+fn arguments(parser: &clap::Command) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = std::env::args_os().collect();
-    if arguments.get(1).is_some_and(|command| command == "run") {
+    let run = parser.find_subcommand("run");
+    if let Some(run) = run.filter(|run| arguments.get(1).is_some_and(|it| it == run.get_name())) {
         let mut of_run = arguments.split_off(2);
-        run::RunArgs::mark_image(&mut of_run);
+        run::boundary::mark(&mut of_run, run);
         arguments.append(&mut of_run);
     }
     arguments

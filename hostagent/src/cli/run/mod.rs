@@ -1,6 +1,6 @@
 //! `mote run`.
 
-mod boundary;
+pub mod boundary;
 mod env;
 mod identity;
 mod limits;
@@ -8,7 +8,6 @@ mod machine;
 mod size;
 mod timing;
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -123,13 +122,6 @@ pub struct RunArgs {
         num_args = 1..
     )]
     image_and_command: Vec<String>,
-}
-
-impl RunArgs {
-    /// Tells the parser where the flags in `arguments` end and IMAGE begins.
-    pub fn mark_image(arguments: &mut Vec<OsString>) {
-        boundary::mark(arguments, &Self::augment_args(clap::Command::new("run")));
-    }
 }
 
 /// Runs the workload; its exit code is ours.
