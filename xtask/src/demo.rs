@@ -1,5 +1,6 @@
 //! `cargo xtask demo`.
 
+use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -17,11 +18,16 @@ pub struct Options {}
 
 /// Runs the demonstration and ends with its exit code.
 pub fn main(_options: &Options) -> Result<u8> {
-    // All at once: one question to apt, and one list to read.
-    let needed: Vec<_> = packages::FOR_KERNEL
+    // All at once: one question to apt, and one list to read. Whether the machine
+    // can do without the lab is known for certain when mote is built.
+    let for_lab = packages::for_lab();
+    let mut needed: Vec<_> = packages::FOR_KERNEL
         .iter()
         .chain(&packages::FOR_DEMO_IMAGE)
         .collect();
+    if !processor_has_virtualization() {
+        needed.extend(&for_lab);
+    }
     packages::require(needed)?;
     let image = Background::start(demo_image::fetch);
     let distribution = distribution::build()?;
@@ -61,4 +67,13 @@ pub fn main(_options: &Options) -> Result<u8> {
         lab::Streams::inherit()?,
     )?;
     Ok(ending.exit_code())
+}
+
+/// Whether the processor says so. KVM may be missing all the same.
+fn processor_has_virtualization() -> bool {
+    fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| {
+        text.lines()
+            .filter_map(|line| line.strip_prefix("flags")?.split_once(':'))
+            .any(|(_, flags)| flags.split(' ').any(|flag| matches!(flag, "svm" | "vmx")))
+    })
 }

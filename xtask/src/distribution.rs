@@ -66,6 +66,7 @@ pub fn build() -> Result<Distribution> {
     let built = cargo::build("build --profile guest -p guest-init".split(' '), &step)?;
     let init = fs::read(&find(&built, "guest-init")?.path).context("the guest's init")?;
     replace(&share.join("initrd"), &initrd(&init)?)?;
+    drop(step);
     place(&kernel.wait()?.vmlinux, &share.join("vmlinux"))?;
     Ok(Distribution { programs })
 }

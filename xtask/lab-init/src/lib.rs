@@ -9,6 +9,7 @@
 mod command;
 mod kvm;
 mod ports;
+mod processors;
 pub mod protocol;
 mod root;
 pub mod stream;
@@ -34,6 +35,7 @@ fn lab() -> anyhow::Result<()> {
     root::mount_kernel_filesystems()?;
     root::load_modules()?;
     let _stand_in = kvm::StandIn::create()?;
+    processors::bring_up().context("bringing up the processors")?;
     let ports = ports::Ports::open()?;
     let mut messages = protocol::Messages::new(ports.control.try_clone()?);
     let Some(message) = messages.next_message().context("the control port")? else {

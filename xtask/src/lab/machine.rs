@@ -163,6 +163,12 @@ fn kernel_command_line() -> String {
         "no_timer_check",
         // They cost time and protect nobody here.
         "mitigations=off",
+        // The kernel patches its code while it starts, and QEMU before 8.1 may
+        // keep what another processor translates meanwhile: the lab's init brings
+        // the others up once that is over. `noreplace-smp`: until then the kernel
+        // would take itself for one that never has a second processor.
+        "maxcpus=1",
+        "noreplace-smp",
         &format!("rdinit={}", image::INIT),
     ]
     .join(" ")

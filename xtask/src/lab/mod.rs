@@ -25,11 +25,14 @@ use crate::{debian_kernel, distribution, packages, progress};
 
 use machine::Machine;
 pub use machine::MachineOptions;
+use session::Start;
 pub use session::{Ending, Streams};
 pub use size::Size;
 
 /// A lab that says nothing for this long deserves a word about it.
 const USUAL_START: Duration = Duration::from_secs(10);
+/// How many labs may stand still while they start before that is an error.
+const START_TRIES: usize = 3;
 
 /// Runs a command in a lab.
 ///
@@ -131,17 +134,33 @@ pub fn run(options: &MachineOptions, request: &Request, streams: Streams) -> Res
     packages::require(&packages::for_lab())?;
     let kernel = debian_kernel::fetch()?;
     let step = progress::step_after("starting the lab", USUAL_START);
-    let initramfs = image::build(&kernel)?;
-    let machine = Machine::start(options, &kernel, initramfs)?;
     let command = Command {
         args: request.args.clone(),
         env: request.env.clone(),
         working_dir: request.working_dir.clone().into(),
         terminal: request.terminal.then(terminal::size).transpose()?,
-        modules_dir: kernel.modules_root.into(),
+        modules_dir: kernel.modules_root.clone().into(),
         scratch: options.scratch.is_some(),
     };
-    session::run(machine, command, streams, step)
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let initramfs = image::build(&kernel)?;
+        let machine = Machine::start(options, &kernel, initramfs)?;
+        match session::start(machine, command.clone(), session::START_PATIENCE)? {
+            Start::Running(session) => {
+                drop(step);
+                return session.run_to_end(streams);
+            }
+            Start::Over(ending) => return Ok(ending),
+            Start::StoodStill(error) if tries < START_TRIES => {
+                let first = error.to_string();
+                let first = first.lines().next().unwrap_or_default();
+                progress::say(&format!("{first} (see docs/lab.md): starting another"));
+            }
+            Start::StoodStill(error) => return Err(error),
+        }
+    }
 }
 
 /// Variables that name sockets and sessions of this machine, which end at the

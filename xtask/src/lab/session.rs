@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -24,11 +24,13 @@ use signal_hook::iterator::Signals;
 use super::machine::Machine;
 use super::terminal::{self, RawMode};
 use crate::command::last_lines;
-use crate::progress::Step;
 
-/// A lab that takes longer to start has failed. The usual is 5 s; a machine with
+/// A lab that takes longer to start has failed. The usual is 6 s; a machine with
 /// many times more work than processors has been seen to take two minutes.
 const START_DEADLINE: Duration = Duration::from_secs(300);
+/// A lab that says nothing on its console for this long while it starts stands
+/// still. On an idle machine there is a line every second or so.
+pub const START_PATIENCE: Duration = Duration::from_secs(60);
 /// How much of the console is kept for messages.
 const CONSOLE_BYTES: usize = 64 << 10;
 const CONSOLE_LINES: usize = 25;
@@ -93,30 +95,56 @@ enum Happening {
     StdinEnded(u64),
 }
 
-/// Runs `command` on `machine` and ends both. `starting` ends when the command
-/// has started.
-pub fn run(machine: Machine, command: Command, streams: Streams, starting: Step) -> Result<Ending> {
-    let mut session = Session::new(machine)?;
+/// What became of a lab that was told to start a command.
+pub enum Start {
+    /// The command runs.
+    Running(Session),
+    /// It never will.
+    Over(Ending),
+    /// The lab stood still before it came to it, as now and then one does whose
+    /// QEMU is old (see `docs/lab.md`). Another one may well start.
+    StoodStill(anyhow::Error),
+}
+
+/// Has `machine` start `command`, and waits until it has. `patience`: how long its
+/// console may be silent meanwhile.
+pub fn start(machine: Machine, command: Command, patience: Duration) -> Result<Start> {
     let on_terminal = command.terminal.is_some();
+    let mut session = Session::new(machine, on_terminal)?;
     session.tell(&HostMessage::Run(command))?;
-    match session.wait_for_start()? {
-        Some(ending) => Ok(ending),
-        None => {
-            drop(starting);
-            session.run_to_end(streams, on_terminal)
+    match session.wait_for_start(patience)? {
+        Waited::Started => Ok(Start::Running(session)),
+        Waited::Over(ending) => Ok(Start::Over(ending)),
+        Waited::Silence => {
+            let reason = format!("its console was silent for {} s", patience.as_secs());
+            Ok(Start::StoodStill(session.failure(&reason)))
         }
     }
 }
 
-struct Session {
+enum Waited {
+    Started,
+    Over(Ending),
+    Silence,
+}
+
+/// A command in a lab.
+pub struct Session {
     machine: Machine,
-    console: Arc<Mutex<VecDeque<u8>>>,
+    on_terminal: bool,
+    console: Arc<Mutex<Console>>,
     happenings: Receiver<Happening>,
     sender: Sender<Happening>,
 }
 
+/// The end of what the lab's console has said.
+struct Console {
+    kept: VecDeque<u8>,
+    last_heard: Instant,
+}
+
 impl Session {
-    fn new(machine: Machine) -> Result<Self> {
+    fn new(machine: Machine, on_terminal: bool) -> Result<Self> {
         let (sender, happenings) = mpsc::channel();
         let console = keep_console(machine.console.try_clone()?, machine.verbose);
         watch_signals(sender.clone())?;
@@ -124,6 +152,7 @@ impl Session {
         watch_virtiofsd(machine.virtiofsd.end()?, sender.clone());
         Ok(Self {
             machine,
+            on_terminal,
             console,
             happenings,
             sender,
@@ -135,33 +164,49 @@ impl Session {
             .context("cannot send a message to the lab")
     }
 
-    /// Waits until the command runs; returns how it ended if it never will.
-    fn wait_for_start(&mut self) -> Result<Option<Ending>> {
+    /// Waits until the command runs, or until it is plain that it will not.
+    fn wait_for_start(&mut self, patience: Duration) -> Result<Waited> {
         let deadline = Instant::now() + START_DEADLINE;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let silent_at = self.console().last_heard + patience;
+            let until = deadline.min(silent_at);
+            let left = until.saturating_duration_since(Instant::now());
             let happening = match self.happenings.recv_timeout(left) {
                 Ok(happening) => happening,
-                Err(RecvTimeoutError::Timeout) => {
+                Err(RecvTimeoutError::Timeout) if Instant::now() >= deadline => {
                     let limit = START_DEADLINE.as_secs();
                     return Err(self.failure(&format!("it did not start within {limit} s")));
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    if self.console().last_heard.elapsed() >= patience {
+                        return Ok(Waited::Silence);
+                    }
+                    continue;
                 }
                 Err(RecvTimeoutError::Disconnected) => bail!("all watching threads have ended"),
             };
             match happening {
-                Happening::Message(GuestMessage::Started) => return Ok(None),
+                Happening::Message(GuestMessage::Started) => return Ok(Waited::Started),
                 Happening::Message(GuestMessage::Failed(failure)) => {
-                    return Ok(Some(Ending::NotStarted(failure)));
+                    return Ok(Waited::Over(Ending::NotStarted(failure)));
                 }
                 Happening::Signal(number) if is_to_end(number) => {
-                    return Ok(Some(Ending::Interrupted(number)));
+                    return Ok(Waited::Over(Ending::Interrupted(number)));
                 }
                 other => self.unless_fatal(other)?,
             }
         }
     }
 
-    fn run_to_end(mut self, streams: Streams, on_terminal: bool) -> Result<Ending> {
+    fn console(&self) -> MutexGuard<'_, Console> {
+        self.console
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Carries the command's streams and signals until it ends, and ends the lab.
+    pub fn run_to_end(mut self, streams: Streams) -> Result<Ending> {
+        let on_terminal = self.on_terminal;
         let raw_mode = on_terminal.then(RawMode::enter).transpose()?;
         let ports = &self.machine.ports;
         let stdin_abort = Switch::new()?;
@@ -232,8 +277,7 @@ impl Session {
     fn failure(&mut self, reason: &str) -> anyhow::Error {
         // Let the last lines arrive: the console is read by another thread.
         thread::sleep(Duration::from_millis(100));
-        let mut console = self.console.lock().unwrap_or_else(|e| e.into_inner());
-        let console = String::from_utf8_lossy(console.make_contiguous()).into_owned();
+        let console = String::from_utf8_lossy(self.console().kept.make_contiguous()).into_owned();
         let mut text = format!("the lab has failed: {reason}");
         for (name, words) in [
             ("the lab's console", last_lines(&console, CONSOLE_LINES)),
@@ -253,9 +297,12 @@ fn is_to_end(signal: i32) -> bool {
 }
 
 /// Keeps the end of what the console says, and shows it all if asked.
-fn keep_console(mut from: UnixStream, show: bool) -> Arc<Mutex<VecDeque<u8>>> {
-    let kept = Arc::new(Mutex::new(VecDeque::new()));
-    let keeper = Arc::clone(&kept);
+fn keep_console(mut from: UnixStream, show: bool) -> Arc<Mutex<Console>> {
+    let console = Arc::new(Mutex::new(Console {
+        kept: VecDeque::new(),
+        last_heard: Instant::now(),
+    }));
+    let keeper = Arc::clone(&console);
     thread::spawn(move || {
         let mut buffer = [0; 4096];
         while let Ok(count) = from.read(&mut buffer) {
@@ -265,15 +312,17 @@ fn keep_console(mut from: UnixStream, show: bool) -> Arc<Mutex<VecDeque<u8>>> {
             if show {
                 let _ = io::stderr().write_all(&buffer[..count]);
             }
-            let mut kept = keeper
+            let mut console = keeper
                 .lock()
                 .unwrap_or_else(|poisoned| poisoned.into_inner());
+            console.last_heard = Instant::now();
+            let kept = &mut console.kept;
             kept.extend(buffer[..count].iter().filter(|byte| **byte != b'\r'));
             let excess = kept.len().saturating_sub(CONSOLE_BYTES);
             kept.drain(..excess);
         }
     });
-    kept
+    console
 }
 
 fn watch_signals(sender: Sender<Happening>) -> Result<()> {
@@ -376,6 +425,88 @@ impl OutputCarrier {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::machine::Ports;
+    use crate::lab::process::TiedCommand;
+
+    /// The lab's ends of a machine without a lab in it.
+    struct Lab {
+        console: UnixStream,
+        control: UnixStream,
+        _streams: [UnixStream; 3],
+    }
+
+    fn machine() -> (Machine, Lab) {
+        let pair = || UnixStream::pair().unwrap();
+        let idle = || {
+            let mut sleep = TiedCommand::new("sleep");
+            sleep.arg("600");
+            sleep.start().unwrap()
+        };
+        let (control, far_control) = pair();
+        let (console, far_console) = pair();
+        let [stdin, stdout, stderr] = [pair(), pair(), pair()];
+        let machine = Machine {
+            ports: Ports {
+                control,
+                stdin: stdin.0,
+                stdout: stdout.0,
+                stderr: stderr.0,
+            },
+            console,
+            qemu: idle(),
+            virtiofsd: idle(),
+            verbose: false,
+        };
+        let lab = Lab {
+            console: far_console,
+            control: far_control,
+            _streams: [stdin.1, stdout.1, stderr.1],
+        };
+        (machine, lab)
+    }
+
+    fn command() -> Command {
+        Command {
+            args: vec!["true".into()],
+            env: Vec::new(),
+            working_dir: "/".into(),
+            terminal: None,
+            modules_dir: "/".into(),
+            scratch: false,
+        }
+    }
+
+    #[test]
+    fn a_lab_whose_console_falls_silent_while_it_starts_stands_still() {
+        let (machine, mut lab) = machine();
+        lab.console.write_all(b"Marking stable\n").unwrap();
+        let patience = Duration::from_millis(50);
+        match start(machine, command(), patience).unwrap() {
+            Start::StoodStill(error) => {
+                assert!(error.to_string().contains("Marking stable"), "{error}");
+            }
+            _ => panic!("it started"),
+        }
+    }
+
+    #[test]
+    fn a_lab_that_speaks_may_take_longer_than_it_may_be_silent() {
+        let (machine, mut lab) = machine();
+        let patience = Duration::from_secs(2);
+        let speaking = thread::spawn(move || {
+            for _ in 0..30 {
+                lab.console.write_all(b"still starting\n").unwrap();
+                thread::sleep(Duration::from_millis(100));
+            }
+            write_message(&lab.control, &GuestMessage::Started).unwrap();
+            lab
+        });
+        assert!(matches!(
+            start(machine, command(), patience).unwrap(),
+            Start::Running(_)
+        ));
+        speaking.join().unwrap();
+    }
 
     #[test]
     fn endings_have_a_shells_exit_codes() {

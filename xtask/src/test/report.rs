@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::run::Again;
+
 /// A test that did not run because it said so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Skip {
@@ -23,7 +25,12 @@ pub struct Report {
     pub skipped: Vec<Skip>,
     /// Those that failed once and passed when run again.
     pub unsteady: Vec<String>,
+    /// How many labs were lost under their tests.
+    pub lost_labs: usize,
 }
+
+/// Ends the name of a test that did not run to its end.
+const DID_NOT_RUN: &str = " (did not run)";
 
 enum Outcome {
     Passed,
@@ -73,7 +80,7 @@ impl Report {
             told.insert(test);
         }
         for test in listed.iter().filter(|test| !told.contains(test.as_str())) {
-            report.failed.push(format!("{name}: {test} (did not run)"));
+            report.failed.push(format!("{name}: {test}{DID_NOT_RUN}"));
         }
         if !ended_well && report.failed.is_empty() {
             report.failed.push(format!("{name} (ended badly)"));
@@ -87,6 +94,44 @@ impl Report {
         self.failed.extend(other.failed);
         self.skipped.extend(other.skipped);
         self.unsteady.extend(other.unsteady);
+        self.lost_labs += other.lost_labs;
+    }
+
+    /// The names, with spaces between, of the tests of executable `name` that
+    /// `which` is about.
+    pub fn to_run_again(&self, name: &str, which: Again) -> String {
+        let prefix = format!("{name}: ");
+        let names = self.failed.iter().filter_map(|failed| {
+            let test = failed.strip_prefix(&prefix)?;
+            match which {
+                Again::Unfinished => test.strip_suffix(DID_NOT_RUN),
+                Again::Failed => (!test.contains(' ')).then_some(test),
+            }
+        });
+        names.collect::<Vec<_>>().join(" ")
+    }
+
+    /// Takes what `printed`, by a later run, says of the tests of executable
+    /// `name` that did not run before.
+    pub fn finish(&mut self, name: &str, printed: &str) {
+        for (test, outcome) in printed.lines().filter_map(outcome) {
+            let full = format!("{name}: {test}");
+            let unfinished = format!("{full}{DID_NOT_RUN}");
+            let Some(index) = self.failed.iter().position(|failed| *failed == unfinished) else {
+                continue;
+            };
+            match outcome {
+                Outcome::Passed => {
+                    self.failed.remove(index);
+                    self.passed += 1;
+                }
+                Outcome::Failed => self.failed[index] = full,
+                Outcome::Skipped(reason) => {
+                    self.failed.remove(index);
+                    self.skipped.push(Skip { name: full, reason });
+                }
+            }
+        }
     }
 
     /// Counts as passed, and as unsteady, the failed tests of executable `name`
@@ -185,6 +230,22 @@ test result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out
         assert_eq!(report.counts(), "2 passed, 1 failed, 0 skipped");
         assert_eq!(report.unsteady, ["e2e run: a"]);
         assert_eq!(report.failed, ["e2e run: b"]);
+    }
+
+    #[test]
+    fn tests_lost_with_their_lab_are_judged_by_their_next_run() {
+        let all = names(&["a", "b", "c", "d"]);
+        let first = "test a ... ok\ntest b ... FAILED\n";
+        let mut report = Report::read("e2e run", first, &all, false);
+        assert_eq!(report.to_run_again("e2e run", Again::Unfinished), "c d");
+        assert_eq!(report.to_run_again("e2e run", Again::Failed), "b");
+        report.finish(
+            "e2e run",
+            "test b ... ok\ntest c ... ok\ntest d ... FAILED\n",
+        );
+        assert_eq!(report.counts(), "2 passed, 2 failed, 0 skipped");
+        assert_eq!(report.failed, ["e2e run: b", "e2e run: d"]);
+        assert!(report.unsteady.is_empty());
     }
 
     #[test]

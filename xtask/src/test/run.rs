@@ -45,14 +45,11 @@ pub fn in_lab(
 ) -> Report {
     let all = String::new();
     let runs: Vec<_> = executables.iter().map(|it| (it, all.as_str())).collect();
-    let outputs = match run_in_lab(&runs, variables, options) {
-        Ok(outputs) => outputs,
-        Err(error) => {
-            eprintln!("{error:#}");
-            Vec::new()
-        }
+    let (outputs, lost) = run_in_lab(&runs, variables, options);
+    let mut total = Report {
+        lost_labs: usize::from(lost),
+        ..Report::default()
     };
-    let mut total = Report::default();
     for (index, executable) in executables.iter().enumerate() {
         let (printed, ended_well) = match outputs.get(index) {
             Some(output) => (output.printed.as_str(), output.exit_code == Some(0)),
@@ -64,27 +61,30 @@ pub fn in_lab(
     total
 }
 
-/// Runs the tests that failed in `first` once more, in another lab, and says
-/// which of them pass then: they are unsteady, not right.
+/// Which tests run once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// Those that had no chance to end: their lab was lost.
+    Unfinished,
+    /// Those that failed.
+    Failed,
+}
+
+/// Runs tests that did not pass in `first` once more, in another lab.
 ///
-/// QEMU's emulation of nested virtualization now and then loses or crashes a
-/// guest; a test is judged by its second run, and the first is told.
-pub fn failed_again_in_lab(
+/// QEMU's emulation of nested virtualization now and then loses a guest, or the
+/// lab. Tests that were lost with their lab are judged by their next run. So are
+/// tests that failed, but those are told: they are unsteady, not right.
+pub fn again_in_lab(
     mut first: Report,
+    which: Again,
     executables: &[Executable],
     variables: &Variables,
     options: &lab::MachineOptions,
 ) -> Report {
     let filters: Vec<String> = executables
         .iter()
-        .map(|executable| {
-            let prefix = format!("{}: ", name_of(executable));
-            let names = first.failed.iter().filter_map(|failed| {
-                let name = failed.strip_prefix(&prefix)?;
-                (!name.contains(' ')).then_some(name)
-            });
-            names.collect::<Vec<_>>().join(" ")
-        })
+        .map(|executable| first.to_run_again(&name_of(executable), which))
         .collect();
     let runs: Vec<_> = executables
         .iter()
@@ -95,18 +95,22 @@ pub fn failed_again_in_lab(
     if runs.is_empty() {
         return first;
     }
-    eprintln!("once more what failed, in another lab:");
-    let outputs = match run_in_lab(&runs, variables, options) {
-        Ok(outputs) => outputs,
-        Err(error) => {
-            eprintln!("{error:#}");
-            return first;
-        }
-    };
+    match which {
+        Again::Unfinished => eprintln!("what was lost with its lab, in another:"),
+        Again::Failed => eprintln!("once more what failed, in another lab:"),
+    }
+    let (outputs, lost) = run_in_lab(&runs, variables, options);
+    first.lost_labs += usize::from(lost);
     for ((executable, _), output) in runs.iter().zip(&outputs) {
         let name = name_of(executable);
         let again = Report::read(&name, &output.printed, &Default::default(), true);
-        first.steady(&name, &output.printed);
+        if !again.failed.is_empty() {
+            eprintln!("--- {name} printed:\n{}\n---", output.printed.trim_end());
+        }
+        match which {
+            Again::Unfinished => first.finish(&name, &output.printed),
+            Again::Failed => first.steady(&name, &output.printed),
+        }
         eprintln!("{name}, once more: {}", again.counts());
     }
     first
@@ -192,12 +196,36 @@ struct Output {
     exit_code: Option<i32>,
 }
 
-/// Runs each executable with the names of the tests to run; all, if empty.
+/// Runs each executable with the names of the tests to run; all, if empty. Returns
+/// what they printed, and whether the lab was lost meanwhile, which it tells.
 fn run_in_lab(
     runs: &[(&Executable, &str)],
     variables: &Variables,
     options: &lab::MachineOptions,
-) -> Result<Vec<Output>> {
+) -> (Vec<Output>, bool) {
+    let (outputs, ending) = match try_in_lab(runs, variables, options) {
+        Ok((outputs, ending)) => (outputs, ending),
+        Err(error) => (Vec::new(), Err(error)),
+    };
+    match ending {
+        Ok(ending) if outputs.len() < runs.len() => {
+            eprintln!("the lab ended before all tests had run: {ending:?}");
+            (outputs, false)
+        }
+        Ok(_) => (outputs, false),
+        Err(error) => {
+            eprintln!("{error:#}");
+            (outputs, true)
+        }
+    }
+}
+
+/// What was printed, and what became of the lab.
+fn try_in_lab(
+    runs: &[(&Executable, &str)],
+    variables: &Variables,
+    options: &lab::MachineOptions,
+) -> Result<(Vec<Output>, Result<lab::Ending>)> {
     let mut args: Vec<OsString> = vec!["sh".into(), "-c".into(), script().into(), "sh".into()];
     for (executable, names) in runs {
         args.push(executable.package_dir.clone().into());
@@ -219,14 +247,11 @@ fn run_in_lab(
         stderr: writer.into(),
     };
     let reading = read_outputs(reader);
-    let ending = lab::run(options, &request, streams)?;
+    let ending = lab::run(options, &request, streams);
     let outputs = reading
         .join()
         .map_err(|_| anyhow::anyhow!("what the lab printed could not be read"))?;
-    if outputs.len() < runs.len() {
-        eprintln!("the lab ended before all tests had run: {ending:?}");
-    }
-    Ok(outputs)
+    Ok((outputs, ending))
 }
 
 /// Runs each triple of directory, executable and test names among its arguments.
