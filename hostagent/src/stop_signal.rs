@@ -11,7 +11,8 @@ pub const DEFAULT: i32 = Signal::TERM.as_raw();
 const REAL_TIME_MIN: i32 = 34;
 const REAL_TIME_MAX: i32 = 64;
 
-const NAMES: [(&str, Signal); 28] = [
+/// With the second names that Docker takes too.
+const NAMES: [(&str, Signal); 34] = [
     ("HUP", Signal::HUP),
     ("INT", Signal::INT),
     ("QUIT", Signal::QUIT),
@@ -40,6 +41,12 @@ const NAMES: [(&str, Signal); 28] = [
     ("PROF", Signal::PROF),
     ("WINCH", Signal::WINCH),
     ("PWR", Signal::POWER),
+    ("IO", Signal::IO),
+    ("POLL", Signal::IO),
+    ("SYS", Signal::SYS),
+    ("STKFLT", Signal::STKFLT),
+    ("CLD", Signal::CHILD),
+    ("IOT", Signal::ABORT),
 ];
 
 /// The image names a signal that Linux does not have.
@@ -94,6 +101,7 @@ mod tests {
             ("SIGRTMIN+3", 37),
             ("RTMAX-1", 63),
             ("RTMIN", 34),
+            ("SIGPOLL", 29),
         ] {
             assert_eq!(parse(text), Ok(number), "{text}");
         }

@@ -328,15 +328,18 @@ fn without_an_input_the_workload_has_an_empty_one() {
 }
 
 fn every_signal_is_passed_on() {
-    let script = "trap 'echo int' INT; trap 'echo usr1' USR1; trap 'echo term; exit 5' TERM; \
-                  echo ready; while :; do sleep 0.01; done";
+    let script = "trap 'echo int' INT; trap 'echo usr1' USR1; trap 'echo rtmin+3' 37; \
+                  trap 'echo term; exit 5' TERM; echo ready; while :; do sleep 0.01; done";
     let mut child = mote(&shell(script), false).spawn().unwrap();
     let mut stdout = child.stdout.take().unwrap();
     assert_eq!(read_line(&mut stdout), "ready");
+    // SAFETY: it is sent, not handled: the C library has no use for it here.
+    let real_time = unsafe { Signal::from_raw_unchecked(37) };
     for (signal, said) in [
         (Signal::INT, "int"),
         (Signal::INT, "int"),
         (Signal::USR1, "usr1"),
+        (real_time, "rtmin+3"),
         (Signal::TERM, "term"),
     ] {
         kill(&child, signal);

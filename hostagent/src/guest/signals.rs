@@ -2,19 +2,28 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use signal_hook::SigId;
-use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{
+    SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM,
+};
 use signal_hook::low_level;
 
-/// What is passed on to the workload. The rest has a meaning for this process
-/// alone (SIGCHLD, SIGPIPE, job control) or cannot be caught.
-const FORWARDED: [i32; 7] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM];
+/// What is passed on to the workload beside [`REAL_TIME`] signals. The rest has a
+/// meaning for this process alone (SIGCHLD, SIGPIPE, SIGURG, job control, faults,
+/// a terminal that changes its size) or cannot be caught.
+const FORWARDED: [i32; 10] = [
+    SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO,
+];
+/// From SIGRTMIN to SIGRTMAX as the C library counts them (signal(7)): systemd in a
+/// guest is stopped by one.
+const REAL_TIME: RangeInclusive<i32> = 34..=64;
 
-/// Catches [`FORWARDED`] signals until dropped.
+/// Catches signals that are passed on until dropped.
 #[derive(Debug)]
 pub struct Signals {
     arrived: UnixStream,
@@ -30,10 +39,10 @@ impl Signals {
         sender.set_nonblocking(true)?;
         let mut signals = Self {
             arrived,
-            handlers: Vec::with_capacity(FORWARDED.len()),
+            handlers: Vec::new(),
         };
         let ignored = ignored_signals();
-        for signal in FORWARDED {
+        for signal in FORWARDED.into_iter().chain(REAL_TIME) {
             // nohup(1) and a shell's background jobs mean it.
             if ignored & (1 << (signal - 1)) != 0 {
                 continue;

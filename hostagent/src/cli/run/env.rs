@@ -1,5 +1,7 @@
 //! `-e` and `--env-file`, as the `docker` command reads them.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use hostagent::workload::EnvChange;
@@ -50,13 +52,16 @@ pub fn from_flag(text: &str, lookup: Lookup) -> Result<EnvChange, EnvError> {
 /// value; if the caller has none, the line does nothing.
 pub fn from_file(path: &Path, lookup: Lookup) -> Result<Vec<EnvChange>, EnvError> {
     let read = || {
-        let metadata = std::fs::metadata(path)?;
-        if metadata.len() > MAX_FILE_BYTES {
+        let mut bytes = Vec::new();
+        // A pipe or a device has no length to ask for.
+        let file = File::open(path)?;
+        file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > MAX_FILE_BYTES {
             return Err(std::io::Error::other(format!(
                 "it has more than {MAX_FILE_BYTES} bytes"
             )));
         }
-        std::fs::read(path)
+        Ok(bytes)
     };
     let bytes = read().map_err(|source| EnvError::Read {
         path: path.to_owned(),
@@ -131,6 +136,13 @@ mod tests {
                 set("C", "a=b"),
             ]
         );
+    }
+
+    #[test]
+    fn a_file_without_an_end_is_refused() {
+        let error = from_file(Path::new("/dev/zero"), &lookup).unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.contains("more than"), "{source}");
     }
 
     #[test]
