@@ -19,6 +19,9 @@ fn main() -> std::process::ExitCode {
         command.stderr(Stdio::null()).status().is_ok()
     };
     let missing = !has("umoci") || !has("skopeo");
+    if missing {
+        println!("ignored: umoci or skopeo is not installed; `cargo xtask test` installs them");
+    }
     let tests: [(&str, Test); 3] = [
         ("a_layout_of_umoci_is_loaded", umoci_layout),
         ("archives_of_skopeo_are_loaded", skopeo_archives),

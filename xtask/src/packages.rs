@@ -100,11 +100,23 @@ pub const FOR_DEMO_IMAGE: [Package; 1] = [Package {
 }];
 
 /// For tests that compare with the tools of others.
-pub const FOR_TESTS: [Package; 1] = [Package {
-    name: "erofs-utils",
-    reason: "fsck.erofs judges the images that the tests write",
-    evidence: Evidence::Program("fsck.erofs"),
-}];
+pub const FOR_TESTS: [Package; 3] = [
+    Package {
+        name: "erofs-utils",
+        reason: "fsck.erofs judges the images that the tests write",
+        evidence: Evidence::Program("fsck.erofs"),
+    },
+    Package {
+        name: "umoci",
+        reason: "the tests load images that it made",
+        evidence: Evidence::Program("umoci"),
+    },
+    Package {
+        name: "skopeo",
+        reason: "the tests load images that it copied",
+        evidence: Evidence::Program("skopeo"),
+    },
+];
 
 const XZ: Package = Package {
     name: "xz-utils",

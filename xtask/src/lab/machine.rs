@@ -31,6 +31,13 @@ use crate::packages;
 ///   level of its own.
 const PROCESSOR: &str = "max,-erms,-fsrm,-xsave,-cx16,-la57";
 
+/// How much QEMU's translations may take, at most; it takes no more than 2 GiB.
+///
+/// When they are full, QEMU stops all processors and throws them away, which is when
+/// nested guests crash; see `docs/lab.md`. A guest leaves 40 MiB of them, so 2 GiB is
+/// 50 guests.
+const MAX_TRANSLATIONS: u64 = 2 << 30;
+
 /// What the lab is made of.
 #[derive(Debug, Clone)]
 pub struct MachineOptions {
@@ -48,9 +55,7 @@ impl Default for MachineOptions {
     /// Half of this machine's memory, at most 8 GiB, and its processors, 2 to 4:
     /// QEMU emulates each on a thread of its own.
     fn default() -> Self {
-        let total = rustix::system::sysinfo();
-        let bytes = total.totalram as u64 * u64::from(total.mem_unit);
-        let whole_mebibytes = (bytes / 2).min(8 << 30) & !((1 << 20) - 1);
+        let whole_mebibytes = (memory_of_this_machine() / 2).min(8 << 30) & !((1 << 20) - 1);
         let cpus = std::thread::available_parallelism().map_or(2, |count| count.get() as u32);
         Self {
             memory: Size::from_bytes(whole_mebibytes),
@@ -59,6 +64,12 @@ impl Default for MachineOptions {
             verbose: false,
         }
     }
+}
+
+/// In bytes.
+fn memory_of_this_machine() -> u64 {
+    let total = rustix::system::sysinfo();
+    total.totalram as u64 * u64::from(total.mem_unit)
 }
 
 /// A lab that has been switched on. Dropping it switches it off.
@@ -120,6 +131,7 @@ fn machine_arguments(
     initramfs: File,
 ) {
     let memory = options.memory.bytes() >> 20;
+    let translations = MAX_TRANSLATIONS.min(memory_of_this_machine() / 4) >> 20;
     let initramfs = qemu.inherit(initramfs);
     // Not the machine type microvm: under TCG its guests hang now and then
     // while they calibrate the TSC. What q35 brings and nobody uses is left out.
@@ -134,7 +146,10 @@ fn machine_arguments(
         "-machine",
         "q35,memory-backend=memory,sata=off,smbus=off,usb=off,vmport=off",
     ])
-    .args(["-accel", "tcg,thread=multi"])
+    .args([
+        "-accel",
+        &format!("tcg,thread=multi,tb-size={translations}"),
+    ])
     .args(["-cpu", PROCESSOR])
     .args(["-smp", &options.cpus.to_string()])
     .args(["-m", &format!("{memory}M")])

@@ -1,4 +1,4 @@
-//! Runs test executables, here or in one lab.
+//! Runs test executables, here or in labs.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, PipeReader};
@@ -37,26 +37,21 @@ pub fn here(executables: &[Executable], variables: &Variables) -> Report {
     total
 }
 
-/// Runs `executables` in one lab, one after another.
+/// Runs `executables` one after another, each in a lab of its own: a lab is safest
+/// while it is young (see `docs/lab.md`).
 pub fn in_lab(
     executables: &[Executable],
     variables: &Variables,
     options: &lab::MachineOptions,
 ) -> Report {
-    let all = String::new();
-    let runs: Vec<_> = executables.iter().map(|it| (it, all.as_str())).collect();
-    let (outputs, lost) = run_in_lab(&runs, variables, options);
-    let mut total = Report {
-        lost_labs: usize::from(lost),
-        ..Report::default()
-    };
-    for (index, executable) in executables.iter().enumerate() {
-        let (printed, ended_well) = match outputs.get(index) {
-            Some(output) => (output.printed.as_str(), output.exit_code == Some(0)),
-            None => ("", false),
-        };
-        let report = conclude(executable, printed, ended_well);
+    let mut total = Report::default();
+    for executable in executables {
+        let (outputs, lost) = run_in_lab(&[(executable, "")], variables, options);
+        let output = outputs.into_iter().next().unwrap_or_default();
+        let ended_well = output.exit_code == Some(0);
+        let report = conclude(executable, &output.printed, ended_well);
         total.add(announce(&name_of(executable), report));
+        total.lost_labs += usize::from(lost);
     }
     total
 }
