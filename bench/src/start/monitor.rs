@@ -160,7 +160,10 @@ impl Monitor {
                         "-M",
                         "microvm,x-option-roms=off,pit=off,pic=off,rtc=off,acpi=off",
                     ])
-                    .args(["-accel", "kvm", "-cpu", "host", "-smp", "1"])
+                    // Some KVMs report IA32_ARCH_CAPABILITIES and refuse to have
+                    // it set, at which QEMU aborts.
+                    .args(["-accel", "kvm", "-cpu", "host,-arch-capabilities"])
+                    .args(["-smp", "1"])
                     .args(["-m", &MEMORY_MIB.to_string()])
                     .args(["-nodefaults", "-no-user-config", "-display", "none"])
                     // The guest ends by a reset, which is the end then.
