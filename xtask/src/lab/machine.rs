@@ -34,8 +34,8 @@ const PROCESSOR: &str = "max,-erms,-fsrm,-xsave,-cx16,-la57";
 /// How much QEMU's translations may take, at most; it takes no more than 2 GiB.
 ///
 /// When they are full, QEMU stops all processors and throws them away, which is when
-/// nested guests crash; see `docs/lab.md`. A guest leaves 40 MiB of them, so 2 GiB is
-/// 50 guests.
+/// nested guests crash; see `docs/lab.md`. A guest leaves 60 MiB of them, so 2 GiB is
+/// 30 guests.
 const MAX_TRANSLATIONS: u64 = 2 << 30;
 
 /// What the lab is made of.
