@@ -95,7 +95,7 @@ pub fn identify(path: &Path) -> Result<KernelKind, KernelError> {
         path: path.to_owned(),
         source,
     };
-    let file = File::open(path).map_err(read)?;
+    let file = crate::open::at_once(path).map_err(read)?;
     if !file.metadata().map_err(read)?.is_file() {
         return Err(KernelError::NotAKernel(path.to_owned()));
     }

@@ -1,7 +1,7 @@
 //! What to run: an image's configuration and the user's wishes, put together
 //! with Docker's rules.
 
-use guest_protocol::Workload;
+use guest_protocol::{MAX_MESSAGE_BYTES, Workload};
 
 use crate::image::config::ImageConfig;
 
@@ -33,12 +33,24 @@ pub enum EnvChange {
     Unset(String),
 }
 
+/// How long a workload may be, as it is told the guest's init. The rest is for the
+/// message around it, and for the files that the session adds.
+const MAX_BYTES: usize = MAX_MESSAGE_BYTES as usize - (64 << 10);
+
 /// Why a workload cannot be put together.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WorkloadError {
     /// Neither the image nor the user says what to run.
     #[error("no command specified: the image names none, so give one after the image")]
     NoCommand,
+    /// More arguments and variables than the guest's init accepts.
+    #[error(
+        "the arguments and environment variables have {bytes} bytes together; at most {MAX_BYTES} are accepted"
+    )]
+    TooLong {
+        /// As they would be sent.
+        bytes: usize,
+    },
     /// The user's working directory is relative.
     #[error("the working directory {0:?} is invalid: it must be an absolute path")]
     WorkingDir(String),
@@ -62,7 +74,7 @@ impl WorkloadOptions {
             return Err(WorkloadError::WorkingDir(directory.clone()));
         }
         let args = self.args(config);
-        if args.first().is_none_or(String::is_empty) {
+        if args.is_empty() {
             return Err(WorkloadError::NoCommand);
         }
         let workload = Workload {
@@ -87,6 +99,11 @@ impl WorkloadOptions {
         }
         if workload.working_dir.contains('\0') || workload.user.contains('\0') {
             return Err(WorkloadError::Nul("the working directory or the user"));
+        }
+        // A workload is strings and flags, which all have a form as JSON.
+        let bytes = serde_json::to_vec(&workload).map_or(0, |text| text.len());
+        if bytes > MAX_BYTES {
+            return Err(WorkloadError::TooLong { bytes });
         }
         Ok(workload)
     }
@@ -168,6 +185,22 @@ mod tests {
             ..WorkloadOptions::default()
         };
         options.apply(&config()).map(|workload| workload.args)
+    }
+
+    #[test]
+    fn more_than_the_guest_accepts_is_refused_before_there_is_a_guest() {
+        let long = |bytes: usize| WorkloadOptions {
+            env: vec![EnvChange::Set("A".into(), "x".repeat(bytes))],
+            ..WorkloadOptions::default()
+        };
+        assert!(long(2 << 20).apply(&config()).is_ok());
+        let error = long(4 << 20).apply(&config()).unwrap_err();
+        assert!(matches!(error, WorkloadError::TooLong { .. }), "{error}");
+    }
+
+    #[test]
+    fn an_empty_command_is_one_that_the_guest_will_not_find() {
+        assert_eq!(args(Some(""), &[""]).unwrap(), [""]);
     }
 
     #[test]

@@ -67,32 +67,42 @@ fn after_kill_9_at_any_point_the_next_load_works_and_nothing_stays_behind() {
 
 #[test]
 fn an_interrupted_load_removes_what_it_had_and_exits_by_the_signal() {
-    let mote = Mote::new();
-    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
-        // A pipe that never ends keeps it busy.
-        let mut child = mote
-            .command(&["load"])
-            .stdin(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let staged = mote.root.path().join("images.json");
-        let format = mote.root.path().join("format");
-        // A bound against hanging, not a measurement.
-        for _ in 0..600 {
-            if format.exists() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(50));
+    let directory = tempfile::tempdir().unwrap();
+    let fifo = directory.path().join("fifo");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, mode).unwrap();
+    // A pipe that never ends keeps it busy, and a FIFO that nobody opens.
+    for arguments in [vec!["load"], vec!["load", "-i", fifo.to_str().unwrap()]] {
+        for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+            interrupt_load(&arguments, signal).expect(code);
         }
-        std::thread::sleep(Duration::from_millis(300));
-        kill_process(Pid::from_child(&child), signal).unwrap();
-        drop(child.stdin.take());
-        let run = Run::of(child.wait_with_output().unwrap()).expect(code);
-        assert!(run.stderr.contains("interrupted"), "{run:?}");
-        assert!(!staged.exists());
-        mote.assert_consistent();
     }
+}
+
+fn interrupt_load(arguments: &[&str], signal: Signal) -> Run {
+    let mote = Mote::new();
+    let mut child = mote
+        .command(arguments)
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let format = mote.root.path().join("format");
+    // A bound against hanging, not a measurement.
+    for _ in 0..600 {
+        if format.exists() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    kill_process(Pid::from_child(&child), signal).unwrap();
+    drop(child.stdin.take());
+    let run = Run::of(child.wait_with_output().unwrap());
+    assert!(run.stderr.contains("interrupted"), "{run:?}");
+    assert!(!mote.root.path().join("images.json").exists());
+    mote.assert_consistent();
+    run
 }
 
 #[test]

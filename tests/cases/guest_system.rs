@@ -24,6 +24,14 @@ fn the_file_systems_a_container_expects_are_there() {
 }
 
 #[test]
+fn the_doctor_finds_what_guests_need_where_they_run() {
+    let run = mote(["doctor", "--format", "json"]).expect(0);
+    let report: serde_json::Value = serde_json::from_str(&run.text()).expect("JSON");
+    assert_eq!(report["can_run_linux"], true, "{report}");
+    assert_eq!(report["checks"][0]["kvm"], "hardware", "{report}");
+}
+
+#[test]
 fn devices_work() {
     let script = "echo x >/dev/null; head -c 4 /dev/zero | od -An -tx1; \
                   [ $(head -c 16 /dev/urandom | wc -c) = 16 ] && echo random; \

@@ -9,6 +9,7 @@ use hostagent::image::archive::Archive;
 use hostagent::image::docker_archive::DockerArchive;
 use hostagent::image::progress::Progress;
 use hostagent::image::source::SourceError;
+use hostagent::open;
 use hostagent::store::{Store, is_compressed};
 
 /// Opens an archive of images. What cannot be read at any position, or is
@@ -18,7 +19,7 @@ pub fn open_archive(
     path: &Path,
     progress: &dyn Progress,
 ) -> anyhow::Result<DockerArchive> {
-    let file = File::open(path).map_err(|source| SourceError::Open {
+    let file = open::at_once(path).map_err(|source| SourceError::Open {
         path: path.to_owned(),
         source,
     })?;

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags};
+use crate::open;
 
 /// A range of a file. Reading it moves no shared file position.
 #[derive(Debug, Clone)]
@@ -21,9 +21,7 @@ impl FileRegion {
     /// block, and a directory has no bytes. Links are followed: layouts that
     /// share blobs have them.
     pub fn open(path: &Path) -> io::Result<Self> {
-        // O_NONBLOCK, so that opening a FIFO returns and can be refused.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+        let file = open::at_once(path)?;
         let metadata = file.metadata()?;
         if metadata.is_dir() {
             return Err(io::ErrorKind::IsADirectory.into());

@@ -98,14 +98,20 @@ impl Read for Watched<'_> {
             }
             let mut waited = [PollFd::from_borrowed_fd(self.input.as_fd(), PollFlags::IN)];
             match poll(&mut waited, Some(&POLL)) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                Ok(_) => break,
+                Ok(0) | Err(rustix::io::Errno::INTR) => continue,
+                Ok(_) => {}
                 Err(error) => return Err(error.into()),
             }
+            match self.input.read(buffer) {
+                // Somebody else has read what there was.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+                Ok(read) => {
+                    self.progress.advance(read as u64);
+                    return Ok(read);
+                }
+            }
         }
-        let read = self.input.read(buffer)?;
-        self.progress.advance(read as u64);
-        Ok(read)
     }
 }
 

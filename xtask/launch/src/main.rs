@@ -54,28 +54,38 @@ fn program() -> io::Result<PathBuf> {
     Ok(env::current_exe()?.with_file_name("xtask"))
 }
 
+/// What cargo says while it works, but for the last line.
+const WORKING: [&str; 6] = [
+    "Blocking",
+    "Updating",
+    "Locking",
+    "Downloading",
+    "Downloaded",
+    "Compiling",
+];
+
 /// Shows in one line what cargo is at, and returns all it says. Without a
-/// terminal: a plain line for all that is compiled.
+/// terminal: a plain line for all of it.
 fn show(said: impl BufRead) -> io::Result<String> {
     let mut errors = io::stderr();
     let on_terminal = errors.is_terminal();
-    let (mut all, mut compiled) = (String::new(), 0);
+    let (mut all, mut shown) = (String::new(), false);
     for line in said.lines() {
         let line = line?;
-        if let Some(package) = line.trim_start().strip_prefix("Compiling ") {
-            compiled += 1;
-            let package = package.split(" (").next().unwrap_or(package);
+        let verb = line.split_whitespace().next().unwrap_or_default();
+        if WORKING.contains(&verb) {
             let text = "building the developer's commands";
             if on_terminal {
-                write!(errors, "{CLEAR}{text}: {compiled} packages, {package}")?;
-            } else if compiled == 1 {
+                write!(errors, "{CLEAR}{text}: {}", line.trim_start())?;
+            } else if !shown {
                 writeln!(errors, "{text} …")?;
             }
+            shown = true;
         }
         all.push_str(&line);
         all.push('\n');
     }
-    if on_terminal && compiled > 0 {
+    if on_terminal && shown {
         write!(errors, "{CLEAR}")?;
     }
     Ok(all)

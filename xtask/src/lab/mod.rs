@@ -26,7 +26,7 @@ use crate::{debian_kernel, distribution, packages, progress};
 use machine::Machine;
 pub use machine::MachineOptions;
 use session::Start;
-pub use session::{Ending, Streams};
+pub use session::{Ending, Signalled, Streams};
 pub use size::Size;
 
 /// A lab that says nothing for this long deserves a word about it.
@@ -100,6 +100,18 @@ pub struct Request {
     pub working_dir: PathBuf,
     /// Whether it runs on a terminal, which stands in for this process's own.
     pub terminal: bool,
+    /// What happens when this process is asked to end.
+    pub signalled: Signalled,
+}
+
+/// The context of an error of a lab that had started its command.
+#[derive(Debug)]
+pub struct Lost;
+
+impl std::fmt::Display for Lost {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("the lab was lost while its command ran")
+    }
 }
 
 impl Request {
@@ -116,6 +128,7 @@ impl Request {
             env: environment(env::vars_os()),
             working_dir: env::current_dir().context("there is no working directory")?,
             terminal: false,
+            signalled: Signalled::Command,
         })
     }
 }
@@ -147,10 +160,11 @@ pub fn run(options: &MachineOptions, request: &Request, streams: Streams) -> Res
         tries += 1;
         let initramfs = image::build(&kernel)?;
         let machine = Machine::start(options, &kernel, initramfs)?;
-        match session::start(machine, command.clone(), session::START_PATIENCE)? {
+        let patience = session::START_PATIENCE;
+        match session::start(machine, command.clone(), request.signalled, patience)? {
             Start::Running(session) => {
                 drop(step);
-                return session.run_to_end(streams);
+                return session.run_to_end(streams).context(Lost);
             }
             Start::Over(ending) => return Ok(ending),
             Start::StoodStill(error) if tries < START_TRIES => {

@@ -106,11 +106,25 @@ pub enum Start {
     StoodStill(anyhow::Error),
 }
 
+/// What a signal that asks this process to end means for the command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signalled {
+    /// It is told, and decides.
+    Command,
+    /// Its lab ends at once.
+    Lab,
+}
+
 /// Has `machine` start `command`, and waits until it has. `patience`: how long its
 /// console may be silent meanwhile.
-pub fn start(machine: Machine, command: Command, patience: Duration) -> Result<Start> {
+pub fn start(
+    machine: Machine,
+    command: Command,
+    signalled: Signalled,
+    patience: Duration,
+) -> Result<Start> {
     let on_terminal = command.terminal.is_some();
-    let mut session = Session::new(machine, on_terminal)?;
+    let mut session = Session::new(machine, on_terminal, signalled)?;
     session.tell(&HostMessage::Run(command))?;
     match session.wait_for_start(patience)? {
         Waited::Started => Ok(Start::Running(session)),
@@ -132,6 +146,7 @@ enum Waited {
 pub struct Session {
     machine: Machine,
     on_terminal: bool,
+    signalled: Signalled,
     console: Arc<Mutex<Console>>,
     happenings: Receiver<Happening>,
     sender: Sender<Happening>,
@@ -144,7 +159,7 @@ struct Console {
 }
 
 impl Session {
-    fn new(machine: Machine, on_terminal: bool) -> Result<Self> {
+    fn new(machine: Machine, on_terminal: bool, signalled: Signalled) -> Result<Self> {
         let (sender, happenings) = mpsc::channel();
         let console = keep_console(machine.console.try_clone()?, machine.verbose);
         watch_signals(sender.clone())?;
@@ -153,6 +168,7 @@ impl Session {
         Ok(Self {
             machine,
             on_terminal,
+            signalled,
             console,
             happenings,
             sender,
@@ -249,7 +265,8 @@ impl Session {
                 }
                 Happening::Signal(number) => {
                     requests_to_end += usize::from(is_to_end(number));
-                    if requests_to_end >= PATIENCE {
+                    let at_once = self.signalled == Signalled::Lab && is_to_end(number);
+                    if at_once || requests_to_end >= PATIENCE {
                         return Ok(Ending::Interrupted(number));
                     }
                     self.tell(&HostMessage::Signal(number))?;
@@ -325,15 +342,35 @@ fn keep_console(mut from: UnixStream, show: bool) -> Arc<Mutex<Console>> {
     console
 }
 
+/// Who is told of signals: the session under way, if there is one.
+static LISTENER: Mutex<Option<Sender<Happening>>> = Mutex::new(None);
+
+/// Has `sender` told of signals from now on, instead of whoever was before. Where
+/// nobody listens any more, between two labs, a signal to end ends this process, and
+/// with it whatever is tied to it.
 fn watch_signals(sender: Sender<Happening>) -> Result<()> {
+    let mut listener = LISTENER
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let is_first = listener.replace(sender).is_none();
+    drop(listener);
+    if !is_first {
+        return Ok(());
+    }
     let watched = [
         SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH,
     ];
     let mut signals = Signals::new(watched).context("cannot watch for signals")?;
     thread::spawn(move || {
         for number in signals.forever() {
-            if sender.send(Happening::Signal(number)).is_err() {
-                break;
+            let listener = LISTENER
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            let is_heard = listener
+                .as_ref()
+                .is_some_and(|sender| sender.send(Happening::Signal(number)).is_ok());
+            if !is_heard && is_to_end(number) {
+                std::process::exit(Ending::Interrupted(number).exit_code().into());
             }
         }
     });
@@ -481,7 +518,7 @@ mod tests {
         let (machine, mut lab) = machine();
         lab.console.write_all(b"Marking stable\n").unwrap();
         let patience = Duration::from_millis(50);
-        match start(machine, command(), patience).unwrap() {
+        match start(machine, command(), Signalled::Command, patience).unwrap() {
             Start::StoodStill(error) => {
                 assert!(error.to_string().contains("Marking stable"), "{error}");
             }
@@ -502,7 +539,7 @@ mod tests {
             lab
         });
         assert!(matches!(
-            start(machine, command(), patience).unwrap(),
+            start(machine, command(), Signalled::Command, patience).unwrap(),
             Start::Running(_)
         ));
         speaking.join().unwrap();

@@ -51,7 +51,7 @@ pub fn main(options: &Options) -> Result<u8> {
     }
     if report.lost_labs > 0 {
         println!(
-            "lost labs: {} (see docs/lab.md); another ran the rest",
+            "labs lost while tests ran: {} (see docs/lab.md)",
             report.lost_labs
         );
     }

@@ -203,14 +203,20 @@ fn run_in_lab(
         Err(error) => (Vec::new(), Err(error)),
     };
     match ending {
-        Ok(ending) if outputs.len() < runs.len() => {
-            eprintln!("the lab ended before all tests had run: {ending:?}");
+        Ok(lab::Ending::Interrupted(_)) => {
+            // The user wants no verdict.
+            eprintln!("interrupted");
+            std::process::exit(ending.map_or(1, |ending| ending.exit_code().into()));
+        }
+        Ok(ending) => {
+            if outputs.len() < runs.len() {
+                eprintln!("the lab ended before all tests had run: {ending:?}");
+            }
             (outputs, false)
         }
-        Ok(_) => (outputs, false),
         Err(error) => {
             eprintln!("{error:#}");
-            (outputs, true)
+            (outputs, error.is::<lab::Lost>())
         }
     }
 }
@@ -228,6 +234,7 @@ fn try_in_lab(
         args.push(names.into());
     }
     let mut request = lab::Request::new(args)?;
+    request.signalled = lab::Signalled::Lab;
     for (name, value) in variables {
         request.env.retain(|(known, _)| known != name);
         request.env.push((name.clone(), value.clone()));

@@ -75,7 +75,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
     /// Memory: a number and b, k, m or g.
-    #[arg(short, long, value_name = "SIZE", value_parser = size::parse, default_value = limits::DEFAULT_MEMORY)]
+    #[arg(short, long, value_name = "SIZE", value_parser = size::parse, allow_hyphen_values = true, default_value = limits::DEFAULT_MEMORY)]
     memory: u64,
     /// Virtual CPUs, 1 to 32.
     #[arg(
