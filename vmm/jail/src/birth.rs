@@ -1,10 +1,12 @@
 //! From `clone3(2)` to `execveat(2)`.
 
 use std::arch::asm;
+use std::convert::Infallible;
 use std::ffi::{CString, c_char};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
@@ -70,6 +72,17 @@ impl Jail<'_> {
     /// namespace, so that not even all capabilities of its own would have power
     /// over them. As anyone else it keeps the caller's ids.
     pub fn spawn(&self) -> Result<Jailed, JailError> {
+        self.start(true)
+    }
+
+    /// Starts the program with its descriptors and nothing of what confines it. For
+    /// a test's stand-in that needs the host's files; nothing a user can say leads
+    /// here.
+    pub fn spawn_unconfined(&self) -> Result<Jailed, JailError> {
+        self.start(false)
+    }
+
+    fn start(&self, confined: bool) -> Result<Jailed, JailError> {
         let given = self.standard.iter().chain(&self.descriptors);
         if let Some(fd) = given.map(AsRawFd::as_raw_fd).find(|fd| *fd < 3) {
             return Err(JailError::StandardNumber(fd));
@@ -78,8 +91,6 @@ impl Jail<'_> {
         let privileged = is_privileged().map_err(prepare("read this process's capabilities"))?;
         let parent = pidfd_open(getpid(), PidfdFlags::empty())
             .map_err(prepare("open a pidfd of this process"))?;
-        let dumpable = dumpable_behavior().map_err(prepare("read whether it is dumpable"))?;
-
         let mut arguments: Vec<*const c_char> = self
             .arguments
             .iter()
@@ -89,19 +100,17 @@ impl Jail<'_> {
         let mut birth = Birth {
             jail: self,
             arguments: arguments.as_ptr(),
+            confined,
             privileged,
             parent: parent.as_fd(),
             pid: 0,
             failure: None,
         };
-        let signals = BlockedSignals::block();
-        let result = clone(&mut birth, self.cgroup, privileged);
-        drop(signals);
-        if dumpable != DumpableBehavior::NotDumpable && privileged {
-            // Taking other ids made the child's memory undumpable, which was this
-            // process's too.
-            let _ = set_dumpable_behavior(dumpable);
-        }
+        let result = {
+            let _dumpable = KeepDumpable::begin();
+            let _signals = BlockedSignals::block();
+            clone(&mut birth)
+        };
         let (pid, pidfd) = result.map_err(JailError::Clone)?;
         let failure = birth.failure.take();
         let mut process = Jailed::new(pid, pidfd);
@@ -132,26 +141,25 @@ fn is_privileged() -> rustix::io::Result<bool> {
 struct Birth<'a> {
     jail: &'a Jail<'a>,
     arguments: *const *const c_char,
+    confined: bool,
     privileged: bool,
     parent: BorrowedFd<'a>,
     /// The child's PID as the parent sees it, written by the kernel.
     pid: libc::pid_t,
-    failure: Option<(Step, Errno)>,
+    failure: Option<Failure>,
 }
+
+/// The step that failed, and why.
+type Failure = (Step, Errno);
 
 /// Makes the child, which runs [`child`] on a stack of its own, and waits until it
 /// has executed the program or ended.
-fn clone(
-    birth: &mut Birth,
-    cgroup: Option<BorrowedFd>,
-    privileged: bool,
-) -> io::Result<(Pid, OwnedFd)> {
+fn clone(birth: &mut Birth) -> io::Result<(Pid, OwnedFd)> {
     // Of u128, for the alignment that a stack has.
     let mut stack = vec![0_u128; STACK_BYTES / size_of::<u128>()];
     let mut pidfd: RawFd = -1;
     let mut arguments = CloneArgs {
-        flags: NAMESPACES
-            | CLONE_CLEAR_SIGHAND
+        flags: CLONE_CLEAR_SIGHAND
             | (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD) as u64
             | libc::CLONE_PARENT_SETTID as u64,
         pidfd: ptr::from_mut(&mut pidfd).addr() as u64,
@@ -161,10 +169,13 @@ fn clone(
         stack_size: STACK_BYTES as u64,
         ..CloneArgs::default()
     };
-    if !privileged {
-        arguments.flags |= libc::CLONE_NEWUSER as u64;
+    if birth.confined {
+        arguments.flags |= NAMESPACES;
+        if !birth.privileged {
+            arguments.flags |= libc::CLONE_NEWUSER as u64;
+        }
     }
-    if let Some(cgroup) = cgroup {
+    if let Some(cgroup) = birth.jail.cgroup {
         arguments.flags |= CLONE_INTO_CGROUP;
         arguments.cgroup = cgroup.as_raw_fd() as u64;
     }
@@ -270,22 +281,15 @@ unsafe extern "C" fn child(birth: *mut Birth) -> ! {
 
 /// All of it, in an order in which each step still has the power it needs. Only
 /// system calls, no allocation: another thread may hold the allocator's lock.
-fn become_the_program(birth: &Birth) -> Result<std::convert::Infallible, (Step, Errno)> {
+fn become_the_program(birth: &Birth) -> Result<Infallible, Failure> {
     let at = |step| move |errno| (step, errno);
     let jail = birth.jail;
     // No controlling terminal, and a process group of its own: what is typed at the
     // parent's terminal is not for this process.
     setsid().map_err(at(Step::Session))?;
-    enter_empty_root().map_err(at(Step::Root))?;
-    jail.limits.apply().map_err(at(Step::Limits))?;
-    if birth.privileged {
-        take_ids(FIRST_ID + birth.pid as u32).map_err(at(Step::Ids))?;
-        // SAFETY: this process has one thread and shares no user namespace with
-        // code that would mind.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) }
-            .map_err(at(Step::UserNamespace))?;
+    if birth.confined {
+        confine(birth)?;
     }
-    give_up_capabilities().map_err(at(Step::Capabilities))?;
     if jail.dies_with_parent {
         // After the ids: taking others clears it.
         die_with(birth.parent).map_err(at(Step::DieWithParent))?;
@@ -293,6 +297,20 @@ fn become_the_program(birth: &Birth) -> Result<std::convert::Infallible, (Step, 
     arrange_descriptors(jail).map_err(at(Step::Descriptors))?;
     unblock_signals();
     Err((Step::Execute, execute(jail.program, birth.arguments)))
+}
+
+fn confine(birth: &Birth) -> Result<(), Failure> {
+    let at = |step| move |errno| (step, errno);
+    enter_empty_root().map_err(at(Step::Root))?;
+    birth.jail.limits.apply().map_err(at(Step::Limits))?;
+    if birth.privileged {
+        take_ids(FIRST_ID + birth.pid as u32).map_err(at(Step::Ids))?;
+        // SAFETY: this process has one thread and shares no user namespace with
+        // code that would mind.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) }
+            .map_err(at(Step::UserNamespace))?;
+    }
+    give_up_capabilities().map_err(at(Step::Capabilities))
 }
 
 /// A file system with nothing in it, that takes nothing in. What was the root is
@@ -418,5 +436,35 @@ impl Drop for BlockedSignals {
     fn drop(&mut self) {
         // SAFETY: the set was filled by the call that blocked the signals.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, ptr::null_mut()) };
+    }
+}
+
+/// Taking other ids makes the child's memory undumpable, which is this process's
+/// too while the child is not the program yet. The last of several that are born
+/// at one time puts back what the first one found.
+struct KeepDumpable;
+
+static BIRTHS: Mutex<(usize, Option<DumpableBehavior>)> = Mutex::new((0, None));
+
+impl KeepDumpable {
+    fn begin() -> Self {
+        let (count, before) = &mut *BIRTHS.lock().unwrap_or_else(PoisonError::into_inner);
+        if *count == 0 {
+            *before = dumpable_behavior().ok();
+        }
+        *count += 1;
+        Self
+    }
+}
+
+impl Drop for KeepDumpable {
+    fn drop(&mut self) {
+        let (count, before) = &mut *BIRTHS.lock().unwrap_or_else(PoisonError::into_inner);
+        *count -= 1;
+        if *count == 0
+            && let Some(behaviour) = before.take()
+        {
+            let _ = set_dumpable_behavior(behaviour);
+        }
     }
 }

@@ -178,9 +178,8 @@ fn fork_all() -> usize {
     for _ in 0..16 {
         // SAFETY: the child only waits.
         match unsafe { libc::fork() } {
-            // SAFETY: waits for a signal that kills it.
             0 => loop {
-                unsafe { libc::pause() };
+                std::thread::park();
             },
             -1 => {}
             _ => made += 1,
@@ -367,6 +366,8 @@ fn two_share_nothing() {
 
 /// Starts a jailed process, says its PID, waits to be killed.
 fn agent() -> ExitCode {
+    let status = || fs::read_to_string("/proc/thread-self/status").unwrap();
+    let before = status();
     let mut inmate = match start_with("wait", Unusual::default()) {
         Ok(inmate) => inmate,
         Err(error) => {
@@ -380,6 +381,15 @@ fn agent() -> ExitCode {
         println!("{name} {}", inmate.status(name));
     }
     println!("mounts {}", inmate.proc("mountinfo").lines().count());
+    let same = ["Uid", "Gid", "CapEff", "SigBlk", "NoNewPrivs"];
+    let after = status();
+    let changed: Vec<&str> = after
+        .lines()
+        .filter(|line| same.iter().any(|field| line.starts_with(field)))
+        .filter(|line| !before.contains(line))
+        .collect();
+    println!("changed {changed:?}");
+    println!("dumpable {:?}", rustix::process::dumpable_behavior());
     println!("end");
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
     ExitCode::SUCCESS
@@ -392,6 +402,16 @@ fn agent_command() -> Command {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
     command
+}
+
+fn agent_says(command: &mut Command) -> String {
+    let mut agent = command.spawn().unwrap();
+    let mut output = BufReader::new(agent.stdout.take().unwrap());
+    let mut text = String::new();
+    while !text.ends_with("end\n") && output.read_line(&mut text).unwrap() > 0 {}
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    text
 }
 
 fn dies_with_parent() {
@@ -417,28 +437,14 @@ fn readable_soon(fd: &OwnedFd) -> bool {
 }
 
 fn parent_unchanged() {
-    use rustix::process::{DumpableBehavior, dumpable_behavior};
-    let before = fs::read_to_string("/proc/thread-self/status").unwrap();
-    start("exit").finish();
-    assert_eq!(dumpable_behavior(), Ok(DumpableBehavior::Dumpable));
-    let after = fs::read_to_string("/proc/thread-self/status").unwrap();
-    for field in ["Uid", "Gid", "CapEff", "SigBlk", "NoNewPrivs"] {
-        let of = |text: &str| {
-            let line = text.lines().find(|line| line.starts_with(field));
-            line.unwrap().to_owned()
-        };
-        assert_eq!(of(&before), of(&after));
-    }
+    let text = agent_says(&mut agent_command());
+    assert!(text.contains("dumpable Ok(Dumpable)\n"), "{text}");
+    assert!(text.contains("changed []\n"), "{text}");
 }
 
 fn unprivileged() {
     const NOBODY: u32 = 65_534;
-    let mut agent = agent_command().uid(NOBODY).gid(NOBODY).spawn().unwrap();
-    let mut output = BufReader::new(agent.stdout.take().unwrap());
-    let mut text = String::new();
-    while !text.ends_with("end\n") && output.read_line(&mut text).unwrap() > 0 {}
-    agent.kill().unwrap();
-    agent.wait().unwrap();
+    let text = agent_says(agent_command().uid(NOBODY).gid(NOBODY));
     assert!(text.starts_with("ready "), "{text}");
     assert!(text.contains("Uid 65534\t65534\t65534\t65534\n"), "{text}");
     for line in [
