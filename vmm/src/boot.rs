@@ -233,7 +233,7 @@ fn load_initrd(
         what: "initrd",
         source,
     };
-    let bytes = initrd.metadata().map_err(read)?.len();
+    let bytes = initrd.seek(SeekFrom::End(0)).map_err(read)?;
     let too_large = || BootError::InitrdTooLarge { bytes };
     let low_end = low_memory_end(memory).min(u64::from(params.hdr.initrd_addr_max) + 1);
     let address = low_end.checked_sub(bytes).ok_or_else(too_large)? / PAGE_BYTES * PAGE_BYTES;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 
+use crate::confinement::Landlock;
 use serde::{Deserialize, Serialize};
 
 /// Something that happened to the microVM, and when.
@@ -22,6 +23,12 @@ pub struct Event {
 pub enum EventKind {
     /// `main` was entered.
     ProcessStarted,
+    /// Nothing a guest has a say in has been looked at, and every thread is behind
+    /// its filter.
+    Confined {
+        /// How much Landlock adds.
+        landlock: Landlock,
+    },
     /// vCPU 0 is about to execute its first instruction.
     GuestEntered,
     /// The guest powered off through ACPI.

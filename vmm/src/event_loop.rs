@@ -39,7 +39,7 @@ impl EventLoop {
     }
 
     /// Runs until the microVM ends.
-    pub fn run(mut self) -> Result<ExitReason, EventLoopError> {
+    pub fn run(&mut self) -> Result<ExitReason, EventLoopError> {
         loop {
             if let Some(reason) = self.exit.reason() {
                 return Ok(reason.clone());

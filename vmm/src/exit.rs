@@ -13,6 +13,8 @@ pub enum ExitReason {
     Reset,
     /// A vCPU reached a state it cannot leave.
     GuestFault(String),
+    /// The VMM, or the host, failed the guest.
+    HostFailure(String),
 }
 
 /// Shared by all who can end the microVM.

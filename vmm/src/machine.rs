@@ -1,11 +1,9 @@
 //! Builds a microVM from its configuration and runs it.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
-use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::layout;
@@ -14,7 +12,8 @@ use crate::arch::x86_64::cpuid;
 use crate::arch::x86_64::registers::{self, RegisterError};
 use crate::boot::{self, BootError};
 use crate::bus::{Bus, Overlap};
-use crate::config::{Config, SerialConfig};
+use crate::config::{BootConfig, Config, SerialConfig};
+use crate::confinement::Landlock;
 use crate::devices::power::{self, KeyboardReset, PowerRegisters};
 use crate::devices::serial::{SerialInput, SerialPort};
 use crate::devices::virtio::VirtioDevice;
@@ -26,9 +25,11 @@ use crate::devices::virtio::worker::QueueWorker;
 use crate::event::{EventKind, EventSink};
 use crate::event_loop::{EventLoop, EventLoopError};
 use crate::exit::{ExitLine, ExitReason};
-use crate::kvm::vcpu::{self, Shared};
+use crate::kvm::vcpu::{self, Shared, StartLine};
 use crate::kvm::vm::{Vm, VmError, kvm};
 use crate::memory::{self, GuestMemory, MemoryError};
+use crate::seccomp::{self, ThreadKind};
+use crate::signals;
 
 /// Why a microVM could not be built or run.
 #[derive(Debug, thiserror::Error)]
@@ -71,15 +72,20 @@ fn host(what: &'static str) -> impl FnOnce(io::Error) -> MachineError {
     move |source| MachineError::Host { what, source }
 }
 
-/// A microVM that is ready to run.
+/// Exits are served on it, by code that calls a few functions deep and keeps little
+/// on the stack; a panic's message needs the most.
+const VCPU_STACK_BYTES: usize = 256 << 10;
+
+/// A microVM that holds nothing of its guest yet.
 pub struct Machine {
-    /// Kept for as long as the VM runs on it.
-    _memory: GuestMemory,
-    _vm: Vm,
+    memory: GuestMemory,
+    vm: Vm,
+    boot: BootConfig,
     vcpus: Vec<VcpuFd>,
     shared: Arc<Shared>,
     event_loop: EventLoop,
-    events: Arc<EventSink>,
+    has_serial: bool,
+    mmio_devices: Vec<MmioDevice>,
 }
 
 /// What grows while devices are added.
@@ -95,14 +101,12 @@ struct Builder<'a> {
 }
 
 impl Machine {
-    /// Builds the microVM. The order is that of the start path, cheapest first:
-    /// see [`Vm::new`] for the one that matters most.
+    /// Builds all of the microVM but its guest. The order is that of the start
+    /// path, cheapest first: see [`Vm::new`] for the one that matters most.
     pub fn build(config: Config, events: Arc<EventSink>) -> Result<Self, MachineError> {
         let exit = ExitLine::new().map_err(host("an eventfd"))?;
         let memory = memory::create(config.memory_bytes)?;
         let vm = Vm::new(config.kvm, &memory)?;
-        let mut boot = config.boot;
-        let kernel = boot::load_kernel(&memory, &mut boot.kernel)?;
 
         let mut builder = Builder {
             vm: &vm,
@@ -139,57 +143,68 @@ impl Machine {
             mmio_devices,
             ..
         } = builder;
-
-        let rsdp = acpi::write_tables(&memory, config.vcpus, has_serial, &mmio_devices)?;
-        registers::write_boot_tables(&memory)?;
-        let entry = boot::finish(&memory, kernel, boot, rsdp)?;
-        let vcpus = create_vcpus(&vm, config.vcpus, entry)?;
+        let vcpus = create_vcpus(&vm, config.vcpus)?;
         Ok(Self {
-            _memory: memory,
-            _vm: vm,
+            memory,
+            vm,
+            boot: config.boot,
             vcpus,
-            shared: Arc::new(Shared { ports, mmio, exit }),
+            shared: Arc::new(Shared {
+                ports,
+                mmio,
+                exit,
+                start: StartLine::new(),
+                events,
+            }),
             event_loop,
-            events,
+            has_serial,
+            mmio_devices,
         })
     }
 
-    /// Runs until the guest ends.
-    pub fn run(self) -> Result<ExitReason, MachineError> {
-        // The boot vCPU last: the others wait for it anyway.
-        for (index, vcpu) in self.vcpus.into_iter().enumerate().rev() {
+    /// Puts every thread behind its filter, then reads the guest's kernel, then runs
+    /// until the guest ends.
+    pub fn run(mut self, landlock: Landlock) -> Result<ExitReason, MachineError> {
+        let vcpus = self.vcpus.len() as u8;
+        let blocked = signals::Blocked::new();
+        for (vcpu, index) in self.vcpus.into_iter().zip(0..) {
             let shared = Arc::clone(&self.shared);
-            let events = Arc::clone(&self.events);
-            let run = move || {
-                if index == 0 {
-                    events.send(EventKind::GuestEntered);
-                }
-                // A panic is a defect of the VMM. It must end the microVM, not
-                // leave it hanging with a vCPU less.
-                let run = AssertUnwindSafe(|| vcpu::run(vcpu, &shared));
-                if catch_unwind(run).is_err() {
-                    let reason = format!("the VMM panicked in the thread of vCPU {index}");
-                    shared.exit.pull(ExitReason::GuestFault(reason));
-                }
-            };
             std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
-                .spawn(run)
+                .stack_size(VCPU_STACK_BYTES)
+                .spawn(move || vcpu::live(vcpu, index, &shared))
                 .map_err(host("a vCPU thread"))?;
         }
+        drop(blocked);
+        seccomp::install(ThreadKind::EventLoop)
+            .map_err(host("the system call filter of the event loop"))?;
+        let events = &self.shared.events;
+        events.send(EventKind::Confined { landlock });
+
+        let mut boot = self.boot;
+        let kernel = boot::load_kernel(&self.memory, &mut boot.kernel)?;
+        let rsdp = acpi::write_tables(&self.memory, vcpus, self.has_serial, &self.mmio_devices)?;
+        registers::write_boot_tables(&self.memory)?;
+        let entry = boot::finish(&self.memory, kernel, boot, rsdp)?;
+        // Nobody else sets it.
+        let _ = self.shared.start.set(entry);
+
         let reason = self.event_loop.run()?;
-        self.events.send(match &reason {
-            ExitReason::PoweredOff => EventKind::PoweredOff,
-            ExitReason::Reset => EventKind::Reset,
-            ExitReason::GuestFault(reason) => EventKind::GuestFault {
+        match &reason {
+            ExitReason::PoweredOff => events.send(EventKind::PoweredOff),
+            ExitReason::Reset => events.send(EventKind::Reset),
+            ExitReason::GuestFault(reason) => events.send(EventKind::GuestFault {
                 reason: reason.clone(),
-            },
-        });
+            }),
+            ExitReason::HostFailure(_) => {}
+        }
+        // The vCPUs still run in it; it goes with the process.
+        std::mem::forget((self.memory, self.vm, self.event_loop));
         Ok(reason)
     }
 }
 
-fn create_vcpus(vm: &Vm, count: u8, entry: GuestAddress) -> Result<Vec<VcpuFd>, MachineError> {
+fn create_vcpus(vm: &Vm, count: u8) -> Result<Vec<VcpuFd>, MachineError> {
     let supported = vm.supported_cpuid()?;
     let mut vcpus = Vec::with_capacity(count.into());
     for index in 0..count {
@@ -198,9 +213,6 @@ fn create_vcpus(vm: &Vm, count: u8, entry: GuestAddress) -> Result<Vec<VcpuFd>, 
             .map_err(kvm("set what CPUID says (KVM_SET_CPUID2)"))?;
         registers::set_firmware_msrs(&vcpu)?;
         vcpus.push(vcpu);
-    }
-    if let Some(first) = vcpus.first() {
-        registers::set_boot_registers(first, entry)?;
     }
     Ok(vcpus)
 }

@@ -7,20 +7,23 @@
 //!
 //! Exit codes: 0 the guest powered off, 1 the microVM could not be built or the
 //! host failed, 2 wrong arguments or spec, 3 the guest reset itself, 4 the
-//! guest crashed.
+//! guest crashed; 128 and its number for a signal that ended it, of those that can
+//! be handled.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use vmm::config::Config;
+use vmm::confinement;
 use vmm::descriptors::Descriptors;
 use vmm::event::{EventKind, EventSink};
 use vmm::exit::ExitReason;
 use vmm::machine::Machine;
 use vmm::probe;
+use vmm::signals;
 use vmm::spec::VmSpec;
 
 const HOST_FAILURE: u8 = 1;
@@ -56,13 +59,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// Lets all threads allocate from one heap. Else the C library makes one for each
-/// vCPU thread, on the way to its first instruction, and the few allocations here
-/// are not worth it.
+/// Lets all threads allocate from one heap, and all of it from `brk(2)`. Else the C
+/// library makes one for each vCPU thread, on the way to its first instruction, and
+/// maps large pieces apart, which the filters do not allow.
 fn share_one_heap() {
-    // SAFETY: sets a parameter of the allocator; no other thread runs yet. What
-    // happens if it is refused is what happens without it.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    for (parameter, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_MAX, 0)] {
+        // SAFETY: sets a parameter of the allocator; no other thread runs yet.
+        unsafe { libc::mallopt(parameter, value) };
+    }
 }
 
 fn usage() -> ExitCode {
@@ -71,8 +75,13 @@ fn usage() -> ExitCode {
 }
 
 fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
-    eprintln!("mote-vmm: {error:#}");
+    complain(error);
     ExitCode::from(code)
+}
+
+fn complain(error: &anyhow::Error) {
+    // Whoever reads it may be gone.
+    let _ = writeln!(std::io::stderr(), "mote-vmm: {error:#}");
 }
 
 fn run(spec_fd: i32, started_ns: u64) -> ExitCode {
@@ -82,17 +91,39 @@ fn run(spec_fd: i32, started_ns: u64) -> ExitCode {
     };
     let events = Arc::new(EventSink::new(config.events.take()));
     events.send_at(EventKind::ProcessStarted, started_ns);
-    let result = Machine::build(config, events).and_then(Machine::run);
-    // Whatever the vCPU threads still hold goes with the process; unwinding it
-    // piece by piece would take longer.
-    match result {
-        Ok(ExitReason::PoweredOff) => ExitCode::SUCCESS,
-        Ok(ExitReason::Reset) => ExitCode::from(GUEST_RESET),
+    signals::handle();
+    let landlock = match confinement::enter() {
+        Ok(landlock) => landlock,
+        Err(error) => return fail(HOST_FAILURE, &error.into()),
+    };
+    let machine = match Machine::build(config, events) {
+        Ok(machine) => machine,
+        Err(error) => return fail(HOST_FAILURE, &error.into()),
+    };
+    let code = match machine.run(landlock) {
+        Ok(ExitReason::PoweredOff) => 0,
+        Ok(ExitReason::Reset) => GUEST_RESET,
         Ok(ExitReason::GuestFault(reason)) => {
-            fail(GUEST_FAULT, &anyhow::anyhow!("the guest crashed: {reason}"))
+            complain(&anyhow::anyhow!("the guest crashed: {reason}"));
+            GUEST_FAULT
         }
-        Err(error) => fail(HOST_FAILURE, &error.into()),
-    }
+        Ok(ExitReason::HostFailure(reason)) => {
+            complain(&anyhow::Error::msg(reason));
+            HOST_FAILURE
+        }
+        Err(error) => {
+            complain(&error.into());
+            HOST_FAILURE
+        }
+    };
+    end(code)
+}
+
+/// Ends the process at once. Whatever the vCPU threads still hold goes with it;
+/// unwinding it piece by piece would take longer, and the filter allows no more.
+fn end(code: u8) -> ! {
+    // SAFETY: nothing that is left to do at an orderly end is of use to anyone.
+    unsafe { libc::_exit(code.into()) }
 }
 
 fn read_spec(number: i32) -> anyhow::Result<Config> {

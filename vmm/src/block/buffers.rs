@@ -76,11 +76,12 @@ impl<'m> Buffers<'m> {
             // kernel's writes, as with any DMA, and no Rust reference exists to
             // that memory. The count is at most IOV_MAX.
             unsafe {
-                libc::preadv(
+                libc::preadv2(
                     file.as_fd().as_raw_fd(),
                     iovecs.as_ptr(),
                     iovecs.len() as libc::c_int,
                     at,
+                    0,
                 )
             }
         })
@@ -91,11 +92,12 @@ impl<'m> Buffers<'m> {
         self.transfer(offset, |iovecs, at| {
             // SAFETY: as in `read_from`; the kernel only reads.
             unsafe {
-                libc::pwritev(
+                libc::pwritev2(
                     file.as_fd().as_raw_fd(),
                     iovecs.as_ptr(),
                     iovecs.len() as libc::c_int,
                     at,
+                    0,
                 )
             }
         })

@@ -1,15 +1,24 @@
 //! One vCPU: enters the guest, hands its exits to the buses.
 
-use std::sync::Arc;
+use std::error::Error;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{
     KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
     KVM_SYSTEM_EVENT_SHUTDOWN,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use vm_memory::GuestAddress;
 
+use crate::arch::x86_64::registers::set_boot_registers;
 use crate::bus::Bus;
+use crate::event::{EventKind, EventSink};
 use crate::exit::{ExitLine, ExitReason};
+use crate::seccomp::{self, ThreadKind};
+
+/// Where the guest begins: empty until there is something to run.
+pub type StartLine = OnceLock<GuestAddress>;
 
 /// What all vCPUs share.
 pub struct Shared {
@@ -19,52 +28,123 @@ pub struct Shared {
     pub mmio: Bus,
     /// How it ends.
     pub exit: Arc<ExitLine>,
+    /// When it starts, and where.
+    pub start: StartLine,
+    /// Where events go.
+    pub events: Arc<EventSink>,
 }
 
-/// Runs the guest on this thread until the microVM ends.
-pub fn run(mut vcpu: VcpuFd, shared: &Shared) {
-    while shared.exit.reason().is_none() {
-        if let Some(reason) = step(&mut vcpu, shared) {
-            shared.exit.pull(reason);
-        }
+/// The life of a vCPU's thread: behind its filter first of all, then waiting for
+/// the start, then in the guest. It never ends: the process does.
+pub fn live(mut vcpu: VcpuFd, index: u8, shared: &Shared) -> ! {
+    let outcome = seccomp::install(ThreadKind::Vcpu)
+        .map_err(|error| format!("cannot install the system call filter of a vCPU: {error}"));
+    let outcome = outcome.and_then(|()| {
+        let entry = *shared.start.wait();
+        // A panic is a defect of the VMM. It must end the microVM, not leave it
+        // hanging with a vCPU less.
+        catch_unwind(AssertUnwindSafe(|| start(&mut vcpu, index, entry, shared)))
+            .unwrap_or_else(|_| Err(format!("a panic in the thread of vCPU {index}")))
+    });
+    if let Err(reason) = outcome {
+        shared.exit.pull(ExitReason::HostFailure(reason));
+    }
+    loop {
+        std::thread::park();
     }
 }
 
+fn start(vcpu: &mut VcpuFd, index: u8, entry: GuestAddress, shared: &Shared) -> Result<(), String> {
+    // The others wait for the boot vCPU to wake them.
+    if index == 0 {
+        set_boot_registers(vcpu, entry).map_err(|error| with_sources(&error))?;
+        shared.events.send(EventKind::GuestEntered);
+    }
+    run(vcpu, shared);
+    Ok(())
+}
+
+fn with_sources(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        cause = source.source();
+    }
+    text
+}
+
+/// Runs the guest on this thread until the microVM ends.
+fn run(vcpu: &mut VcpuFd, shared: &Shared) {
+    let mut refusals = 0;
+    while shared.exit.reason().is_none() {
+        let end = match step(vcpu, shared) {
+            Step::Done => {
+                refusals = 0;
+                continue;
+            }
+            Step::Again if refusals < MAX_REFUSALS => {
+                refusals += 1;
+                continue;
+            }
+            Step::Again => ExitReason::HostFailure(
+                "KVM does not run the vCPU (KVM_RUN: EAGAIN): is there a limit on processes?"
+                    .to_owned(),
+            ),
+            Step::End(reason) => reason,
+        };
+        shared.exit.pull(end);
+    }
+}
+
+/// How often in a row KVM may ask to be called again. It does so once for a vCPU
+/// that waits to be started, and without end if it cannot make a thread of its own.
+const MAX_REFUSALS: u32 = 1000;
+
+/// What came of entering the guest once.
+enum Step {
+    /// An exit was served.
+    Done,
+    /// Nothing; the guest has to be entered again.
+    Again,
+    /// The microVM ends.
+    End(ExitReason),
+}
+
 /// Enters the guest once.
-fn step(vcpu: &mut VcpuFd, shared: &Shared) -> Option<ExitReason> {
+fn step(vcpu: &mut VcpuFd, shared: &Shared) -> Step {
+    let fault = |reason: &str| Step::End(ExitReason::GuestFault(reason.to_owned()));
     match vcpu.run() {
         Ok(VcpuExit::IoOut(port, data)) => shared.ports.write(port.into(), data),
         Ok(VcpuExit::IoIn(port, data)) => shared.ports.read(port.into(), data),
         Ok(VcpuExit::MmioWrite(address, data)) => shared.mmio.write(address, data),
         Ok(VcpuExit::MmioRead(address, data)) => shared.mmio.read(address, data),
         Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
-        Ok(VcpuExit::Shutdown) => {
-            return Some(ExitReason::GuestFault("triple fault".to_owned()));
-        }
+        Ok(VcpuExit::Shutdown) => return fault("triple fault"),
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
-            return Some(ExitReason::PoweredOff);
+            return Step::End(ExitReason::PoweredOff);
         }
-        Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Some(ExitReason::Reset),
-        Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => {
-            return Some(ExitReason::GuestFault("the guest crashed".to_owned()));
+        Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => {
+            return Step::End(ExitReason::Reset);
         }
-        Ok(VcpuExit::InternalError) => return Some(internal_error(vcpu)),
+        Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => return fault("the guest crashed"),
+        Ok(VcpuExit::InternalError) => return Step::End(internal_error(vcpu)),
         Ok(VcpuExit::FailEntry(reason, cpu)) => {
-            return Some(ExitReason::GuestFault(format!(
+            return fault(&format!(
                 "the processor refused to enter the guest (reason {reason:#x}, CPU {cpu})"
-            )));
+            ));
         }
         Ok(other) => {
-            let reason = format!("KVM left the guest for a reason unknown here: {other:?}");
-            return Some(ExitReason::GuestFault(reason));
+            return fault(&format!(
+                "KVM left the guest for a reason unknown here: {other:?}"
+            ));
         }
-        Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {}
-        Err(e) => {
-            let reason = format!("KVM cannot run the vCPU (KVM_RUN): {e}");
-            return Some(ExitReason::GuestFault(reason));
-        }
+        Err(e) if e.errno() == libc::EINTR => {}
+        Err(e) if e.errno() == libc::EAGAIN => return Step::Again,
+        Err(e) => return fault(&format!("KVM cannot run the vCPU (KVM_RUN): {e}")),
     }
-    None
+    Step::Done
 }
 
 fn internal_error(vcpu: &mut VcpuFd) -> ExitReason {

@@ -1,5 +1,6 @@
 //! Every way to end, and what is said about it.
 
+use vmm::confinement::Landlock;
 use vmm::event::{EventKind, monotonic_ns};
 
 use crate::machine::{CRASHED, POWERED_OFF, RESET, probe, wait_readable};
@@ -15,13 +16,16 @@ fn power_off_is_success_and_the_events_tell_the_story() {
     let kinds = outcome.event_kinds();
     let story = [
         &EventKind::ProcessStarted,
+        &EventKind::Confined {
+            landlock: Landlock::Full,
+        },
         &EventKind::GuestEntered,
         &EventKind::PoweredOff,
     ];
     assert_eq!(kinds, story);
     let times: Vec<u64> = outcome.events.iter().map(|e| e.monotonic_ns).collect();
     assert!(before <= times[0] && times.is_sorted(), "{times:?}");
-    assert!(times[2] <= monotonic_ns());
+    assert!(times[3] <= monotonic_ns());
 }
 
 #[test]
@@ -93,18 +97,26 @@ fn a_reader_of_events_that_is_gone_or_asleep_does_not_stop_the_guest() {
 
 #[test]
 fn signals_end_it_and_leave_nothing() {
-    use rustix::process::{Pid, Signal, kill_process};
-    for signal in [Signal::TERM, Signal::KILL, Signal::INT] {
+    use rustix::process::{Signal, kill_process};
+    let endings = [
+        (Signal::TERM, Some(128 + 15)),
+        (Signal::KILL, None),
+        (Signal::INT, Some(128 + 2)),
+    ];
+    for (signal, code) in endings {
         let Some(machine) = probe("idle") else { return };
         let mut running = machine.vcpus(2).entropy().vsock().start();
         assert_eq!(running.console_line(), "idle");
         let pidfd = running.pidfd();
-        let children = format!("/proc/{0}/task/{0}/children", running.child.id());
+        let children = format!(
+            "/proc/{0}/task/{0}/children",
+            running.child.pid().as_raw_nonzero()
+        );
         assert_eq!(std::fs::read_to_string(children).unwrap_or_default(), "");
-        kill_process(Pid::from_child(&running.child), signal).unwrap();
+        kill_process(running.child.pid(), signal).unwrap();
         wait_readable(&pidfd);
         // The console and the events have ended too, or this would wait.
         let outcome = running.finish();
-        assert_eq!(outcome.code, None, "{outcome:#?}");
+        assert_eq!(outcome.code, code, "{outcome:#?}");
     }
 }

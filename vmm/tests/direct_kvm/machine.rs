@@ -1,18 +1,17 @@
 //! Starts `mote-vmm` as the agent does, and collects all it says.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use jail::{Ended, Jail, Jailed};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
-use rustix::io::FdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
 use vmm::event::{Event, EventKind};
 use vmm::spec::{
     BootSpec, Descriptor, DiskSpec, ExtentSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
@@ -204,24 +203,30 @@ impl Machine {
     /// Starts it with this text for its spec.
     pub fn start_with(mut self, spec: &[u8]) -> Running {
         let spec = self.pass(memory_file(spec));
-        let numbers: Vec<RawFd> = self.passed.iter().map(AsRawFd::as_raw_fd).collect();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mote-vmm"));
-        command
-            .args(["--spec-fd", &spec.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
-        // SAFETY: the closure only makes system calls, on numbers that are open:
-        // `passed` lives until the child has started.
-        unsafe {
-            command.pre_exec(move || numbers.iter().try_for_each(|number| inherit(*number)));
+        let arguments = ["mote-vmm", "--spec-fd", &spec.to_string()];
+        let program = File::open(env!("CARGO_BIN_EXE_mote-vmm")).unwrap();
+        let null = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .unwrap();
+        let (errors, errors_end) = io::pipe().unwrap();
+        let child = Jail {
+            program: program.as_fd(),
+            arguments: arguments.map(|text| CString::new(text).unwrap()).to_vec(),
+            standard: [null.as_fd(), null.as_fd(), errors_end.as_fd()],
+            descriptors: self.passed.iter().map(AsFd::as_fd).collect(),
+            limits: vmm::limits::of(&self.spec, spec),
+            cgroup: None,
+            dies_with_parent: true,
         }
-        let mut child = command.spawn().unwrap();
+        .spawn()
+        .unwrap();
         // Else its ends of pipes would stay open here.
-        drop(self.passed);
+        drop((self.passed, errors_end));
         watch(&child);
         Running {
-            errors: collect(child.stderr.take().unwrap()),
+            errors: collect(errors),
             events: collect(self.events.take().unwrap()),
             console: BufReader::new(self.console.take().unwrap()),
             printed: String::new(),
@@ -237,18 +242,9 @@ impl Machine {
     }
 }
 
-/// Clears close-on-exec. Everything else keeps the flag, so that tests in other
-/// threads do not inherit these ends of pipes.
-fn inherit(number: RawFd) -> io::Result<()> {
-    // SAFETY: see `start_with`: the number is open for as long as this call.
-    let fd = unsafe { rustix::fd::BorrowedFd::borrow_raw(number) };
-    Ok(rustix::io::fcntl_setfd(fd, FdFlags::empty())?)
-}
-
 /// Kills `child` if it outlives all patience, so that what waits for it fails.
-fn watch(child: &Child) {
-    let pid = Pid::from_child(child);
-    let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+fn watch(child: &Jailed) {
+    let pidfd = child.as_fd().try_clone_to_owned().unwrap();
     std::thread::spawn(move || {
         let mut watched = [PollFd::new(&pidfd, PollFlags::IN)];
         let patience = Timespec::try_from(PATIENCE).unwrap();
@@ -283,7 +279,7 @@ pub fn pattern(seed: u64, sectors: u64) -> Vec<u8> {
 
 /// A microVM that runs.
 pub struct Running {
-    pub child: Child,
+    pub child: Jailed,
     /// What the guest reads from its serial port.
     pub input: Option<io::PipeWriter>,
     agent: Option<Agent>,
@@ -315,10 +311,13 @@ impl Running {
     /// Waits for its end.
     pub fn finish(mut self) -> Outcome {
         self.console.read_to_string(&mut self.printed).unwrap();
-        let status = self.child.wait().unwrap();
+        let ended = self.child.wait().unwrap();
         let events = self.events.join().unwrap();
         Outcome {
-            code: status.code(),
+            code: match ended {
+                Ended::Exited(code) => Some(code),
+                Ended::Killed(_) => None,
+            },
             console: self.printed,
             errors: self.errors.join().unwrap(),
             events: events
@@ -330,7 +329,7 @@ impl Running {
 
     /// A descriptor that is readable once the process is gone.
     pub fn pidfd(&self) -> OwnedFd {
-        pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).unwrap()
+        self.child.as_fd().try_clone_to_owned().unwrap()
     }
 }
 

@@ -4,7 +4,7 @@
 //! and how much it has taken out of it; the other never sends more than fits.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
@@ -181,7 +181,9 @@ impl Connection {
     /// Sends to the agent what it takes now, and the end after the last byte.
     pub fn flush(&mut self) -> Result<(), Violation> {
         while !self.buffer.is_empty() {
-            match self.stream.write(self.buffer.as_slices().0) {
+            match rustix::io::write(&self.stream, self.buffer.as_slices().0)
+                .map_err(io::Error::from)
+            {
                 Ok(written) => {
                     self.buffer.drain(..written);
                     self.forwarded_bytes = self.forwarded_bytes.wrapping_add(written as u32);

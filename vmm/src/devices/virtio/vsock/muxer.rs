@@ -7,12 +7,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use rustix::buffer::spare_capacity;
-use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use vm_memory::VolatileSlice;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::channel::{Channel, Received};
@@ -74,7 +73,7 @@ struct Entry {
 pub struct Muxer {
     guest_cid: u64,
     channel: Channel,
-    epoll: OwnedFd,
+    epoll: Epoll,
     again: EventFd,
     connections: BTreeMap<Ports, Entry>,
     waiting: VecDeque<Ports>,
@@ -86,14 +85,11 @@ impl Muxer {
     /// No connections yet.
     pub fn new(guest_cid: u64, channel: OwnedFd) -> io::Result<Self> {
         let channel = Channel::new(channel);
-        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let epoll = Epoll::new()?;
         let again = EventFd::new(EFD_NONBLOCK)?;
-        let data = EventData::new_u64(CHANNEL_EVENT);
-        epoll::add(&epoll, &channel, data, EventFlags::IN)?;
-        // SAFETY: `again` is open and outlives the borrow, which ends here.
-        let again_fd = unsafe { BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(&again)) };
-        let data = EventData::new_u64(AGAIN_EVENT);
-        epoll::add(&epoll, again_fd, data, EventFlags::IN)?;
+        let channel_fd = channel.as_fd().as_raw_fd();
+        watch(&epoll, channel_fd, EventSet::IN, CHANNEL_EVENT)?;
+        watch(&epoll, again.as_raw_fd(), EventSet::IN, AGAIN_EVENT)?;
         Ok(Self {
             guest_cid,
             channel,
@@ -131,20 +127,16 @@ impl Muxer {
     /// Looks at what is ready, without waiting. Without a driver (`active` is
     /// false) the agent's connections are refused by closing them.
     pub fn poll(&mut self, active: bool) {
-        let mut events = Vec::with_capacity(EVENTS_A_CALL);
-        let no_wait = rustix::fs::Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
+        let mut events = [EpollEvent::default(); EVENTS_A_CALL];
         // Only a signal makes this fail; the descriptor stays ready.
-        let _ = epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&no_wait));
-        for event in events {
-            match event.data.u64() {
+        let count = self.epoll.wait(0, &mut events).unwrap_or(0);
+        for event in &events[..count] {
+            match event.data() {
                 CHANNEL_EVENT => self.take_messages(active),
                 AGAIN_EVENT => {
                     let _ = self.again.read();
                 }
-                data => self.stream_ready(Ports::from_event_data(data), event.flags),
+                data => self.stream_ready(Ports::from_event_data(data), event.event_set()),
             }
         }
     }
@@ -156,7 +148,10 @@ impl Muxer {
                 Received::Connect(..) | Received::Malformed => {}
                 Received::Nothing => return,
                 Received::Closed => {
-                    let _ = epoll::delete(&self.epoll, &self.channel);
+                    let (delete, channel) = (ControlOperation::Delete, self.channel.as_fd());
+                    let _ = self
+                        .epoll
+                        .ctl(delete, channel.as_raw_fd(), EpollEvent::default());
                     return;
                 }
             }
@@ -179,12 +174,12 @@ impl Muxer {
         if self.connections.len() >= MAX_CONNECTIONS || self.connections.contains_key(&ports) {
             return false;
         }
-        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        let data = EventData::new_u64(ports.event_data());
-        let watched = connection
-            .stream()
+        let events =
+            EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        let stream = connection.stream();
+        let watched = stream
             .set_nonblocking(true)
-            .and_then(|()| Ok(epoll::add(&self.epoll, connection.stream(), data, flags)?));
+            .and_then(|()| watch(&self.epoll, stream.as_raw_fd(), events, ports.event_data()));
         if watched.is_err() {
             return false;
         }
@@ -197,11 +192,12 @@ impl Muxer {
         true
     }
 
-    fn stream_ready(&mut self, ports: Ports, flags: EventFlags) {
+    fn stream_ready(&mut self, ports: Ports, flags: EventSet) {
         let Some(entry) = self.connections.get_mut(&ports) else {
             return;
         };
-        if flags.intersects(EventFlags::IN | EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR)
+        if flags
+            .intersects(EventSet::IN | EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR)
         {
             entry.connection.set_readable();
         }
@@ -350,8 +346,13 @@ impl Muxer {
 
 impl AsFd for Muxer {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.epoll.as_fd()
+        // SAFETY: the epoll descriptor is open for as long as this muxer lives.
+        unsafe { BorrowedFd::borrow_raw(self.epoll.as_raw_fd()) }
     }
+}
+
+fn watch(epoll: &Epoll, fd: RawFd, events: EventSet, data: u64) -> io::Result<()> {
+    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, data))
 }
 
 #[cfg(test)]

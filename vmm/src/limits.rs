@@ -1,0 +1,51 @@
+//! What a `mote-vmm` may use of the host: as much as its microVM can make it need,
+//! and no more.
+
+use jail::Limits;
+
+use crate::spec::{Descriptor, VmSpec};
+
+/// The program, its heap, rings and tables: what does not grow with the guest.
+const PROGRAM_BYTES: u64 = 64 << 20;
+/// A stack, its guard pages and what KVM shares with the thread.
+const THREAD_BYTES: u64 = 4 << 20;
+/// The streams of vsock at their fullest: 256 of 256 KiB.
+const VSOCK_BYTES: u64 = 64 << 20;
+/// Where a region of guest memory may begin: at the next huge page.
+const REGION_MARGIN_BYTES: u64 = 2 << 21;
+/// Descriptors the VMM makes for itself at its start, and for each device.
+const PROGRAM_DESCRIPTORS: u64 = 32;
+const DEVICE_DESCRIPTORS: u64 = 8;
+/// KVM's own, which splits huge pages where a processor needs that: it is made when
+/// the first vCPU runs.
+const KVM_THREADS: u64 = 1;
+/// One for each stream, and two for one on its way to the agent.
+const VSOCK_DESCRIPTORS: u64 = 258;
+
+/// The limits of the process that runs `spec`, to which descriptors up to
+/// `greatest` are passed. Files it writes to are disks; a console that goes to a
+/// file, not a pipe, needs a higher [`Limits::file_size_bytes`].
+pub fn of(spec: &VmSpec, greatest: Descriptor) -> Limits {
+    let vcpus = u64::from(spec.vcpus);
+    let devices = spec.disks.len() as u64 + 2;
+    let (vsock_bytes, vsock_descriptors) = match spec.vsock {
+        Some(_) => (VSOCK_BYTES, VSOCK_DESCRIPTORS),
+        None => (0, 0),
+    };
+    let written = spec.disks.iter().filter(|disk| !disk.read_only);
+    let ends = written.flat_map(|disk| &disk.extents);
+    let ends = ends.map(|extent| extent.offset_bytes.saturating_add(extent.length_bytes));
+    Limits {
+        address_space_bytes: spec
+            .memory_bytes
+            .saturating_add(2 * REGION_MARGIN_BYTES)
+            .saturating_add(PROGRAM_BYTES + vcpus.saturating_mul(THREAD_BYTES) + vsock_bytes),
+        file_size_bytes: ends.max().unwrap_or(0),
+        descriptors: u64::try_from(greatest).unwrap_or(0)
+            + 1
+            + PROGRAM_DESCRIPTORS
+            + DEVICE_DESCRIPTORS * devices
+            + vsock_descriptors,
+        threads: 1 + vcpus + KVM_THREADS,
+    }
+}
