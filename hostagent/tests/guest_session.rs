@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use guest_protocol::Workload;
 use hostagent::guest::{BOOT_TIMEOUT, Request, Streams, Timeline};
-use hostagent::vm_process::{Disk, Extent, Machine};
+use hostagent::vm_process::{Disk, Extent, Machine, Program};
 use libtest_mimic::{Arguments, Trial};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
@@ -78,10 +78,11 @@ fn as_mote(request: &Value) -> ExitCode {
     let mut timeline = Timeline::start();
     let null = || OwnedFd::from(File::open("/dev/null").unwrap());
     let program = match request["program"].as_str() {
-        Some(program) => program.into(),
-        None => std::env::current_exe().unwrap(),
+        Some(program) => Program::vmm(program),
+        None => Program::unconfined_stand_in(std::env::current_exe().unwrap()),
     };
     let machine = Machine {
+        id: format!("test-{}", std::process::id()),
         kvm: null(),
         vcpus: 1,
         memory_bytes: 64 << 20,

@@ -2,7 +2,6 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use guest_protocol::{
@@ -17,7 +16,7 @@ use super::error::{Diagnostics, RunError, Stage};
 use super::signals::{Insistence, Signals};
 use super::streams::{Movers, Streams};
 use super::timeline::Timeline;
-use crate::vm_process::{Connection, Machine, VmProcess, printable};
+use crate::vm_process::{Connection, Machine, Program, VmProcess, printable};
 
 /// How long each stage up to the start of the workload may take: the VMM, the
 /// kernel, the init. Generous: a distribution's kernel on a busy machine without
@@ -56,8 +55,8 @@ impl Outcome {
 /// What to run, in what, with what.
 #[derive(Debug)]
 pub struct Request {
-    /// The VMM; see [`crate::vm_process::default_program`].
-    pub program: PathBuf,
+    /// The VMM.
+    pub program: Program,
     /// The microVM.
     pub machine: Machine,
     /// The process in it. `stdin` is set by whether `streams` has an input.

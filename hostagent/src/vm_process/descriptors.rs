@@ -1,8 +1,6 @@
 //! The one place where descriptors are passed to a process.
 
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
@@ -15,8 +13,7 @@ const FIRST: i32 = 3;
 ///
 /// A descriptor keeps its number, so that nothing has to be moved in the child,
 /// where a move could land on a number that is in use. All are close-on-exec in
-/// this process and stay so; only the child, between fork and exec, lets go of
-/// the flag. No other child ever inherits one.
+/// this process and stay so: no other child ever inherits one.
 #[derive(Debug, Default)]
 pub struct InheritedDescriptors {
     descriptors: Vec<Arc<OwnedFd>>,
@@ -45,87 +42,47 @@ impl InheritedDescriptors {
         Ok(number)
     }
 
-    /// Lets what `command` starts inherit them. They are closed here when
-    /// `command` is dropped, unless somebody else holds on to them.
-    pub fn inherit(self, command: &mut Command) {
-        let descriptors = self.descriptors;
-        let keep_open = move || {
-            for descriptor in &descriptors {
-                fcntl_setfd(descriptor, FdFlags::empty())?;
-            }
-            Ok(())
-        };
-        // SAFETY: between fork and exec, the closure only reads memory that was
-        // there before and calls fcntl(2), which is async-signal-safe.
-        unsafe { command.pre_exec(keep_open) };
+    /// All that are passed.
+    pub fn all(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.descriptors.iter().map(|descriptor| descriptor.as_fd())
+    }
+
+    /// The greatest number among them, 2 if there is none.
+    pub fn greatest(&self) -> Descriptor {
+        let numbers = self.descriptors.iter().map(AsRawFd::as_raw_fd);
+        numbers.max().unwrap_or(FIRST - 1)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::io::Write;
-    use std::process::Stdio;
 
     use super::*;
 
-    fn pipe() -> (File, Arc<OwnedFd>) {
-        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-        (read.into(), Arc::new(write))
-    }
-
     #[test]
-    fn a_child_finds_each_descriptor_under_its_number_and_no_other() {
+    fn a_descriptor_keeps_its_number_and_is_passed_once() {
         let file = Arc::new(OwnedFd::from(File::open("/dev/null").unwrap()));
-        let (_read, write) = pipe();
+        let other = Arc::new(OwnedFd::from(File::open("/dev/null").unwrap()));
         let mut inherited = InheritedDescriptors::default();
-        let numbers = [
-            inherited.pass(&file).unwrap(),
-            inherited.pass(&write).unwrap(),
-            inherited.pass(&file).unwrap(),
-        ];
-        assert_eq!(numbers[0], numbers[2]);
-        let not_passed = File::open("/dev/null").unwrap();
-        let mut command = Command::new("/bin/sh");
-        command.args([
-            "-c",
-            "for n; do [ -e /proc/self/fd/$n ] && echo yes || echo no; done",
-            "sh",
-        ]);
-        let asked = [numbers[0], numbers[1], not_passed.as_raw_fd()];
-        command.args(asked.map(|number| number.to_string()));
-        inherited.inherit(&mut command);
-        let output = command.stdin(Stdio::null()).output().unwrap();
-        assert_eq!(str::from_utf8(&output.stdout), Ok("yes\nyes\nno\n"));
+        assert_eq!(inherited.greatest(), 2);
+        for descriptor in [&file, &other, &file] {
+            assert_eq!(inherited.pass(descriptor), Ok(descriptor.as_raw_fd()));
+        }
+        let numbers: Vec<_> = inherited.all().map(|fd| fd.as_raw_fd()).collect();
+        assert_eq!(numbers, [file.as_raw_fd(), other.as_raw_fd()]);
+        assert_eq!(
+            inherited.greatest(),
+            file.as_raw_fd().max(other.as_raw_fd())
+        );
     }
 
     #[test]
-    fn nothing_stays_open_here_once_the_command_is_gone() {
-        let (mut read, write) = pipe();
+    fn no_child_but_the_one_it_is_passed_to_inherits_it() {
+        let file = Arc::new(OwnedFd::from(File::open("/dev/null").unwrap()));
+        rustix::io::fcntl_setfd(&file, FdFlags::empty()).unwrap();
         let mut inherited = InheritedDescriptors::default();
-        let number = inherited.pass(&write).unwrap();
-        drop(write);
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", &format!("echo inherited > /proc/self/fd/{number}")]);
-        inherited.inherit(&mut command);
-        assert!(command.status().unwrap().success());
-        drop(command);
-        // Would not end if this process still held the other end.
-        assert_eq!(std::io::read_to_string(&mut read).unwrap(), "inherited\n");
-    }
-
-    #[test]
-    fn a_program_that_cannot_be_started_is_an_error_of_the_spawn() {
-        let (_read, write) = pipe();
-        let mut inherited = InheritedDescriptors::default();
-        inherited.pass(&write).unwrap();
-        let mut command = Command::new("/no/such/program");
-        inherited.inherit(&mut command);
-        let error = command.spawn().unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
-        // The descriptor is still whole.
-        (&File::from(write.try_clone().unwrap()))
-            .write_all(b"x")
-            .unwrap();
+        inherited.pass(&file).unwrap();
+        assert_eq!(rustix::io::fcntl_getfd(&file), Ok(FdFlags::CLOEXEC));
     }
 }

@@ -14,6 +14,8 @@ const GUEST_CID: u64 = 3;
 /// One microVM that does not run yet.
 #[derive(Debug)]
 pub struct Machine {
+    /// A name of its own, for its cgroup.
+    pub id: String,
     /// `/dev/kvm`, opened read-write.
     pub kvm: OwnedFd,
     /// Number of vCPUs, 1 to 32.

@@ -1,10 +1,11 @@
-//! One `mote-vmm` process: started with every descriptor it will ever have,
-//! watched until it ends, and never outliving this process.
+//! One `mote-vmm` process: started in a jail with every descriptor it will ever
+//! have, watched until it ends, and never outliving this process.
 //!
 //! What it reports is read here: [`vmm::event::Event`]s, its standard error, the
 //! guest's console, and the connections the guest makes. The last two come from
 //! a guest and are bounded and made printable before anybody sees them.
 
+mod cgroup;
 mod channel;
 mod descriptors;
 mod events;
@@ -12,8 +13,9 @@ mod machine;
 mod process;
 mod tail;
 
+pub use cgroup::hierarchy as cgroup_hierarchy;
 pub use channel::{Channel, ChannelError, Connection};
 pub use descriptors::InheritedDescriptors;
 pub use machine::{Disk, Extent, Machine};
-pub use process::{Ending, SpawnError, VmProcess, Wakeup, WatchError, default_program};
+pub use process::{Ending, Program, SpawnError, VmProcess, Wakeup, WatchError, default_program};
 pub use tail::{Tail, printable, printable_lines};

@@ -1,23 +1,26 @@
 //! The process itself.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jail::{Ended, Jail, JailError, Jailed, Limits};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{MemfdFlags, OFlags};
+use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::Pid;
 use vmm::event::{Event, EventKind};
 use vmm::spec::VmSpec;
 
+use super::cgroup::{Cgroup, CgroupLimits};
 use super::channel::{Channel, ChannelError, Connection};
 use super::descriptors::InheritedDescriptors;
 use super::events::EventDecoder;
@@ -39,13 +42,16 @@ pub enum SpawnError {
     /// The spec could not be written.
     #[error("cannot write the VM spec")]
     Spec(#[source] io::Error),
+    /// The cgroup could not be made, or not be limited.
+    #[error("cannot make a cgroup for {PROGRAM}")]
+    Cgroup(#[source] io::Error),
     /// The program did not start.
     #[error("cannot start {}; it is installed together with mote", program.display())]
     Start {
         /// The program.
         program: PathBuf,
         /// What the system reported.
-        source: io::Error,
+        source: StartError,
     },
 }
 
@@ -53,6 +59,17 @@ impl From<Errno> for SpawnError {
     fn from(errno: Errno) -> Self {
         Self::Descriptors(errno.into())
     }
+}
+
+/// Why the program did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It could not be opened.
+    #[error(transparent)]
+    Open(#[from] io::Error),
+    /// It could not be confined or executed.
+    #[error(transparent)]
+    Jail(#[from] JailError),
 }
 
 /// Why a running VMM can no longer be watched.
@@ -76,12 +93,44 @@ pub fn default_program() -> Result<PathBuf, SpawnError> {
     Ok(own.with_file_name(PROGRAM))
 }
 
+/// What is started for a microVM.
+#[derive(Debug, Clone)]
+pub struct Program {
+    path: PathBuf,
+    confined: bool,
+}
+
+impl Program {
+    /// A `mote-vmm`. It is confined, always.
+    pub fn vmm(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            confined: true,
+        }
+    }
+
+    /// A test's stand-in for `mote-vmm`, which needs the host's files.
+    pub fn unconfined_stand_in(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            confined: false,
+        }
+    }
+
+    fn start_failed(&self, source: StartError) -> SpawnError {
+        SpawnError::Start {
+            program: self.path.clone(),
+            source,
+        }
+    }
+}
+
 /// A running VMM. Dropping it kills it.
 #[derive(Debug)]
 pub struct VmProcess {
-    child: Child,
-    /// Readable when the process has ended.
-    pidfd: Option<OwnedFd>,
+    child: Jailed,
+    /// Until the process has ended: fields are dropped in order.
+    _cgroup: Option<Cgroup>,
     channel: Channel,
     events: Option<File>,
     event_decoder: EventDecoder,
@@ -142,7 +191,7 @@ impl VmProcess {
     ///
     /// The process is killed when the calling thread ends, so call this from one
     /// that lasts as long as the machine shall.
-    pub fn spawn(program: &Path, machine: Machine) -> Result<Self, SpawnError> {
+    pub fn spawn(program: &Program, machine: Machine) -> Result<Self, SpawnError> {
         let (channel, channel_end) = Channel::pair()?;
         // What is not read in time is lost: a full pipe must not stop the guest.
         let (events, events_end) = reader()?;
@@ -157,31 +206,38 @@ impl VmProcess {
             events: events_end,
             channel: channel_end,
         };
+        let id = machine.id.clone();
         let spec = machine.into_spec(ends, &mut inherited)?;
         let spec_number = inherited.pass(&Arc::new(spec_file(&spec)?))?;
 
-        let mut command = Command::new(program);
-        command
-            .args(["--spec-fd", &spec_number.to_string()])
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(stderr_end)
-            // A group of its own: Ctrl-C in a terminal is for the workload, which
-            // gets it from here, not for the VMM.
-            .process_group(0);
-        inherited.inherit(&mut command);
-        die_with_parent(&mut command);
-        let child = command.spawn().map_err(|source| SpawnError::Start {
-            program: program.to_owned(),
-            source,
-        })?;
-        // With it go the child's ends of everything.
-        drop(command);
-        let pidfd = open_pidfd(&child);
-        let mut process = Self {
-            pidfd: None,
+        let arguments = [PROGRAM, "--spec-fd", &spec_number.to_string()];
+        let arguments = arguments.map(|text| CString::new(text).unwrap_or_default());
+        let limits = vmm::limits::of(&spec, inherited.greatest());
+        let cgroup = Cgroup::create(&id, &cgroup_limits(&spec, &limits));
+        let cgroup = cgroup.map_err(SpawnError::Cgroup)?;
+        let open_flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let executable = rustix::fs::open(&program.path, open_flags, Mode::empty())
+            .map_err(|errno| program.start_failed(io::Error::from(errno).into()))?;
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        let jail = Jail {
+            program: executable.as_fd(),
+            arguments: arguments.to_vec(),
+            standard: [null.as_fd(), null.as_fd(), stderr_end.as_fd()],
+            descriptors: inherited.all().collect(),
+            limits,
+            cgroup: cgroup.as_ref().map(AsFd::as_fd),
+            dies_with_parent: true,
+        };
+        let child = match program.confined {
+            true => jail.spawn(),
+            false => jail.spawn_unconfined(),
+        };
+        let child = child.map_err(|error| program.start_failed(error.into()))?;
+        // With them go the child's ends of everything.
+        drop((inherited, stderr_end));
+        Ok(Self {
             child,
+            _cgroup: cgroup,
             channel,
             events: Some(events),
             event_decoder: EventDecoder::default(),
@@ -191,10 +247,12 @@ impl VmProcess {
             console_tail: Tail::default(),
             last_word: None,
             status: None,
-        };
-        // If it fails, dropping the process ends it.
-        process.pidfd = Some(pidfd?);
-        Ok(process)
+        })
+    }
+
+    /// Its PID.
+    pub fn pid(&self) -> Pid {
+        self.child.pid()
     }
 
     /// Waits until the VMM, the guest or one of `others` has something, or until
@@ -238,7 +296,7 @@ impl VmProcess {
         );
         if self.status.is_none() {
             fds.push(PollFd::new(&self.channel, PollFlags::IN));
-            fds.extend(self.pidfd.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
+            fds.push(PollFd::new(&self.child, PollFlags::IN));
         }
         let timeout = deadline.map(|deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -259,7 +317,10 @@ impl VmProcess {
 
     fn has_ended(&mut self) -> Result<bool, WatchError> {
         if self.status.is_none() {
-            self.status = self.child.try_wait().map_err(WatchError::Wait)?;
+            let ended = self.child.try_wait();
+            self.status = ended
+                .map_err(|errno| WatchError::Wait(errno.into()))?
+                .map(Ended::status);
         }
         Ok(self.status.is_some())
     }
@@ -317,8 +378,8 @@ impl VmProcess {
     /// Kills it, if it still runs, and takes its status.
     pub fn kill(&mut self) {
         if self.status.is_none() {
-            let _ = self.child.kill();
-            self.status = self.child.wait().ok();
+            self.child.kill();
+            self.status = self.child.wait().ok().map(Ended::status);
             self.read_output(&mut Vec::new());
         }
     }
@@ -335,10 +396,6 @@ fn reader() -> Result<(File, OwnedFd), Errno> {
     let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::fs::fcntl_setfl(&ours, OFlags::NONBLOCK)?;
     Ok((ours.into(), theirs))
-}
-
-fn open_pidfd(child: &Child) -> Result<OwnedFd, Errno> {
-    rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())
 }
 
 /// Reads what is there; closes the file at its end. All that a pipe holds
@@ -367,17 +424,14 @@ fn spec_file(spec: &VmSpec) -> Result<OwnedFd, SpawnError> {
     Ok(file.into())
 }
 
-fn die_with_parent(command: &mut Command) {
-    let parent = rustix::process::getpid();
-    let ask = move || {
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-        // It may have died before it was asked for.
-        if rustix::process::getppid() != Some(parent) {
-            return Err(Errno::SRCH.into());
-        }
-        Ok(())
-    };
-    // SAFETY: between fork and exec, the closure only makes system calls that
-    // are async-signal-safe, and allocates nothing.
-    unsafe { command.pre_exec(ask) };
+/// Room for what the kernel keeps for the guest (page tables, a two hundredth of its
+/// memory at most) and for the page cache of its disks.
+fn cgroup_limits(spec: &VmSpec, limits: &Limits) -> CgroupLimits {
+    const HOST_BYTES: u64 = 64 << 20;
+    CgroupLimits {
+        // One for the devices.
+        cpus: u64::from(spec.vcpus) + 1,
+        memory_bytes: (spec.memory_bytes + spec.memory_bytes / 64).saturating_add(HOST_BYTES),
+        threads: limits.threads,
+    }
 }

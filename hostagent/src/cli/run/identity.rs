@@ -6,7 +6,7 @@ use std::io::Read;
 use anyhow::bail;
 
 /// Digits of an id that people see, as in Docker.
-const SHORT_ID: usize = 12;
+pub const SHORT_ID: usize = 12;
 /// `sethostname(2)`, `HOST_NAME_MAX`.
 const MAX_HOSTNAME_BYTES: usize = 64;
 /// A name becomes a file name.

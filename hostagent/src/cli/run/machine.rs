@@ -9,6 +9,8 @@ use hostagent::assets::Assets;
 use hostagent::guest_kernel::{KernelKind, identify, initrd_with_modules, module_tree};
 use hostagent::vm_process::{Disk, Machine};
 
+use super::identity::SHORT_ID;
+
 /// What every guest kernel is told. The console is for errors: the init
 /// reports over vsock. A kernel that panics resets at once, which ends the VM.
 const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 noreplace-smp pci=off";
@@ -53,6 +55,7 @@ impl Boot {
     /// The whole machine. Opens `/dev/kvm`.
     pub fn into_machine(
         self,
+        id: &str,
         vcpus: u32,
         memory_bytes: u64,
         image: Disk,
@@ -64,6 +67,7 @@ impl Boot {
             .context("cannot open /dev/kvm; `mote doctor` tells what this machine can run")?;
         let entropy = File::open("/dev/urandom").context("cannot open /dev/urandom")?;
         Ok(Machine {
+            id: id.chars().take(SHORT_ID).collect(),
             kvm: kvm.into(),
             vcpus,
             memory_bytes,

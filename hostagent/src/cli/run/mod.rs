@@ -20,6 +20,7 @@ use hostagent::image::progress::Progress;
 use hostagent::image::reference::ImageReference;
 use hostagent::stop_signal;
 use hostagent::store::{ImportError, Store, StoreError, StoredImage};
+use hostagent::vm_process::Program;
 use hostagent::workload::{EnvChange, WorkloadOptions};
 
 use super::interrupt;
@@ -162,7 +163,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         args.kernel.as_deref(),
         args.kernel_modules.as_deref(),
     )?;
-    let program = assets.vmm()?;
+    let program = Program::vmm(assets.vmm()?);
 
     interrupt::watch().context("cannot catch signals")?;
     let store = Store::open(&Store::default_root())?;
@@ -188,7 +189,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     drop(progress);
     timeline.image_is_ready();
 
-    let machine = boot.into_machine(vcpus, memory_bytes, disk)?;
+    let machine = boot.into_machine(&id, vcpus, memory_bytes, disk)?;
     let streams = Streams::inherited(args.interactive == Some(true))
         .context("cannot use standard streams")?;
     let request = guest::Request {

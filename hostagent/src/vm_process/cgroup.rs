@@ -1,0 +1,195 @@
+//! The cgroup (version 2) a VMM is born in, with limits for all of the microVM.
+//!
+//! Each microVM has one below `mote` in the hierarchy. It is held by a lock on its
+//! directory and removed when the microVM ends; what a killed agent left behind is
+//! removed by the next one.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+
+/// The parent of every microVM's cgroup.
+const PARENT: &str = "mote";
+/// What limits are for; a hierarchy may lack some.
+const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
+/// `cpu.max` counts in periods of this many microseconds.
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// What a microVM may use of the host. A limit that the hierarchy has no controller
+/// for is not set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CgroupLimits {
+    /// Processors' worth of time (`cpu.max`).
+    pub cpus: u64,
+    /// Memory, what the kernel keeps for it and its page cache included
+    /// (`memory.max`), in bytes.
+    pub memory_bytes: u64,
+    /// Threads (`pids.max`).
+    pub threads: u64,
+}
+
+/// A microVM's cgroup. Dropping it removes it, if nothing runs in it any more.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+    directory: OwnedFd,
+}
+
+impl Cgroup {
+    /// Makes the cgroup `name`; `None` where there is no hierarchy of version 2, or
+    /// this user may not make cgroups in it.
+    pub fn create(name: &str, limits: &CgroupLimits) -> io::Result<Option<Self>> {
+        match hierarchy()? {
+            Some(hierarchy) => Self::create_in(&hierarchy, name, limits),
+            None => Ok(None),
+        }
+    }
+
+    fn create_in(hierarchy: &Path, name: &str, limits: &CgroupLimits) -> io::Result<Option<Self>> {
+        let parent = hierarchy.join(PARENT);
+        match fs::create_dir(&parent) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) if is_not_ours(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        for above in [hierarchy, &parent] {
+            for controller in CONTROLLERS {
+                // Not there, or not to be given on: then its limit is not set.
+                let _ = write(
+                    &above.join("cgroup.subtree_control"),
+                    &format!("+{controller}"),
+                );
+            }
+        }
+        remove_abandoned(&parent);
+        let path = parent.join(name);
+        let directory = match make_and_lock(&path) {
+            Ok(directory) => directory,
+            Err(error) if is_not_ours(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let cgroup = Self { path, directory };
+        let quota = limits.cpus.saturating_mul(CPU_PERIOD_US);
+        cgroup.set("cpu.max", &format!("{quota} {CPU_PERIOD_US}"))?;
+        cgroup.set("memory.max", &limits.memory_bytes.to_string())?;
+        // A guest whose VMM has lost a thread is of no use.
+        cgroup.set("memory.oom.group", "1")?;
+        cgroup.set("pids.max", &limits.threads.to_string())?;
+        Ok(Some(cgroup))
+    }
+
+    /// Sets one limit, if the hierarchy has it.
+    fn set(&self, file: &str, value: &str) -> io::Result<()> {
+        match write(&self.path.join(file), value) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+}
+
+impl AsFd for Cgroup {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Fails while something runs in it; then the next agent removes it.
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
+/// Writes to a file that is there already.
+fn write(path: &Path, value: &str) -> io::Result<()> {
+    let mut file = File::options().write(true).open(path)?;
+    file.write_all(value.as_bytes())
+}
+
+/// A file system that is mounted read-only, or belongs to another user.
+fn is_not_ours(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+    )
+}
+
+/// Where cgroups of version 2 are mounted (proc_pid_mountinfo(5)).
+pub fn hierarchy() -> io::Result<Option<PathBuf>> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(mounts.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let is_cgroup2 = after.split(' ').next() == Some("cgroup2");
+        is_cgroup2.then(|| before.split(' ').nth(4).map(PathBuf::from))?
+    }))
+}
+
+/// Makes a cgroup's directory and holds the lock that says it is in use.
+fn make_and_lock(path: &Path) -> io::Result<OwnedFd> {
+    loop {
+        match fs::create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let directory = match open_directory(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            result => result?,
+        };
+        flock(&directory, FlockOperation::LockExclusive)?;
+        // Else somebody took it for abandoned before it was locked.
+        let ours = File::from(directory.try_clone()?).metadata()?.ino();
+        if fs::metadata(path).is_ok_and(|there| there.ino() == ours) {
+            return Ok(directory);
+        }
+    }
+}
+
+fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(open(path, flags, Mode::empty())?)
+}
+
+fn remove_abandoned(parent: &Path) {
+    let Ok(entries) = fs::read_dir(parent) else {
+        return;
+    };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let Ok(directory) = open_directory(&path) else {
+            continue;
+        };
+        if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            let _ = fs::remove_dir(&path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: CgroupLimits = CgroupLimits {
+        cpus: 2,
+        memory_bytes: 64 << 20,
+        threads: 4,
+    };
+
+    /// An ordinary directory stands in for the hierarchy: what matters here is who
+    /// removes what.
+    #[test]
+    fn a_cgroup_in_use_stays_and_an_abandoned_one_goes() {
+        let hierarchy = tempfile::tempdir().unwrap();
+        let parent = hierarchy.path().join(PARENT);
+        let used = Cgroup::create_in(hierarchy.path(), "used", &LIMITS).unwrap();
+        fs::create_dir(parent.join("abandoned")).unwrap();
+        let other = Cgroup::create_in(hierarchy.path(), "other", &LIMITS).unwrap();
+        assert!(parent.join("used").exists());
+        assert!(!parent.join("abandoned").exists());
+        drop((used, other));
+        assert!(!parent.join("used").exists());
+    }
+}
