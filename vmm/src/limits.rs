@@ -1,7 +1,7 @@
 //! What a `mote-vmm` may use of the host: as much as its microVM can make it need,
 //! and no more.
 
-use jail::Limits;
+use jail::{CgroupLimits, Limits};
 
 use crate::spec::{Descriptor, VmSpec};
 
@@ -13,6 +13,9 @@ const THREAD_BYTES: u64 = 4 << 20;
 const VSOCK_BYTES: u64 = 64 << 20;
 /// Where a region of guest memory may begin: at the next huge page.
 const REGION_MARGIN_BYTES: u64 = 2 << 21;
+/// What the kernel keeps for a guest beside its page tables, and the page cache of
+/// its disks.
+const HOST_BYTES: u64 = 64 << 20;
 /// Descriptors the VMM makes for itself at its start, and for each device.
 const PROGRAM_DESCRIPTORS: u64 = 32;
 const DEVICE_DESCRIPTORS: u64 = 8;
@@ -46,6 +49,24 @@ pub fn of(spec: &VmSpec, greatest: Descriptor) -> Limits {
             + PROGRAM_DESCRIPTORS
             + DEVICE_DESCRIPTORS * devices
             + vsock_descriptors,
-        threads: 1 + vcpus + KVM_THREADS,
+        threads: threads(spec),
     }
+}
+
+/// The limits of its cgroup, which bound what the kernel does for it too.
+pub fn of_cgroup(spec: &VmSpec) -> CgroupLimits {
+    CgroupLimits {
+        // One for the devices.
+        cpus: u64::from(spec.vcpus) + 1,
+        // Page tables take a two hundredth of what they map, or less.
+        memory_bytes: spec
+            .memory_bytes
+            .saturating_add(spec.memory_bytes / 64)
+            .saturating_add(HOST_BYTES),
+        threads: threads(spec),
+    }
+}
+
+fn threads(spec: &VmSpec) -> u64 {
+    1 + u64::from(spec.vcpus) + KVM_THREADS
 }

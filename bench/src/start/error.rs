@@ -18,6 +18,9 @@ pub enum BenchError {
         /// Why.
         source: io::Error,
     },
+    /// mote's own could not be confined.
+    #[error("cannot start mote-vmm in its jail")]
+    Jail(#[from] jail::JailError),
     /// A monitor's guest wrote something else, or nothing.
     #[error("{name} ended its output without the guest's first byte; it says: {errors}")]
     NoFirstByte {

@@ -11,6 +11,7 @@ mod error;
 mod footprint;
 mod monitor;
 mod plot;
+mod process;
 mod report;
 mod trial;
 

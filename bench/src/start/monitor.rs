@@ -1,18 +1,20 @@
 //! The virtual machine monitors and how each is started.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{PipeReader, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
+use jail::{Cgroup, Jail};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
-use rustix::io::FdFlags;
 use tempfile::TempDir;
 use vmm::spec::{BootSpec, SPEC_VERSION, SerialSpec, VmSpec};
 
 use super::MEMORY_MIB;
 use super::error::{BenchError, host};
+use super::process::Process;
 
 /// What the guest does after its first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +92,7 @@ enum Kind {
 /// A started monitor.
 pub struct Started {
     /// The process.
-    pub child: Child,
+    pub process: Process,
     /// What the guest prints.
     pub console: PipeReader,
 }
@@ -189,17 +191,21 @@ impl Monitor {
         self.spawn(command, console)
     }
 
-    /// As the agent does it: everything opened here and inherited.
+    /// As the agent does it: everything opened here and inherited, in a jail and a
+    /// cgroup of its own.
     fn start_mote(&self, files: &Files, behaviour: Behaviour) -> Result<Started, BenchError> {
-        let (console, writer) = std::io::pipe().map_err(host("make a pipe"))?;
-        let output = OwnedFd::from(writer);
-        let keep_open = rustix::io::fcntl_setfd(&output, FdFlags::empty());
-        keep_open.map_err(host("let a pipe be inherited"))?;
-        // Without CLOEXEC, all of them: nothing else is started meanwhile.
-        let kvm = rustix::fs::open("/dev/kvm", OFlags::RDWR, Mode::empty())
+        let (console, output) = std::io::pipe().map_err(host("make a pipe"))?;
+        let open = |path: &Path, flags| rustix::fs::open(path, flags, Mode::empty());
+        let kvm = open(Path::new("/dev/kvm"), OFlags::RDWR | OFlags::CLOEXEC)
             .map_err(|error| BenchError::Kvm(error.into()))?;
-        let kernel = rustix::fs::open(files.guest(), OFlags::RDONLY, Mode::empty())
-            .map_err(host("open the guest"))?;
+        let read = OFlags::RDONLY | OFlags::CLOEXEC;
+        let kernel = open(&files.guest(), read).map_err(host("open the guest"))?;
+        let null = open(Path::new("/dev/null"), OFlags::RDWR | OFlags::CLOEXEC)
+            .map_err(host("open /dev/null"))?;
+        let program = open(&self.path, read).map_err(|error| BenchError::Start {
+            path: self.path.clone(),
+            source: error.into(),
+        })?;
         let spec = VmSpec {
             version: SPEC_VERSION,
             kvm: kvm.as_raw_fd(),
@@ -219,7 +225,7 @@ impl Monitor {
             vsock: None,
             events: None,
         };
-        let memfd = rustix::fs::memfd_create("spec", MemfdFlags::empty())
+        let memfd = rustix::fs::memfd_create("spec", MemfdFlags::CLOEXEC)
             .map_err(host("make a file for the spec"))?;
         let mut spec_file = File::from(memfd);
         let text = serde_json::to_vec(&spec).map_err(host("write the spec"))?;
@@ -227,21 +233,48 @@ impl Monitor {
             .write_all(&text)
             .and_then(|()| std::io::Seek::rewind(&mut spec_file))
             .map_err(host("write the spec"))?;
-        let mut command = Command::new(&self.path);
-        command.args(["--spec-fd", &spec_file.as_raw_fd().to_string()]);
-        command.stdout(Stdio::null());
-        self.spawn(command, console)
+        let spec_number = spec_file.as_raw_fd();
+        let arguments = ["mote-vmm", "--spec-fd", &spec_number.to_string()];
+        let (errors, errors_end) = std::io::pipe().map_err(host("make a pipe"))?;
+        let name = format!("bench-{}-{spec_number}", std::process::id());
+        let cgroup =
+            Cgroup::create(&name, &vmm::limits::of_cgroup(&spec)).map_err(host("make a cgroup"))?;
+        let child = Jail {
+            program: program.as_fd(),
+            arguments: arguments
+                .map(|text| CString::new(text).unwrap_or_default())
+                .to_vec(),
+            standard: [null.as_fd(), null.as_fd(), errors_end.as_fd()],
+            descriptors: vec![
+                kvm.as_fd(),
+                kernel.as_fd(),
+                output.as_fd(),
+                spec_file.as_fd(),
+            ],
+            limits: vmm::limits::of(&spec, spec_number),
+            cgroup: cgroup.as_ref().map(AsFd::as_fd),
+            dies_with_parent: true,
+        }
+        .spawn()?;
+        Ok(Started {
+            process: Process::jailed(child, cgroup, errors),
+            console,
+        })
     }
 
     fn spawn(&self, mut command: Command, console: PipeReader) -> Result<Started, BenchError> {
+        let (errors, errors_end) = std::io::pipe().map_err(host("make a pipe"))?;
         let child = command
             .stdin(Stdio::null())
-            .stderr(Stdio::piped())
+            .stderr(errors_end)
             .spawn()
             .map_err(|source| BenchError::Start {
                 path: self.path.clone(),
                 source,
             })?;
-        Ok(Started { child, console })
+        Ok(Started {
+            process: Process::plain(child, errors),
+            console,
+        })
     }
 }

@@ -9,8 +9,8 @@ use super::footprint::Footprint;
 use crate::statistics::Distribution;
 
 /// mote's own bars.
-const FIRST_INSTRUCTION_BAR_MS: f64 = 4.5;
-const RSS_BAR_KIB: u64 = 3 << 10;
+const FIRST_INSTRUCTION_BAR_MS: f64 = 2.5;
+const RSS_BAR_KIB: u64 = 2 << 10;
 
 /// What was found of one monitor.
 #[derive(Debug, Clone, Serialize)]
@@ -217,14 +217,14 @@ mod tests {
         let report = Report::new(
             1,
             vec![
-                measured("mote-vmm", 4.4, 3073),
+                measured("mote-vmm", 2.4, 2049),
                 measured("peer", 40.0, 9000),
             ],
         );
         let text = report.to_string();
         assert_eq!(text.matches("peer").count(), 3, "{text}");
-        assert!(text.contains("at most 4.5 ms: reached"), "{text}");
-        assert!(text.contains("at most 3 MiB: missed"), "{text}");
+        assert!(text.contains("at most 2.5 ms: reached"), "{text}");
+        assert!(text.contains("at most 2 MiB: missed"), "{text}");
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::MEMORY_MIB;
 use super::error::{BenchError, host};
@@ -54,7 +53,7 @@ pub fn footprint(monitor: &Monitor, files: &Files) -> Result<Footprint, BenchErr
     let mut machine = Machine::start(monitor, files, Behaviour::Idle)?;
     machine.wait_for_first_byte()?;
     std::thread::sleep(SETTLE);
-    let found = footprint::read(machine.started.child.id(), MEMORY_MIB << 10);
+    let found = footprint::read(machine.started.process.id(), MEMORY_MIB << 10);
     found
         .map_err(host("read the memory map of a process"))?
         .map_err(|found| BenchError::GuestMapping {
@@ -106,31 +105,15 @@ impl<'a> Machine<'a> {
     }
 
     fn wait(&mut self) -> Result<ExitStatus, BenchError> {
-        let child = &mut self.started.child;
-        let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())
-            .map_err(host("watch a process"))?;
+        let process = &mut self.started.process;
+        let pidfd = process.pidfd().map_err(host("watch a process"))?;
         wait_readable(&pidfd, self.monitor)?;
-        child.wait().map_err(host("wait for a process"))
+        process.wait().map_err(host("wait for a process"))
     }
 
     /// What the monitor says on standard error, once it is gone.
     fn errors(&mut self) -> String {
-        let _ = self.started.child.kill();
-        let mut text = String::new();
-        if let Some(mut errors) = self.started.child.stderr.take() {
-            let _ = errors.read_to_string(&mut text);
-        }
-        match text.trim() {
-            "" => "nothing".to_owned(),
-            text => text.to_owned(),
-        }
-    }
-}
-
-impl Drop for Machine<'_> {
-    fn drop(&mut self) {
-        let _ = self.started.child.kill();
-        let _ = self.started.child.wait();
+        self.started.process.errors()
     }
 }
 

@@ -5,7 +5,6 @@
 //! guest's console, and the connections the guest makes. The last two come from
 //! a guest and are bounded and made printable before anybody sees them.
 
-mod cgroup;
 mod channel;
 mod descriptors;
 mod events;
@@ -13,7 +12,6 @@ mod machine;
 mod process;
 mod tail;
 
-pub use cgroup::hierarchy as cgroup_hierarchy;
 pub use channel::{Channel, ChannelError, Connection};
 pub use descriptors::InheritedDescriptors;
 pub use machine::{Disk, Extent, Machine};

@@ -11,7 +11,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jail::{Ended, Jail, JailError, Jailed, Limits};
+use jail::{Cgroup, Ended, Jail, JailError, Jailed};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -20,7 +20,6 @@ use rustix::process::Pid;
 use vmm::event::{Event, EventKind};
 use vmm::spec::VmSpec;
 
-use super::cgroup::{Cgroup, CgroupLimits};
 use super::channel::{Channel, ChannelError, Connection};
 use super::descriptors::InheritedDescriptors;
 use super::events::EventDecoder;
@@ -213,7 +212,7 @@ impl VmProcess {
         let arguments = [PROGRAM, "--spec-fd", &spec_number.to_string()];
         let arguments = arguments.map(|text| CString::new(text).unwrap_or_default());
         let limits = vmm::limits::of(&spec, inherited.greatest());
-        let cgroup = Cgroup::create(&id, &cgroup_limits(&spec, &limits));
+        let cgroup = Cgroup::create(&id, &vmm::limits::of_cgroup(&spec));
         let cgroup = cgroup.map_err(SpawnError::Cgroup)?;
         let open_flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let executable = rustix::fs::open(&program.path, open_flags, Mode::empty())
@@ -422,16 +421,4 @@ fn spec_file(spec: &VmSpec) -> Result<OwnedFd, SpawnError> {
     // Leaves the offset, which the child shares, at the start.
     file.write_all_at(&text, 0).map_err(SpawnError::Spec)?;
     Ok(file.into())
-}
-
-/// Room for what the kernel keeps for the guest (page tables, a two hundredth of its
-/// memory at most) and for the page cache of its disks.
-fn cgroup_limits(spec: &VmSpec, limits: &Limits) -> CgroupLimits {
-    const HOST_BYTES: u64 = 64 << 20;
-    CgroupLimits {
-        // One for the devices.
-        cpus: u64::from(spec.vcpus) + 1,
-        memory_bytes: (spec.memory_bytes + spec.memory_bytes / 64).saturating_add(HOST_BYTES),
-        threads: limits.threads,
-    }
 }

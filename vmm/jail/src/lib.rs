@@ -14,12 +14,14 @@
 //! failed is known by name.
 
 mod birth;
+mod cgroup;
 mod limits;
 mod process;
 
 use std::ffi::CString;
 use std::os::fd::BorrowedFd;
 
+pub use cgroup::{Cgroup, CgroupLimits};
 pub use limits::Limits;
 pub use process::{Ended, Jailed};
 

@@ -1,7 +1,7 @@
 //! One connection between a guest that follows a script and an agent that is a
 //! socket.
 
-use std::io::Read;
+use std::io::{Read, Write};
 
 use proptest::prelude::*;
 

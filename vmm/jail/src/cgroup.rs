@@ -1,8 +1,8 @@
-//! The cgroup (version 2) a VMM is born in, with limits for all of the microVM.
+//! The cgroup (version 2) a process is born in.
 //!
-//! Each microVM has one below `mote` in the hierarchy. It is held by a lock on its
-//! directory and removed when the microVM ends; what a killed agent left behind is
-//! removed by the next one.
+//! Each has one below `mote` in the hierarchy. It is held by a lock on its directory
+//! and removed when the process has ended; what a killed agent left behind is removed
+//! by the next one.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -12,14 +12,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
-/// The parent of every microVM's cgroup.
+/// The parent of them all.
 const PARENT: &str = "mote";
 /// What limits are for; a hierarchy may lack some.
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
 /// `cpu.max` counts in periods of this many microseconds.
 const CPU_PERIOD_US: u64 = 100_000;
 
-/// What a microVM may use of the host. A limit that the hierarchy has no controller
+/// What a process and its threads may use of the host. A limit that the hierarchy has no controller
 /// for is not set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CgroupLimits {
@@ -32,7 +32,7 @@ pub struct CgroupLimits {
     pub threads: u64,
 }
 
-/// A microVM's cgroup. Dropping it removes it, if nothing runs in it any more.
+/// A cgroup. Dropping it removes it, if nothing runs in it any more.
 #[derive(Debug)]
 pub struct Cgroup {
     path: PathBuf,
@@ -77,7 +77,7 @@ impl Cgroup {
         let quota = limits.cpus.saturating_mul(CPU_PERIOD_US);
         cgroup.set("cpu.max", &format!("{quota} {CPU_PERIOD_US}"))?;
         cgroup.set("memory.max", &limits.memory_bytes.to_string())?;
-        // A guest whose VMM has lost a thread is of no use.
+        // A process that has lost a thread is of no use.
         cgroup.set("memory.oom.group", "1")?;
         cgroup.set("pids.max", &limits.threads.to_string())?;
         Ok(Some(cgroup))
@@ -120,7 +120,7 @@ fn is_not_ours(error: &io::Error) -> bool {
 }
 
 /// Where cgroups of version 2 are mounted (proc_pid_mountinfo(5)).
-pub fn hierarchy() -> io::Result<Option<PathBuf>> {
+fn hierarchy() -> io::Result<Option<PathBuf>> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     Ok(mounts.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;
