@@ -12,4 +12,5 @@ mod memory;
 mod probe_kvm;
 mod serial;
 mod spec;
+mod system_calls;
 mod vsock;
