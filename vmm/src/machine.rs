@@ -11,7 +11,7 @@ use crate::arch::x86_64::acpi::{self, AcpiError, MmioDevice};
 use crate::arch::x86_64::cpuid;
 use crate::arch::x86_64::registers::{self, RegisterError};
 use crate::boot::{self, BootError};
-use crate::bus::{Bus, Overlap};
+use crate::bus::{Bus, BusDevice, Overlap};
 use crate::config::{BootConfig, Config, SerialConfig};
 use crate::confinement::Landlock;
 use crate::devices::power::{self, KeyboardReset, PowerRegisters};
@@ -23,7 +23,7 @@ use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, TransportError};
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::virtio::worker::QueueWorker;
 use crate::event::{EventKind, EventSink};
-use crate::event_loop::{EventLoop, EventLoopError};
+use crate::event_loop::{EventLoop, EventLoopError, Subscriber};
 use crate::exit::{ExitLine, ExitReason};
 use crate::kvm::vcpu::{self, Shared, StartLine};
 use crate::kvm::vm::{Vm, VmError, kvm};
@@ -160,6 +160,30 @@ impl Machine {
             has_serial,
             mmio_devices,
         })
+    }
+
+    /// Adds a device at `ports`, such as one for tests.
+    pub fn add_ports(
+        &mut self,
+        ports: std::ops::Range<u16>,
+        device: Arc<dyn BusDevice>,
+    ) -> Result<(), Overlap> {
+        // Nobody else has it before the vCPUs run.
+        let shared = Arc::get_mut(&mut self.shared);
+        let length = ports.len() as u64;
+        shared.map_or(Ok(()), |shared| {
+            shared.ports.insert(ports.start.into(), length, device)
+        })
+    }
+
+    /// Adds someone for the event loop to wake.
+    pub fn add_subscriber(&mut self, subscriber: Subscriber) {
+        self.event_loop.add(subscriber);
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
     }
 
     /// Puts every thread behind its filter, then reads the guest's kernel, then runs

@@ -16,7 +16,11 @@ pub struct Process {
 enum Kind {
     Plain(Child),
     /// With the cgroup it was born in, if there are any.
-    Jailed(Jailed, Option<Cgroup>),
+    Jailed {
+        child: Jailed,
+        // Removed after the process: fields are dropped in order.
+        _cgroup: Option<Cgroup>,
+    },
 }
 
 impl Process {
@@ -31,7 +35,10 @@ impl Process {
     /// One in a jail.
     pub fn jailed(child: Jailed, cgroup: Option<Cgroup>, errors: PipeReader) -> Self {
         Self {
-            kind: Kind::Jailed(child, cgroup),
+            kind: Kind::Jailed {
+                child,
+                _cgroup: cgroup,
+            },
             errors: Some(errors),
         }
     }
@@ -40,7 +47,7 @@ impl Process {
     pub fn id(&self) -> u32 {
         match &self.kind {
             Kind::Plain(child) => child.id(),
-            Kind::Jailed(child, _) => child.pid().as_raw_nonzero().get() as u32,
+            Kind::Jailed { child, .. } => child.pid().as_raw_nonzero().get() as u32,
         }
     }
 
@@ -51,7 +58,7 @@ impl Process {
                 let pid = Pid::from_child(child);
                 Ok(pidfd_open(pid, PidfdFlags::empty())?)
             }
-            Kind::Jailed(child, _) => child.as_fd().try_clone_to_owned(),
+            Kind::Jailed { child, .. } => child.as_fd().try_clone_to_owned(),
         }
     }
 
@@ -59,7 +66,7 @@ impl Process {
     pub fn wait(&mut self) -> io::Result<ExitStatus> {
         match &mut self.kind {
             Kind::Plain(child) => child.wait(),
-            Kind::Jailed(child, _) => Ok(child.wait().map(Ended::status)?),
+            Kind::Jailed { child, .. } => Ok(child.wait().map(Ended::status)?),
         }
     }
 
@@ -81,7 +88,7 @@ impl Process {
             Kind::Plain(child) => {
                 let _ = child.kill();
             }
-            Kind::Jailed(child, _) => child.kill(),
+            Kind::Jailed { child, .. } => child.kill(),
         }
     }
 }

@@ -31,7 +31,7 @@ pub struct Options {
 /// The package of end-to-end tests.
 const END_TO_END: &str = "e2e";
 /// Packages whose tests open /dev/kvm. Any kind of KVM will do.
-const NEEDS_KVM: [&str; 1] = ["vmm"];
+const NEEDS_KVM: [&str; 2] = ["vmm", "exploit"];
 
 /// Runs all tests and ends with their counts.
 pub fn main(options: &Options) -> Result<u8> {

@@ -28,6 +28,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("keyboard-reset", machine::keyboard_reset),
     ("triple-fault", machine::triple_fault),
     ("fail", machine::fail),
+    ("exploit", machine::exploit),
     ("block-read", friendly::block::read),
     ("block-write", friendly::block::write),
     ("block-read-only", friendly::block::read_only),
