@@ -10,6 +10,7 @@ pub mod block;
 pub mod boot;
 pub mod bus;
 pub mod config;
+pub mod control;
 pub mod descriptors;
 pub mod devices;
 pub mod event;

@@ -1,6 +1,7 @@
 //! Builds a microVM from its configuration and runs it.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -9,15 +10,19 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::layout;
-use crate::arch::x86_64::acpi::{self, AcpiError, MmioDevice};
+use crate::arch::x86_64::acpi::{self, AcpiError, Hardware, MmioDevice};
 use crate::arch::x86_64::cpuid;
 use crate::arch::x86_64::registers::{self, RegisterError};
 use crate::boot::{self, BootError};
 use crate::bus::{Bus, Overlap};
 use crate::config::{Config, SerialConfig};
-use crate::devices::power::{self, KeyboardReset, PowerRegisters};
+use crate::control::server::{ControlServer, Handles};
+use crate::devices::generation_id::{GENERATION_ID_BYTES, GenerationId, GenerationIdError};
+use crate::devices::power::{self, KeyboardReset, PowerButton, PowerRegisters};
 use crate::devices::serial::{SerialInput, SerialPort};
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::balloon::Balloon;
+use crate::devices::virtio::balloon::handle::BalloonHandle;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, TransportError};
@@ -26,6 +31,7 @@ use crate::devices::virtio::worker::QueueWorker;
 use crate::event::{EventKind, EventSink};
 use crate::event_loop::{EventLoop, EventLoopError};
 use crate::exit::{ExitLine, ExitReason};
+use crate::kvm::pause::PauseGate;
 use crate::kvm::vcpu::{self, Shared};
 use crate::kvm::vm::{Vm, VmError, kvm};
 use crate::memory::{self, GuestMemory, MemoryError};
@@ -51,6 +57,9 @@ pub enum MachineError {
     /// A virtio device.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// The VM generation id.
+    #[error(transparent)]
+    GenerationId(#[from] GenerationIdError),
     /// Two devices at one address: a defect of the layout.
     #[error(transparent)]
     Overlap(#[from] Overlap),
@@ -76,6 +85,8 @@ pub struct Machine {
     /// Kept for as long as the VM runs on it.
     _memory: GuestMemory,
     _vm: Vm,
+    /// Its interrupt is connected for as long as it lives.
+    _generation_id: Option<GenerationId>,
     vcpus: Vec<VcpuFd>,
     shared: Arc<Shared>,
     event_loop: EventLoop,
@@ -87,11 +98,14 @@ struct Builder<'a> {
     vm: &'a Vm,
     memory: &'a GuestMemory,
     exit: Arc<ExitLine>,
+    gate: Arc<PauseGate>,
     events: Arc<EventSink>,
     ports: Bus,
     mmio: Bus,
     event_loop: EventLoop,
     mmio_devices: Vec<MmioDevice>,
+    transports: Vec<Arc<MmioTransport>>,
+    balloon: Option<BalloonHandle>,
 }
 
 impl Machine {
@@ -99,6 +113,7 @@ impl Machine {
     /// see [`Vm::new`] for the one that matters most.
     pub fn build(config: Config, events: Arc<EventSink>) -> Result<Self, MachineError> {
         let exit = ExitLine::new().map_err(host("an eventfd"))?;
+        let gate = PauseGate::new(config.vcpus.into()).map_err(host("the pause gate"))?;
         let memory = memory::create(config.memory_bytes)?;
         let vm = Vm::new(config.kvm, &memory)?;
         let mut boot = config.boot;
@@ -108,11 +123,14 @@ impl Machine {
             vm: &vm,
             memory: &memory,
             exit: Arc::clone(&exit),
+            gate: Arc::clone(&gate),
             events: Arc::clone(&events),
             ports: Bus::default(),
             mmio: Bus::default(),
-            event_loop: EventLoop::new(Arc::clone(&exit))?,
+            event_loop: EventLoop::new(Arc::clone(&exit), Arc::clone(&gate))?,
             mmio_devices: Vec::new(),
+            transports: Vec::new(),
+            balloon: None,
         };
         builder.add_power()?;
         let has_serial = config.serial.is_some();
@@ -132,6 +150,20 @@ impl Machine {
                 .map_err(host("the vsock device's epoll"))?;
             builder.add_virtio(Box::new(device))?;
         }
+        if let Some(features) = config.balloon {
+            let (device, handle) = Balloon::new(features, config.memory_bytes)
+                .map_err(host("the balloon's eventfds"))?;
+            builder.add_virtio(Box::new(device))?;
+            builder.balloon = Some(handle);
+        }
+        let generation_id = config
+            .generation_id
+            .map(|id| builder.add_generation_id(id))
+            .transpose()?;
+        let has_control = config.control.is_some();
+        if let Some(socket) = config.control {
+            builder.add_control(socket)?;
+        }
         let Builder {
             ports,
             mmio,
@@ -140,15 +172,28 @@ impl Machine {
             ..
         } = builder;
 
-        let rsdp = acpi::write_tables(&memory, config.vcpus, has_serial, &mmio_devices)?;
+        let hardware = Hardware {
+            vcpus: config.vcpus,
+            serial: has_serial,
+            power_button: has_control,
+            generation_id: generation_id.is_some(),
+            mmio_devices,
+        };
+        let rsdp = acpi::write_tables(&memory, &hardware)?;
         registers::write_boot_tables(&memory)?;
         let entry = boot::finish(&memory, kernel, boot, rsdp)?;
         let vcpus = create_vcpus(&vm, config.vcpus, entry)?;
         Ok(Self {
             _memory: memory,
             _vm: vm,
+            _generation_id: generation_id,
             vcpus,
-            shared: Arc::new(Shared { ports, mmio, exit }),
+            shared: Arc::new(Shared {
+                ports,
+                mmio,
+                exit,
+                gate,
+            }),
             event_loop,
             events,
         })
@@ -166,7 +211,7 @@ impl Machine {
                 }
                 // A panic is a defect of the VMM. It must end the microVM, not
                 // leave it hanging with a vCPU less.
-                let run = AssertUnwindSafe(|| vcpu::run(vcpu, &shared));
+                let run = AssertUnwindSafe(|| vcpu::run(vcpu, index, &shared));
                 if catch_unwind(run).is_err() {
                     let reason = format!("the VMM panicked in the thread of vCPU {index}");
                     shared.exit.pull(ExitReason::GuestFault(reason));
@@ -181,6 +226,7 @@ impl Machine {
         self.events.send(match &reason {
             ExitReason::PoweredOff => EventKind::PoweredOff,
             ExitReason::Reset => EventKind::Reset,
+            ExitReason::Quit => EventKind::Quit,
             ExitReason::GuestFault(reason) => EventKind::GuestFault {
                 reason: reason.clone(),
             },
@@ -229,6 +275,35 @@ impl Builder<'_> {
             .map_err(Into::into)
     }
 
+    fn add_generation_id(
+        &mut self,
+        id: [u8; GENERATION_ID_BYTES],
+    ) -> Result<GenerationId, MachineError> {
+        let line = EventFd::new(0).map_err(host("an eventfd"))?;
+        self.vm
+            .connect_interrupt(&line, layout::GENERATION_ID_GSI)?;
+        Ok(GenerationId::new(self.memory.clone(), line, id)?)
+    }
+
+    /// Serves the agent at the other end of `socket`; after all devices have been
+    /// added, to know them.
+    fn add_control(&mut self, socket: OwnedFd) -> Result<(), MachineError> {
+        let button = EventFd::new(0).map_err(host("an eventfd"))?;
+        self.vm
+            .connect_interrupt(&button, layout::POWER_BUTTON_GSI)?;
+        let handles = Handles {
+            exit: Arc::clone(&self.exit),
+            gate: Arc::clone(&self.gate),
+            events: Arc::clone(&self.events),
+            power_button: PowerButton::new(button),
+            devices: self.transports.clone(),
+            balloon: self.balloon.clone(),
+        };
+        let server = ControlServer::new(socket, handles).map_err(host("a timer"))?;
+        self.event_loop.add_always(Box::new(server));
+        Ok(())
+    }
+
     /// Gives a device the next window and interrupt. `config` has made sure
     /// that there are enough.
     fn add_virtio(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), MachineError> {
@@ -246,6 +321,7 @@ impl Builder<'_> {
             layout::MMIO_WINDOW_BYTES,
             Arc::clone(&transport) as _,
         )?;
+        self.transports.push(Arc::clone(&transport));
         self.event_loop.add(Box::new(QueueWorker::new(transport)));
         self.mmio_devices.push(MmioDevice {
             window: window as u32,

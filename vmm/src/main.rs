@@ -5,9 +5,9 @@
 //! mote-vmm --probe-kvm N    say what the /dev/kvm on descriptor N can run
 //! ```
 //!
-//! Exit codes: 0 the guest powered off, 1 the microVM could not be built or the
-//! host failed, 2 wrong arguments or spec, 3 the guest reset itself, 4 the
-//! guest crashed.
+//! Exit codes: 0 the guest powered off or the agent asked for the end, 1 the
+//! microVM could not be built or the host failed, 2 wrong arguments or spec, 3
+//! the guest reset itself, 4 the guest crashed.
 
 use std::fs::File;
 use std::io::Read;
@@ -86,7 +86,7 @@ fn run(spec_fd: i32, started_ns: u64) -> ExitCode {
     // Whatever the vCPU threads still hold goes with the process; unwinding it
     // piece by piece would take longer.
     match result {
-        Ok(ExitReason::PoweredOff) => ExitCode::SUCCESS,
+        Ok(ExitReason::PoweredOff | ExitReason::Quit) => ExitCode::SUCCESS,
         Ok(ExitReason::Reset) => ExitCode::from(GUEST_RESET),
         Ok(ExitReason::GuestFault(reason)) => {
             fail(GUEST_FAULT, &anyhow::anyhow!("the guest crashed: {reason}"))

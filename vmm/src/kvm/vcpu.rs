@@ -10,6 +10,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::bus::Bus;
 use crate::exit::{ExitLine, ExitReason};
+use crate::kvm::pause::{PauseGate, Seat};
 
 /// What all vCPUs share.
 pub struct Shared {
@@ -19,52 +20,88 @@ pub struct Shared {
     pub mmio: Bus,
     /// How it ends.
     pub exit: Arc<ExitLine>,
+    /// How they are brought out of the guest.
+    pub gate: Arc<PauseGate>,
 }
 
-/// Runs the guest on this thread until the microVM ends.
-pub fn run(mut vcpu: VcpuFd, shared: &Shared) {
+/// Runs vCPU `index` on this thread until the microVM ends.
+pub fn run(mut vcpu: VcpuFd, index: usize, shared: &Shared) {
+    let seat = shared.gate.take_seat(index, &mut vcpu);
     while shared.exit.reason().is_none() {
-        if let Some(reason) = step(&mut vcpu, shared) {
+        let result = if seat.is_wanted_outside() {
+            let settled = settle(&mut vcpu, &seat, shared);
+            if settled.is_ok() {
+                seat.park();
+            }
+            settled
+        } else {
+            step(&mut vcpu, shared).map(|_| ())
+        };
+        if let Err(reason) = result {
             shared.exit.pull(reason);
         }
     }
 }
 
+/// Lets KVM finish the access that the guest left for, so that all there is to
+/// know of the vCPU can be read from it. KVM does not enter the guest meanwhile,
+/// so only the rest of one instruction's accesses can follow.
+fn settle(vcpu: &mut VcpuFd, seat: &Seat, shared: &Shared) -> Result<(), ExitReason> {
+    loop {
+        seat.stay_outside();
+        if step(vcpu, shared)? == Stepped::Interrupted {
+            return Ok(());
+        }
+    }
+}
+
+/// What an entry came to, if it did not end the microVM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stepped {
+    /// An exit that has been handled.
+    Handled,
+    /// Nothing: there was a signal, or the vCPU is to stay outside.
+    Interrupted,
+}
+
 /// Enters the guest once.
-fn step(vcpu: &mut VcpuFd, shared: &Shared) -> Option<ExitReason> {
+fn step(vcpu: &mut VcpuFd, shared: &Shared) -> Result<Stepped, ExitReason> {
     match vcpu.run() {
         Ok(VcpuExit::IoOut(port, data)) => shared.ports.write(port.into(), data),
         Ok(VcpuExit::IoIn(port, data)) => shared.ports.read(port.into(), data),
         Ok(VcpuExit::MmioWrite(address, data)) => shared.mmio.write(address, data),
         Ok(VcpuExit::MmioRead(address, data)) => shared.mmio.read(address, data),
-        Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
+        Ok(VcpuExit::IrqWindowOpen) => {}
+        Ok(VcpuExit::Intr) => return Ok(Stepped::Interrupted),
         Ok(VcpuExit::Shutdown) => {
-            return Some(ExitReason::GuestFault("triple fault".to_owned()));
+            return Err(ExitReason::GuestFault("triple fault".to_owned()));
         }
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
-            return Some(ExitReason::PoweredOff);
+            return Err(ExitReason::PoweredOff);
         }
-        Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Some(ExitReason::Reset),
+        Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Err(ExitReason::Reset),
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => {
-            return Some(ExitReason::GuestFault("the guest crashed".to_owned()));
+            return Err(ExitReason::GuestFault("the guest crashed".to_owned()));
         }
-        Ok(VcpuExit::InternalError) => return Some(internal_error(vcpu)),
+        Ok(VcpuExit::InternalError) => return Err(internal_error(vcpu)),
         Ok(VcpuExit::FailEntry(reason, cpu)) => {
-            return Some(ExitReason::GuestFault(format!(
+            return Err(ExitReason::GuestFault(format!(
                 "the processor refused to enter the guest (reason {reason:#x}, CPU {cpu})"
             )));
         }
         Ok(other) => {
             let reason = format!("KVM left the guest for a reason unknown here: {other:?}");
-            return Some(ExitReason::GuestFault(reason));
+            return Err(ExitReason::GuestFault(reason));
         }
-        Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {}
+        Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
+            return Ok(Stepped::Interrupted);
+        }
         Err(e) => {
             let reason = format!("KVM cannot run the vCPU (KVM_RUN): {e}");
-            return Some(ExitReason::GuestFault(reason));
+            return Err(ExitReason::GuestFault(reason));
         }
     }
-    None
+    Ok(Stepped::Handled)
 }
 
 fn internal_error(vcpu: &mut VcpuFd) -> ExitReason {
