@@ -50,6 +50,8 @@ pub enum VcpuPlace {
 /// Shared by the vCPU threads and the event loop.
 #[derive(Debug)]
 pub struct PauseGate {
+    /// This process, to which the signals go.
+    process: u32,
     state: Mutex<State>,
     /// Whether `state` says anything but [`Phase::Running`]; for the vCPUs to
     /// look at before each entry.
@@ -78,6 +80,7 @@ impl PauseGate {
     pub fn new(vcpus: usize) -> io::Result<Arc<Self>> {
         install_handler()?;
         Ok(Arc::new(Self {
+            process: std::process::id(),
             state: Mutex::new(State {
                 phase: Phase::Running,
                 parked: 0,
@@ -101,7 +104,7 @@ impl PauseGate {
         self.hold_if_all_parked(&mut state);
         drop(state);
         for slot in &self.slots {
-            slot.kick();
+            slot.kick(self.process);
         }
     }
 
@@ -153,8 +156,13 @@ impl PauseGate {
     /// nothing else as long as the seat lives.
     pub fn take_seat(&self, index: usize, vcpu: &mut VcpuFd) -> Seat<'_> {
         let immediate_exit = &raw mut vcpu.get_kvm_run().immediate_exit;
+        self.seat(index, immediate_exit.cast())
+    }
+
+    /// `immediate_exit` must stay valid for as long as the seat lives.
+    fn seat(&self, index: usize, immediate_exit: *const AtomicU8) -> Seat<'_> {
         let slot = &self.slots[index];
-        IMMEDIATE_EXIT.set(immediate_exit.cast());
+        IMMEDIATE_EXIT.set(immediate_exit);
         // The signal may have been blocked in whoever started this process. It
         // can only fail for numbers that are no signals.
         let _ = unblock_signal(kick_signal());
@@ -164,7 +172,7 @@ impl PauseGate {
         Seat {
             gate: self,
             slot,
-            immediate_exit: immediate_exit.cast(),
+            immediate_exit,
         }
     }
 
@@ -188,10 +196,9 @@ impl PauseGate {
 impl Slot {
     /// Signals the thread, if it has begun. One that has not looks at `closed`
     /// after it has set `thread`; the caller has set `closed` before.
-    fn kick(&self) {
+    fn kick(&self, process: u32) {
         let thread = self.thread.load(Ordering::SeqCst);
         if thread != 0 {
-            let process = std::process::id();
             // SAFETY: tgkill(2) only takes numbers. The thread lasts until the
             // process ends; were it gone, the call would fail.
             unsafe { libc::syscall(libc::SYS_tgkill, process, thread, kick_signal()) };
@@ -287,3 +294,6 @@ fn install_handler() -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
