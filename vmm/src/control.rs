@@ -16,8 +16,9 @@
 //! does not read is not listened to. When the agent closes the socket, the microVM
 //! goes on.
 //!
-//! [`server`] is the VMM's end.
+//! [`connection`] is the VMM's end of the socket, [`server`] obeys.
 
+pub mod connection;
 pub mod server;
 
 use serde::{Deserialize, Serialize};
@@ -210,3 +211,6 @@ pub struct BalloonStatistics {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hugetlb_failures: Option<u64>,
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,25 +2,21 @@
 //!
 //! It never waits. What takes time (vCPUs that have to leave the guest, a guest
 //! that has to tell its statistics) is begun here and answered when an event says
-//! that it is done. Of each such thing there is one at a time, and while a reply
-//! waits for the agent to read, no request is taken: so what is kept is bounded.
+//! that it is done. Of each such thing there is one at a time.
 
-use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
-use serde::Deserialize;
 
+use super::connection::Connection;
 use super::{
-    Answer, BalloonStatistics, BalloonStatus, CONTROL_VERSION, Command, DeviceState, DeviceStatus,
-    MAX_REQUEST_BYTES, Outcome, Reply, Request, RunState, Status, VcpuState,
+    Answer, BalloonStatistics, BalloonStatus, Command, DeviceState, DeviceStatus, Outcome, Request,
+    RunState, Status, VcpuState,
 };
 use crate::devices::power::PowerButton;
 use crate::devices::virtio::balloon::handle::BalloonHandle;
@@ -57,16 +53,10 @@ pub struct Handles {
 
 /// The server.
 pub struct ControlServer {
-    socket: OwnedFd,
+    connection: Connection,
     /// Runs while the guest is asked for statistics.
     timer: OwnedFd,
     handles: Handles,
-    replies: VecDeque<Vec<u8>>,
-    /// Whether there may be more requests.
-    listening: bool,
-    /// Whether the event loop watches the socket, and what for.
-    registered: bool,
-    watched: EventSet,
     /// The request that waits for the vCPUs.
     pause: Option<u64>,
     /// The request that waits for the guest's statistics.
@@ -90,49 +80,12 @@ impl ControlServer {
     pub fn new(socket: OwnedFd, handles: Handles) -> std::io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         Ok(Self {
-            socket,
+            connection: Connection::new(socket, SOCKET),
             timer: timerfd_create(TimerfdClockId::Monotonic, flags)?,
             handles,
-            replies: VecDeque::new(),
-            listening: true,
-            registered: true,
-            watched: EventSet::empty(),
             pause: None,
             statistics: None,
         })
-    }
-
-    /// Takes one request, if there is one and its reply would be read.
-    fn receive(&mut self, set: EventSet) {
-        if !self.replies.is_empty() {
-            return;
-        }
-        let mut bytes = [0; MAX_REQUEST_BYTES];
-        // The length is that of the packet, of which no more than fits is copied.
-        let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
-        let length = match rustix::net::recv(&self.socket, &mut bytes, flags) {
-            Ok((_, length)) => length,
-            Err(Errno::AGAIN | Errno::INTR) => return,
-            Err(_) => {
-                self.listening = false;
-                return;
-            }
-        };
-        let closed = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
-        if length == 0 && set.intersects(closed) {
-            self.listening = false;
-            return;
-        }
-        let Some(message) = bytes.get(..length) else {
-            let reason =
-                format!("the message has {length} bytes; at most {MAX_REQUEST_BYTES} are taken");
-            self.reply(None, Outcome::Error(reason));
-            return;
-        };
-        match parse(message) {
-            Ok(request) => self.obey(request),
-            Err((id, reason)) => self.reply(id, Outcome::Error(reason)),
-        }
     }
 
     fn obey(&mut self, request: Request) {
@@ -155,8 +108,8 @@ impl ControlServer {
             }
         };
         match verdict {
-            Verdict::Answered(answer) => self.reply(Some(id), Outcome::Result(answer)),
-            Verdict::Refused(reason) => self.reply(Some(id), Outcome::Error(reason)),
+            Verdict::Answered(answer) => self.connection.reply(Some(id), Outcome::Result(answer)),
+            Verdict::Refused(reason) => self.connection.reply(Some(id), Outcome::Error(reason)),
             Verdict::Begun => {}
         }
     }
@@ -178,7 +131,8 @@ impl ControlServer {
         self.handles.gate.resume();
         if let Some(id) = self.pause.take() {
             let reason = "the microVM was resumed before it was paused";
-            self.reply(Some(id), Outcome::Error(reason.to_owned()));
+            self.connection
+                .reply(Some(id), Outcome::Error(reason.to_owned()));
         }
         if was == Phase::Paused {
             self.handles.events.send(EventKind::Resumed);
@@ -193,7 +147,8 @@ impl ControlServer {
             && let Some(id) = self.pause.take()
         {
             self.handles.events.send(EventKind::Paused);
-            self.reply(Some(id), Outcome::Result(Answer::Done));
+            self.connection
+                .reply(Some(id), Outcome::Result(Answer::Done));
         }
     }
 
@@ -237,7 +192,7 @@ impl ControlServer {
         {
             self.set_timer(0);
             let answer = Answer::BalloonStatistics(statistics.into());
-            self.reply(Some(id), Outcome::Result(answer));
+            self.connection.reply(Some(id), Outcome::Result(answer));
         }
     }
 
@@ -247,7 +202,7 @@ impl ControlServer {
             let reason = format!(
                 "the guest did not tell its statistics within {STATISTICS_SECONDS} seconds"
             );
-            self.reply(Some(id), Outcome::Error(reason));
+            self.connection.reply(Some(id), Outcome::Error(reason));
         }
     }
 
@@ -285,81 +240,9 @@ impl ControlServer {
             }),
         }
     }
-
-    fn reply(&mut self, id: Option<u64>, outcome: Outcome) {
-        let reply = Reply {
-            version: CONTROL_VERSION,
-            id,
-            outcome,
-        };
-        // Serializing what has neither maps nor foreign types does not fail.
-        if let Ok(packet) = serde_json::to_vec(&reply) {
-            self.replies.push_back(packet);
-        }
-        self.send();
-    }
-
-    /// Sends what the agent has room for.
-    fn send(&mut self) {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        while let Some(packet) = self.replies.front() {
-            match rustix::net::send(&self.socket, packet, flags) {
-                Err(Errno::AGAIN) => return,
-                Err(Errno::INTR) => {}
-                // Sent, or there is nobody to read it.
-                _ => {
-                    self.replies.pop_front();
-                }
-            }
-        }
-    }
-
-    /// Watches the socket for what is waited for: room for replies, or requests.
-    /// A socket that is closed at both ends is ready for ever, so it is left alone.
-    fn watch(&mut self, gone: bool, ops: &mut EventOps) {
-        if gone && !self.listening {
-            let _ = ops.remove(Events::empty(&self.socket));
-            self.registered = false;
-            return;
-        }
-        let wanted = if !self.replies.is_empty() {
-            EventSet::OUT
-        } else if self.listening {
-            EventSet::IN | EventSet::READ_HANG_UP
-        } else {
-            EventSet::empty()
-        };
-        if wanted != self.watched
-            && ops
-                .modify(Events::with_data(&self.socket, SOCKET, wanted))
-                .is_ok()
-        {
-            self.watched = wanted;
-        }
-    }
 }
 
 const NO_BALLOON: &str = "this microVM has no balloon";
-
-/// The request in `message`, or why there is none, with its id if there is one.
-fn parse(message: &[u8]) -> Result<Request, (Option<u64>, String)> {
-    /// What every version of the protocol has.
-    #[derive(Deserialize)]
-    struct Head {
-        version: Option<u32>,
-        id: Option<u64>,
-    }
-    let malformed = |error: serde_json::Error| format!("the message is no request: {error}");
-    let head: Head = serde_json::from_slice(message).map_err(|error| (None, malformed(error)))?;
-    match head.version {
-        Some(version) if version != CONTROL_VERSION => {
-            let reason =
-                format!("version is {version}, this mote-vmm understands {CONTROL_VERSION}");
-            Err((head.id, reason))
-        }
-        _ => serde_json::from_slice(message).map_err(|error| (head.id, malformed(error))),
-    }
-}
 
 fn device_status(transport: &Arc<MmioTransport>) -> DeviceStatus {
     let (name, life_cycle) = transport.life_cycle();
@@ -400,27 +283,26 @@ impl From<Statistics> for BalloonStatistics {
 
 impl MutEventSubscriber for ControlServer {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        let set = events.event_set();
-        let mut gone = false;
+        let mut ready = EventSet::empty();
         match events.data() {
             GATE => self.look_at_gate(),
             STATISTICS => self.take_statistics(),
             TIMER => self.give_up_statistics(),
             _ => {
-                gone = set.intersects(EventSet::HANG_UP | EventSet::ERROR);
-                self.send();
-                self.receive(set);
+                ready = events.event_set();
+                match self.connection.turn(ready) {
+                    Some(Ok(request)) => self.obey(request),
+                    Some(Err((id, reason))) => self.connection.reply(id, Outcome::Error(reason)),
+                    None => {}
+                }
             }
         }
-        if self.registered {
-            self.watch(gone, ops);
-        }
+        self.connection.watch(ready, ops);
     }
 
     fn init(&mut self, ops: &mut EventOps) {
         // Every descriptor here is registered once; epoll has no other objection.
-        self.watched = EventSet::IN | EventSet::READ_HANG_UP;
-        let _ = ops.add(Events::with_data(&self.socket, SOCKET, self.watched));
+        self.connection.register(ops);
         let gate = self.handles.gate.changed();
         let _ = ops.add(Events::with_data(gate, GATE, EventSet::IN));
         if let Some(balloon) = &self.handles.balloon {
@@ -434,6 +316,3 @@ impl MutEventSubscriber for ControlServer {
         let _ = ops.add(Events::with_data_raw(timer, TIMER, EventSet::IN));
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::connection::parse;
 use super::*;
 
 fn round_trip(command: Command, text: &str) {
@@ -75,7 +76,7 @@ fn the_longest_reply_is_as_long_as_promised() {
         outcome: Outcome::Result(Answer::Status(status)),
     };
     let length = serde_json::to_vec(&reply).unwrap().len();
-    assert!(length <= super::super::MAX_REPLY_BYTES, "{length} bytes");
+    assert!(length <= MAX_REPLY_BYTES, "{length} bytes");
 }
 
 #[test]
@@ -85,7 +86,7 @@ fn the_reason_is_never_longer_than_a_reply() {
     let message = serde_json::json!({"version": 1, "id": 1, "command": name}).to_string();
     let longest = &message.as_bytes()[..message.len().min(MAX_REQUEST_BYTES)];
     let (_, reason) = parse(longest).unwrap_err();
-    assert!(serde_json::to_string(&reason).unwrap().len() < super::super::MAX_REPLY_BYTES);
+    assert!(serde_json::to_string(&reason).unwrap().len() < MAX_REPLY_BYTES);
 }
 
 proptest! {
