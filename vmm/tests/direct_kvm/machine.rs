@@ -353,6 +353,11 @@ impl Running {
         self.console.buffer().len() + unread as usize
     }
 
+    /// How much the console's pipe holds at most.
+    pub fn console_capacity(&self) -> usize {
+        rustix::pipe::fcntl_getpipe_size(self.console.get_ref()).unwrap()
+    }
+
     /// The agent, to go its own way. Dropped, it is a dead one.
     pub fn take_agent(&mut self) -> Agent {
         self.agent.take().unwrap()

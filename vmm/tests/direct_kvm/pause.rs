@@ -183,8 +183,8 @@ fn a_vcpu_that_waits_for_the_console_delays_the_pause_and_nothing_else() {
     let Some(mut running) = counting(1) else {
         return;
     };
-    // Until the pipe is full: it takes whole pages.
-    while running.unread_console() < 60 << 10 {
+    // Until the pipe is full, but for what remains of its last page.
+    while running.unread_console() < running.console_capacity() - 4096 {
         std::thread::yield_now();
     }
     let mut unread = 0;
