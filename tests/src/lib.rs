@@ -100,6 +100,11 @@ pub fn mote_in_background<'a>(arguments: impl IntoIterator<Item = &'a str>) -> C
     start(command(arguments).stdin(Stdio::null()))
 }
 
+/// A `mote` that goes on while the test looks at it, and reads from a pipe.
+pub fn mote_in_background_with_input<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Child {
+    start(command(arguments).stdin(Stdio::piped()))
+}
+
 /// Waits for a `mote` that was started in the background.
 pub fn finish(child: Child) -> Run {
     Run::of(child.wait_with_output().expect("mote can be waited for"))

@@ -9,6 +9,8 @@ use rustix::fs::FileType;
 use crate::arch::layout;
 use crate::block::extents::{Extent, ExtentDisk};
 use crate::descriptors::{DescriptorError, Descriptors, access};
+use crate::devices::generation_id::GENERATION_ID_BYTES;
+use crate::devices::virtio::balloon::BalloonFeatures;
 use crate::devices::virtio::block::Serial;
 use crate::spec::{BootSpec, DiskSpec, SPEC_VERSION, SerialSpec, VmSpec};
 
@@ -94,6 +96,12 @@ pub struct Config {
     pub entropy: Option<File>,
     /// The vsock device.
     pub vsock: Option<VsockConfig>,
+    /// The balloon device.
+    pub balloon: Option<BalloonFeatures>,
+    /// The VM generation id.
+    pub generation_id: Option<[u8; GENERATION_ID_BYTES]>,
+    /// A `SOCK_SEQPACKET` socket.
+    pub control: Option<OwnedFd>,
     /// Where events go.
     pub events: Option<File>,
 }
@@ -189,7 +197,8 @@ impl Config {
         }
         let devices = spec.disks.len()
             + usize::from(spec.entropy.is_some())
-            + usize::from(spec.vsock.is_some());
+            + usize::from(spec.vsock.is_some())
+            + usize::from(spec.balloon.is_some());
         in_range(
             "the number of devices",
             devices as u64,
@@ -224,14 +233,22 @@ impl Config {
                         GUEST_CIDS,
                         format!("{} to {}", GUEST_CIDS.start, GUEST_CIDS.end - 1),
                     )?;
-                    let channel = fds.take(vsock.channel, "vsock.channel")?;
-                    let seqpacket = rustix::net::sockopt::socket_type(&channel)
-                        .is_ok_and(|kind| kind == rustix::net::SocketType::SEQPACKET);
-                    if !seqpacket {
-                        return Err(kind("vsock.channel", "a SOCK_SEQPACKET socket"));
-                    }
-                    Ok(VsockConfig { guest_cid, channel })
+                    let channel = seqpacket(vsock.channel, "vsock.channel", fds)?;
+                    Ok::<_, ConfigError>(VsockConfig { guest_cid, channel })
                 })
+                .transpose()?,
+            balloon: spec.balloon.map(|balloon| BalloonFeatures {
+                deflate_on_oom: balloon.deflate_on_oom,
+                statistics: balloon.statistics,
+                free_page_reporting: balloon.free_page_reporting,
+            }),
+            generation_id: spec
+                .generation_id
+                .map(|text| generation_id(&text))
+                .transpose()?,
+            control: spec
+                .control
+                .map(|number| seqpacket(number, "control", fds))
                 .transpose()?,
             events: spec
                 .events
@@ -255,6 +272,32 @@ fn writable(number: i32, field: &str, fds: &mut Descriptors) -> Result<File, Con
         return Err(kind(field, "open for writing"));
     }
     Ok(file)
+}
+
+fn seqpacket(number: i32, field: &str, fds: &mut Descriptors) -> Result<OwnedFd, ConfigError> {
+    let socket = fds.take(number, field)?;
+    let seqpacket = rustix::net::sockopt::socket_type(&socket)
+        .is_ok_and(|kind| kind == rustix::net::SocketType::SEQPACKET);
+    if !seqpacket {
+        return Err(kind(field, "a SOCK_SEQPACKET socket"));
+    }
+    Ok(socket)
+}
+
+fn generation_id(text: &str) -> Result<[u8; GENERATION_ID_BYTES], ConfigError> {
+    let problem = ConfigError::Text {
+        field: "generation_id",
+        problem: "is not 32 hexadecimal digits",
+    };
+    let digits: Option<Vec<u32>> = text.chars().map(|digit| digit.to_digit(16)).collect();
+    let digits = digits.filter(|digits| digits.len() == 2 * GENERATION_ID_BYTES);
+    let Some(digits) = digits else {
+        return Err(problem);
+    };
+    // Each pair of digits is a byte.
+    Ok(std::array::from_fn(|index| {
+        (digits[2 * index] << 4 | digits[2 * index + 1]) as u8
+    }))
 }
 
 /// The size of a regular file or block device; `None` for anything else.

@@ -35,6 +35,12 @@ pub enum EventKind {
     PoweredOff,
     /// The guest asked for a reset.
     Reset,
+    /// Nothing of the guest's goes on until it is resumed.
+    Paused,
+    /// The guest goes on after a pause.
+    Resumed,
+    /// The agent asked for the end.
+    Quit,
     /// The guest crashed in a way that stops a vCPU: triple fault, or a state
     /// the host cannot run.
     GuestFault {

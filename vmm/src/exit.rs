@@ -11,6 +11,8 @@ pub enum ExitReason {
     PoweredOff,
     /// The guest reset itself. A microVM is not restarted in place.
     Reset,
+    /// The agent asked for the end.
+    Quit,
     /// A vCPU reached a state it cannot leave.
     GuestFault(String),
     /// The VMM, or the host, failed the guest.

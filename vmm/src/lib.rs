@@ -11,6 +11,7 @@ pub mod boot;
 pub mod bus;
 pub mod config;
 pub mod confinement;
+pub mod control;
 pub mod descriptors;
 pub mod devices;
 pub mod event;

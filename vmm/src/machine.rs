@@ -1,22 +1,27 @@
 //! Builds a microVM from its configuration and runs it.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::layout;
-use crate::arch::x86_64::acpi::{self, AcpiError, MmioDevice};
+use crate::arch::x86_64::acpi::{self, AcpiError, Hardware, MmioDevice};
 use crate::arch::x86_64::cpuid;
 use crate::arch::x86_64::registers::{self, RegisterError};
 use crate::boot::{self, BootError};
 use crate::bus::{Bus, BusDevice, Overlap};
 use crate::config::{BootConfig, Config, SerialConfig};
 use crate::confinement::Landlock;
-use crate::devices::power::{self, KeyboardReset, PowerRegisters};
+use crate::control::server::{ControlServer, Handles};
+use crate::devices::generation_id::{GENERATION_ID_BYTES, GenerationId, GenerationIdError};
+use crate::devices::power::{self, KeyboardReset, PowerButton, PowerRegisters};
 use crate::devices::serial::{SerialInput, SerialPort};
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::balloon::Balloon;
+use crate::devices::virtio::balloon::handle::BalloonHandle;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, TransportError};
@@ -25,6 +30,7 @@ use crate::devices::virtio::worker::QueueWorker;
 use crate::event::{EventKind, EventSink};
 use crate::event_loop::{EventLoop, EventLoopError, Subscriber};
 use crate::exit::{ExitLine, ExitReason};
+use crate::kvm::pause::PauseGate;
 use crate::kvm::vcpu::{self, Shared, StartLine};
 use crate::kvm::vm::{Vm, VmError, kvm};
 use crate::memory::{self, GuestMemory, MemoryError};
@@ -52,6 +58,9 @@ pub enum MachineError {
     /// A virtio device.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// The VM generation id.
+    #[error(transparent)]
+    GenerationId(#[from] GenerationIdError),
     /// Two devices at one address: a defect of the layout.
     #[error(transparent)]
     Overlap(#[from] Overlap),
@@ -81,11 +90,12 @@ pub struct Machine {
     memory: GuestMemory,
     vm: Vm,
     boot: BootConfig,
+    /// Its interrupt is connected for as long as it lives.
+    generation_id: Option<GenerationId>,
     vcpus: Vec<VcpuFd>,
     shared: Arc<Shared>,
     event_loop: EventLoop,
-    has_serial: bool,
-    mmio_devices: Vec<MmioDevice>,
+    hardware: Hardware,
 }
 
 /// What grows while devices are added.
@@ -93,11 +103,14 @@ struct Builder<'a> {
     vm: &'a Vm,
     memory: &'a GuestMemory,
     exit: Arc<ExitLine>,
+    gate: Arc<PauseGate>,
     events: Arc<EventSink>,
     ports: Bus,
     mmio: Bus,
     event_loop: EventLoop,
     mmio_devices: Vec<MmioDevice>,
+    transports: Vec<Arc<MmioTransport>>,
+    balloon: Option<BalloonHandle>,
 }
 
 impl Machine {
@@ -105,6 +118,7 @@ impl Machine {
     /// path, cheapest first: see [`Vm::new`] for the one that matters most.
     pub fn build(config: Config, events: Arc<EventSink>) -> Result<Self, MachineError> {
         let exit = ExitLine::new().map_err(host("an eventfd"))?;
+        let gate = PauseGate::new(config.vcpus.into()).map_err(host("the pause gate"))?;
         let memory = memory::create(config.memory_bytes)?;
         let vm = Vm::new(config.kvm, &memory)?;
 
@@ -112,11 +126,14 @@ impl Machine {
             vm: &vm,
             memory: &memory,
             exit: Arc::clone(&exit),
+            gate: Arc::clone(&gate),
             events: Arc::clone(&events),
             ports: Bus::default(),
             mmio: Bus::default(),
-            event_loop: EventLoop::new(Arc::clone(&exit))?,
+            event_loop: EventLoop::new(Arc::clone(&exit), Arc::clone(&gate))?,
             mmio_devices: Vec::new(),
+            transports: Vec::new(),
+            balloon: None,
         };
         builder.add_power()?;
         let has_serial = config.serial.is_some();
@@ -136,6 +153,20 @@ impl Machine {
                 .map_err(host("the vsock device's epoll"))?;
             builder.add_virtio(Box::new(device))?;
         }
+        if let Some(features) = config.balloon {
+            let (device, handle) = Balloon::new(features, config.memory_bytes)
+                .map_err(host("the balloon's eventfds"))?;
+            builder.add_virtio(Box::new(device))?;
+            builder.balloon = Some(handle);
+        }
+        let generation_id = config
+            .generation_id
+            .map(|id| builder.add_generation_id(id))
+            .transpose()?;
+        let has_control = config.control.is_some();
+        if let Some(socket) = config.control {
+            builder.add_control(socket)?;
+        }
         let Builder {
             ports,
             mmio,
@@ -143,11 +174,19 @@ impl Machine {
             mmio_devices,
             ..
         } = builder;
+        let hardware = Hardware {
+            vcpus: config.vcpus,
+            serial: has_serial,
+            power_button: has_control,
+            generation_id: generation_id.is_some(),
+            mmio_devices,
+        };
         let vcpus = create_vcpus(&vm, config.vcpus)?;
         Ok(Self {
             memory,
             vm,
             boot: config.boot,
+            generation_id,
             vcpus,
             shared: Arc::new(Shared {
                 ports,
@@ -155,10 +194,10 @@ impl Machine {
                 exit,
                 start: StartLine::new(),
                 events,
+                gate,
             }),
             event_loop,
-            has_serial,
-            mmio_devices,
+            hardware,
         })
     }
 
@@ -189,7 +228,6 @@ impl Machine {
     /// Puts every thread behind its filter, then reads the guest's kernel, then runs
     /// until the guest ends.
     pub fn run(mut self, landlock: Landlock) -> Result<ExitReason, MachineError> {
-        let vcpus = self.vcpus.len() as u8;
         let blocked = signals::Blocked::new();
         for (vcpu, index) in self.vcpus.into_iter().zip(0..) {
             let shared = Arc::clone(&self.shared);
@@ -207,7 +245,7 @@ impl Machine {
 
         let mut boot = self.boot;
         let kernel = boot::load_kernel(&self.memory, &mut boot.kernel)?;
-        let rsdp = acpi::write_tables(&self.memory, vcpus, self.has_serial, &self.mmio_devices)?;
+        let rsdp = acpi::write_tables(&self.memory, &self.hardware)?;
         registers::write_boot_tables(&self.memory)?;
         let entry = boot::finish(&self.memory, kernel, boot, rsdp)?;
         // Nobody else sets it.
@@ -217,13 +255,14 @@ impl Machine {
         match &reason {
             ExitReason::PoweredOff => events.send(EventKind::PoweredOff),
             ExitReason::Reset => events.send(EventKind::Reset),
+            ExitReason::Quit => events.send(EventKind::Quit),
             ExitReason::GuestFault(reason) => events.send(EventKind::GuestFault {
                 reason: reason.clone(),
             }),
             ExitReason::HostFailure(_) => {}
         }
         // The vCPUs still run in it; it goes with the process.
-        std::mem::forget((self.memory, self.vm, self.event_loop));
+        std::mem::forget((self.memory, self.vm, self.event_loop, self.generation_id));
         Ok(reason)
     }
 }
@@ -265,6 +304,35 @@ impl Builder<'_> {
             .map_err(Into::into)
     }
 
+    fn add_generation_id(
+        &mut self,
+        id: [u8; GENERATION_ID_BYTES],
+    ) -> Result<GenerationId, MachineError> {
+        let line = EventFd::new(0).map_err(host("an eventfd"))?;
+        self.vm
+            .connect_interrupt(&line, layout::GENERATION_ID_GSI)?;
+        Ok(GenerationId::new(self.memory.clone(), line, id)?)
+    }
+
+    /// Serves the agent at the other end of `socket`; after all devices have been
+    /// added, to know them.
+    fn add_control(&mut self, socket: OwnedFd) -> Result<(), MachineError> {
+        let button = EventFd::new(0).map_err(host("an eventfd"))?;
+        self.vm
+            .connect_interrupt(&button, layout::POWER_BUTTON_GSI)?;
+        let handles = Handles {
+            exit: Arc::clone(&self.exit),
+            gate: Arc::clone(&self.gate),
+            events: Arc::clone(&self.events),
+            power_button: PowerButton::new(button),
+            devices: self.transports.clone(),
+            balloon: self.balloon.clone(),
+        };
+        let server = ControlServer::new(socket, handles).map_err(host("a timer"))?;
+        self.event_loop.add_always(Box::new(server));
+        Ok(())
+    }
+
     /// Gives a device the next window and interrupt. `config` has made sure
     /// that there are enough.
     fn add_virtio(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), MachineError> {
@@ -282,6 +350,7 @@ impl Builder<'_> {
             layout::MMIO_WINDOW_BYTES,
             Arc::clone(&transport) as _,
         )?;
+        self.transports.push(Arc::clone(&transport));
         self.event_loop.add(Box::new(QueueWorker::new(transport)));
         self.mmio_devices.push(MmioDevice {
             window: window as u32,

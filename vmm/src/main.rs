@@ -5,10 +5,10 @@
 //! mote-vmm --probe-kvm N    say what the /dev/kvm on descriptor N can run
 //! ```
 //!
-//! Exit codes: 0 the guest powered off, 1 the microVM could not be built or the
-//! host failed, 2 wrong arguments or spec, 3 the guest reset itself, 4 the
-//! guest crashed; 128 and its number for a signal that ended it, of those that can
-//! be handled.
+//! Exit codes: 0 the guest powered off or the agent asked for the end, 1 the
+//! microVM could not be built or the host failed, 2 wrong arguments or spec, 3
+//! the guest reset itself, 4 the guest crashed; 128 and its number for a signal
+//! that ended it, of those that can be handled.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -101,7 +101,7 @@ fn run(spec_fd: i32, started_ns: u64) -> ExitCode {
         Err(error) => return fail(HOST_FAILURE, &error.into()),
     };
     let code = match machine.run(landlock) {
-        Ok(ExitReason::PoweredOff) => 0,
+        Ok(ExitReason::PoweredOff | ExitReason::Quit) => 0,
         Ok(ExitReason::Reset) => GUEST_RESET,
         Ok(ExitReason::GuestFault(reason)) => {
             complain(&anyhow::anyhow!("the guest crashed: {reason}"));

@@ -40,6 +40,17 @@ pub struct VmSpec {
     /// A virtio-vsock device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockSpec>,
+    /// A virtio-balloon device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonSpec>,
+    /// Tells the guest which of its copies it is (VM generation id): 16 bytes as
+    /// 32 hexadecimal digits. Omitted: the guest has no such device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation_id: Option<String>,
+    /// A connected Unix `SOCK_SEQPACKET` socket over which the agent controls the
+    /// running microVM; see [`crate::control`]. With it comes the power button.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<Descriptor>,
     /// Where [`crate::event::Event`]s go, one JSON document a line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<Descriptor>,
@@ -105,4 +116,21 @@ pub struct VsockSpec {
     /// VMM hand each other the host ends of connections; see
     /// [`crate::vsock_channel`].
     pub channel: Descriptor,
+}
+
+/// A virtio-balloon device, empty at the start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonSpec {
+    /// Let the guest take pages back before it runs out of memory
+    /// (`VIRTIO_BALLOON_F_DEFLATE_ON_OOM`).
+    #[serde(default)]
+    pub deflate_on_oom: bool,
+    /// Let the guest tell how it uses its memory (`VIRTIO_BALLOON_F_STATS_VQ`).
+    #[serde(default)]
+    pub statistics: bool,
+    /// Give pages that the guest reports as free back to the host
+    /// (`VIRTIO_BALLOON_F_PAGE_REPORTING`).
+    #[serde(default)]
+    pub free_page_reporting: bool,
 }

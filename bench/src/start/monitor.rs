@@ -223,6 +223,9 @@ impl Monitor {
             disks: Vec::new(),
             entropy: None,
             vsock: None,
+            balloon: None,
+            generation_id: None,
+            control: None,
             events: None,
         };
         let memfd = rustix::fs::memfd_create("spec", MemfdFlags::CLOEXEC)

@@ -47,7 +47,7 @@ impl Process {
     pub fn id(&self) -> u32 {
         match &self.kind {
             Kind::Plain(child) => child.id(),
-            Kind::Jailed { child, .. } => child.pid().as_raw_nonzero().get() as u32,
+            Kind::Jailed { child, .. } => child.id(),
         }
     }
 

@@ -3,13 +3,22 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use vmm::spec::{BootSpec, DiskSpec, ExtentSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec};
+use vmm::spec::{
+    BalloonSpec, BootSpec, DiskSpec, ExtentSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
+};
 
 use super::descriptors::InheritedDescriptors;
 
 /// The guest's context id. The VMM serves vsock itself, so that ids need not
 /// differ between machines; 0 to 2 are reserved.
 const GUEST_CID: u64 = 3;
+
+/// What the guest frees is the host's again. Statistics have nobody who asks yet.
+const BALLOON: BalloonSpec = BalloonSpec {
+    deflate_on_oom: true,
+    statistics: false,
+    free_page_reporting: true,
+};
 
 /// One microVM that does not run yet.
 #[derive(Debug)]
@@ -92,6 +101,9 @@ impl Machine {
                 guest_cid: GUEST_CID,
                 channel: pass(ends.channel)?,
             }),
+            balloon: Some(BALLOON),
+            generation_id: None,
+            control: None,
             events: Some(pass(ends.events)?),
             disks: self
                 .disks

@@ -3,7 +3,7 @@
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 /// What a jailed process may use. Everything that is not named here is 0: core
-/// dumps, locked memory, message queues, real-time priority, pending signals.
+/// dumps, locked memory, message queues, real-time priority and signals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Address space, in bytes (`RLIMIT_AS`).
@@ -24,12 +24,12 @@ impl Limits {
             (Resource::Fsize, self.file_size_bytes),
             (Resource::Nofile, self.descriptors),
             (Resource::Nproc, self.threads),
+            (Resource::Sigpending, 0),
             (Resource::Core, 0),
             (Resource::Memlock, 0),
             (Resource::Msgqueue, 0),
             (Resource::Nice, 0),
             (Resource::Rtprio, 0),
-            (Resource::Sigpending, 0),
         ];
         for (resource, limit) in limits {
             let both = Rlimit {

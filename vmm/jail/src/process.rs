@@ -54,6 +54,11 @@ impl Jailed {
         self.pid
     }
 
+    /// That PID as a number, as [`std::process::Child::id`] has it.
+    pub fn id(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
     /// How it ended; `None` while it runs.
     pub fn try_wait(&mut self) -> rustix::io::Result<Option<Ended>> {
         self.wait_with(WaitIdOptions::NOHANG)

@@ -305,8 +305,8 @@ fn limits() {
     assert_eq!(limit("Max processes"), ["4"; 2]);
     for name in [
         "Max core file size",
-        "Max locked memory",
         "Max pending signals",
+        "Max locked memory",
         "Max msgqueue size",
         "Max nice priority",
         "Max realtime priority",

@@ -1,8 +1,10 @@
-//! The power switch: the sleep and reset registers of hardware-reduced ACPI
+//! The power button, and the power switch: the sleep and reset registers of hardware-reduced ACPI
 //! (ACPI 6.5, section 4.8.3.7) and the keyboard controller's reset line, which
 //! kernels booted with `reboot=k` use.
 
 use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
 use crate::exit::{ExitLine, ExitReason};
@@ -83,6 +85,24 @@ impl BusDevice for KeyboardReset {
         if data.first() == Some(&PULSE_RESET) {
             self.exit.pull(ExitReason::Reset);
         }
+    }
+}
+
+/// The power button, by which the host asks the guest to power off.
+#[derive(Debug)]
+pub struct PowerButton {
+    line: EventFd,
+}
+
+impl PowerButton {
+    /// A button on `line`, the irqfd of [`crate::arch::layout::POWER_BUTTON_GSI`].
+    pub fn new(line: EventFd) -> Self {
+        Self { line }
+    }
+
+    /// Presses it. What follows is up to the guest.
+    pub fn press(&self) -> std::io::Result<()> {
+        self.line.write(1)
     }
 }
 

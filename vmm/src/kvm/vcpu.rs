@@ -15,6 +15,7 @@ use crate::arch::x86_64::registers::set_boot_registers;
 use crate::bus::Bus;
 use crate::event::{EventKind, EventSink};
 use crate::exit::{ExitLine, ExitReason};
+use crate::kvm::pause::{PauseGate, Seat};
 use crate::seccomp::{self, ThreadKind};
 
 /// Where the guest begins: empty until there is something to run.
@@ -28,6 +29,8 @@ pub struct Shared {
     pub mmio: Bus,
     /// How it ends.
     pub exit: Arc<ExitLine>,
+    /// How they are brought out of the guest.
+    pub gate: Arc<PauseGate>,
     /// When it starts, and where.
     pub start: StartLine,
     /// Where events go.
@@ -37,14 +40,18 @@ pub struct Shared {
 /// The life of a vCPU's thread: behind its filter first of all, then waiting for
 /// the start, then in the guest. It never ends: the process does.
 pub fn live(mut vcpu: VcpuFd, index: u8, shared: &Shared) -> ! {
+    // Before the filter: the seat is taken by system calls needed only once.
+    let seat = shared.gate.take_seat(index.into(), &mut vcpu);
     let outcome = seccomp::install(ThreadKind::Vcpu)
         .map_err(|error| format!("cannot install the system call filter of a vCPU: {error}"));
     let outcome = outcome.and_then(|()| {
         let entry = *shared.start.wait();
         // A panic is a defect of the VMM. It must end the microVM, not leave it
         // hanging with a vCPU less.
-        catch_unwind(AssertUnwindSafe(|| start(&mut vcpu, index, entry, shared)))
-            .unwrap_or_else(|_| Err(format!("a panic in the thread of vCPU {index}")))
+        catch_unwind(AssertUnwindSafe(|| {
+            start(&mut vcpu, index, entry, &seat, shared)
+        }))
+        .unwrap_or_else(|_| Err(format!("a panic in the thread of vCPU {index}")))
     });
     if let Err(reason) = outcome {
         shared.exit.pull(ExitReason::HostFailure(reason));
@@ -54,13 +61,28 @@ pub fn live(mut vcpu: VcpuFd, index: u8, shared: &Shared) -> ! {
     }
 }
 
-fn start(vcpu: &mut VcpuFd, index: u8, entry: GuestAddress, shared: &Shared) -> Result<(), String> {
+fn start(
+    vcpu: &mut VcpuFd,
+    index: u8,
+    entry: GuestAddress,
+    seat: &Seat,
+    shared: &Shared,
+) -> Result<(), String> {
     // The others wait for the boot vCPU to wake them.
     if index == 0 {
         set_boot_registers(vcpu, entry).map_err(|error| with_sources(&error))?;
         shared.events.send(EventKind::GuestEntered);
     }
-    run(vcpu, shared);
+    while shared.exit.reason().is_none() {
+        let result = if seat.is_wanted_outside() {
+            settle(vcpu, seat, shared).map(|()| seat.park())
+        } else {
+            enter(vcpu, shared)
+        };
+        if let Err(reason) = result {
+            shared.exit.pull(reason);
+        }
+    }
     Ok(())
 }
 
@@ -75,26 +97,15 @@ fn with_sources(error: &dyn Error) -> String {
     text
 }
 
-/// Runs the guest on this thread until the microVM ends.
-fn run(vcpu: &mut VcpuFd, shared: &Shared) {
-    let mut refusals = 0;
-    while shared.exit.reason().is_none() {
-        let end = match step(vcpu, shared) {
-            Step::Done => {
-                refusals = 0;
-                continue;
-            }
-            Step::Again if refusals < MAX_REFUSALS => {
-                refusals += 1;
-                continue;
-            }
-            Step::Again => ExitReason::HostFailure(
-                "KVM does not run the vCPU (KVM_RUN: EAGAIN): is there a limit on processes?"
-                    .to_owned(),
-            ),
-            Step::End(reason) => reason,
-        };
-        shared.exit.pull(end);
+/// Lets KVM finish the access that the guest left for, so that all there is to
+/// know of the vCPU can be read from it. KVM does not enter the guest meanwhile,
+/// so only the rest of one instruction's accesses can follow.
+fn settle(vcpu: &mut VcpuFd, seat: &Seat, shared: &Shared) -> Result<(), ExitReason> {
+    loop {
+        seat.stay_outside();
+        if step(vcpu, shared)? != Stepped::Handled {
+            return Ok(());
+        }
     }
 }
 
@@ -102,34 +113,46 @@ fn run(vcpu: &mut VcpuFd, shared: &Shared) {
 /// that waits to be started, and without end if it cannot make a thread of its own.
 const MAX_REFUSALS: u32 = 1000;
 
-/// What came of entering the guest once.
-enum Step {
-    /// An exit was served.
-    Done,
-    /// Nothing; the guest has to be entered again.
-    Again,
-    /// The microVM ends.
-    End(ExitReason),
+/// Enters the guest until something comes of it.
+fn enter(vcpu: &mut VcpuFd, shared: &Shared) -> Result<(), ExitReason> {
+    for _ in 0..MAX_REFUSALS {
+        if step(vcpu, shared)? != Stepped::Refused {
+            return Ok(());
+        }
+    }
+    Err(ExitReason::HostFailure(
+        "KVM does not run the vCPU (KVM_RUN: EAGAIN): is there a limit on processes?".to_owned(),
+    ))
+}
+
+/// What an entry came to, if it did not end the microVM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stepped {
+    /// An exit that has been handled.
+    Handled,
+    /// Nothing: there was a signal, or the vCPU is to stay outside.
+    Interrupted,
+    /// Nothing: KVM asks to be called again.
+    Refused,
 }
 
 /// Enters the guest once.
-fn step(vcpu: &mut VcpuFd, shared: &Shared) -> Step {
-    let fault = |reason: &str| Step::End(ExitReason::GuestFault(reason.to_owned()));
+fn step(vcpu: &mut VcpuFd, shared: &Shared) -> Result<Stepped, ExitReason> {
+    let fault = |reason: &str| Err(ExitReason::GuestFault(reason.to_owned()));
     match vcpu.run() {
         Ok(VcpuExit::IoOut(port, data)) => shared.ports.write(port.into(), data),
         Ok(VcpuExit::IoIn(port, data)) => shared.ports.read(port.into(), data),
         Ok(VcpuExit::MmioWrite(address, data)) => shared.mmio.write(address, data),
         Ok(VcpuExit::MmioRead(address, data)) => shared.mmio.read(address, data),
-        Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
+        Ok(VcpuExit::IrqWindowOpen) => {}
+        Ok(VcpuExit::Intr) => return Ok(Stepped::Interrupted),
         Ok(VcpuExit::Shutdown) => return fault("triple fault"),
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
-            return Step::End(ExitReason::PoweredOff);
+            return Err(ExitReason::PoweredOff);
         }
-        Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => {
-            return Step::End(ExitReason::Reset);
-        }
+        Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Err(ExitReason::Reset),
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => return fault("the guest crashed"),
-        Ok(VcpuExit::InternalError) => return Step::End(internal_error(vcpu)),
+        Ok(VcpuExit::InternalError) => return Err(internal_error(vcpu)),
         Ok(VcpuExit::FailEntry(reason, cpu)) => {
             return fault(&format!(
                 "the processor refused to enter the guest (reason {reason:#x}, CPU {cpu})"
@@ -140,11 +163,11 @@ fn step(vcpu: &mut VcpuFd, shared: &Shared) -> Step {
                 "KVM left the guest for a reason unknown here: {other:?}"
             ));
         }
-        Err(e) if e.errno() == libc::EINTR => {}
-        Err(e) if e.errno() == libc::EAGAIN => return Step::Again,
+        Err(e) if e.errno() == libc::EINTR => return Ok(Stepped::Interrupted),
+        Err(e) if e.errno() == libc::EAGAIN => return Ok(Stepped::Refused),
         Err(e) => return fault(&format!("KVM cannot run the vCPU (KVM_RUN): {e}")),
     }
-    Step::Done
+    Ok(Stepped::Handled)
 }
 
 fn internal_error(vcpu: &mut VcpuFd) -> ExitReason {

@@ -8,7 +8,12 @@ use crate::machine::{Outcome, memory_file, pattern, probe};
 fn play(scenario: &str) -> Option<Outcome> {
     let disk = memory_file(&pattern(8, 64));
     let machine = probe(&format!("{scenario} seed=8"))?;
-    let mut running = machine.disk(&disk, true).entropy().vsock().start();
+    let mut running = machine
+        .disk(&disk, true)
+        .entropy()
+        .vsock()
+        .balloon()
+        .start();
     running.take_agent().accept_all();
     Some(running.finish())
 }
@@ -75,6 +80,35 @@ attacks! { "hostile-vsock" on "vsock":
     a_buffer_that_is_too_short, "buffer-too-short", reset;
     a_buffer_outside_memory, "buffer-outside-memory", reset;
     packets_by_an_index_that_jumps, "available-index-jumps", reset;
+}
+
+attacks! { "hostile-balloon" on "balloon":
+    a_page_outside_memory, "page-outside-memory", reset;
+    a_page_in_the_hole, "page-in-the-hole", reset;
+    a_page_past_the_end, "page-past-the-end", reset;
+    a_deflated_page_outside_memory, "deflated-page-outside-memory", reset;
+    a_list_outside_memory, "list-outside-memory", reset;
+    a_list_of_four_gigabytes, "list-of-four-gigabytes", reset;
+    a_list_longer_than_allowed, "list-longer-than-allowed", reset;
+    a_list_in_many_pieces, "list-in-many-pieces", answer;
+    a_list_of_no_pages, "list-of-nothing", answer;
+    a_list_of_half_a_number, "list-of-half-a-number", answer;
+    a_list_to_be_written, "list-to-be-written", answer;
+    the_same_page_inflated_again_and_again, "the-same-page-again-and-again", answer;
+    a_page_with_the_rings, "page-with-the-rings", reset;
+    a_report_outside_memory, "report-outside-memory", reset;
+    a_report_past_the_end, "report-past-the-end", reset;
+    a_report_of_four_gigabytes, "report-of-four-gigabytes", reset;
+    a_report_that_wraps_around, "report-that-wraps-around", reset;
+    a_report_of_less_than_a_page, "report-of-less-than-a-page", answer;
+    a_report_to_be_read, "report-to-be-read", answer;
+    reports_without_end, "reports-without-end", answer;
+    statistics_outside_memory, "statistics-outside-memory", reset;
+    statistics_of_four_gigabytes, "statistics-of-four-gigabytes", reset;
+    statistics_longer_than_there_are_tags, "statistics-longer-than-there-are-tags", answer;
+    statistics_told_again_and_again, "statistics-again-and-again", answer;
+    pages_by_an_indirect_table_of_no_length, "indirect-table-of-no-length", answer;
+    reports_by_an_index_that_jumps, "available-index-jumps", reset;
 }
 
 /// Scenarios in which no device has reason to ask for reset.

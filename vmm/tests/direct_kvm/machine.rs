@@ -14,10 +14,12 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Signal, pidfd_send_signal};
 use vmm::event::{Event, EventKind};
 use vmm::spec::{
-    BootSpec, Descriptor, DiskSpec, ExtentSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
+    BalloonSpec, BootSpec, Descriptor, DiskSpec, ExtentSpec, SPEC_VERSION, SerialSpec, VmSpec,
+    VsockSpec,
 };
 
 use crate::agent::Agent;
+use crate::controller::Controller;
 
 const MIB: u64 = 1 << 20;
 /// A guest that has not ended by then never will.
@@ -42,6 +44,7 @@ pub struct Machine {
     events: Option<io::PipeReader>,
     input: Option<io::PipeWriter>,
     agent: Option<Agent>,
+    controller: Option<Controller>,
 }
 
 /// A machine that boots the probe guest with this command line. `None`, and a line
@@ -79,6 +82,9 @@ impl Machine {
             disks: Vec::new(),
             entropy: None,
             vsock: None,
+            balloon: None,
+            generation_id: None,
+            control: None,
             events: None,
         };
         let mut machine = Self {
@@ -88,6 +94,7 @@ impl Machine {
             events: None,
             input: None,
             agent: None,
+            controller: None,
         };
         machine.spec.kvm = machine.pass(kvm);
         machine.spec.boot.kernel = machine.pass(memory_file(probe_guests::PROBE));
@@ -185,6 +192,30 @@ impl Machine {
         self
     }
 
+    /// A control socket; its other end is [`Running::controller`].
+    pub fn control(mut self) -> Self {
+        let (ours, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        self.spec.control = Some(self.pass(theirs));
+        self.controller = Some(Controller::new(ours));
+        self
+    }
+
+    /// A balloon with everything.
+    pub fn balloon(mut self) -> Self {
+        self.spec.balloon = Some(BalloonSpec {
+            deflate_on_oom: true,
+            statistics: true,
+            free_page_reporting: true,
+        });
+        self
+    }
+
     /// A pipe into the serial port: [`Running::input`].
     pub fn serial_input(mut self) -> Self {
         let (reader, writer) = io::pipe().unwrap();
@@ -232,6 +263,7 @@ impl Machine {
             printed: String::new(),
             input: self.input.take(),
             agent: self.agent.take(),
+            controller: self.controller.take(),
             child,
         }
     }
@@ -283,6 +315,7 @@ pub struct Running {
     /// What the guest reads from its serial port.
     pub input: Option<io::PipeWriter>,
     agent: Option<Agent>,
+    controller: Option<Controller>,
     console: BufReader<io::PipeReader>,
     printed: String,
     errors: JoinHandle<String>,
@@ -293,6 +326,32 @@ impl Running {
     /// The agent's end of vsock.
     pub fn agent(&mut self) -> &mut Agent {
         self.agent.as_mut().unwrap()
+    }
+
+    /// The agent's end of the control socket.
+    pub fn controller(&mut self) -> &mut Controller {
+        self.controller.as_mut().unwrap()
+    }
+
+    /// The controller, to go its own way. Dropped, it closes the socket.
+    pub fn take_controller(&mut self) -> Controller {
+        self.controller.take().unwrap()
+    }
+
+    /// Lets the guest read one byte.
+    pub fn nudge(&mut self) {
+        self.input.as_mut().unwrap().write_all(b"\n").unwrap();
+    }
+
+    /// What the guest has printed and nobody has read.
+    pub fn unread_console(&mut self) -> usize {
+        let unread = rustix::io::ioctl_fionread(self.console.get_ref()).unwrap();
+        self.console.buffer().len() + unread as usize
+    }
+
+    /// How much the console's pipe holds at most.
+    pub fn console_capacity(&self) -> usize {
+        rustix::pipe::fcntl_getpipe_size(self.console.get_ref()).unwrap()
     }
 
     /// The agent, to go its own way. Dropped, it is a dead one.

@@ -2,13 +2,17 @@
 //! which run wherever there is a `/dev/kvm`, interpreted or not.
 
 mod agent;
+mod balloon;
 mod block;
 mod boot;
+mod control;
+mod controller;
 mod end;
 mod entropy;
 mod hostile;
 mod machine;
 mod memory;
+mod pause;
 mod probe_kvm;
 mod serial;
 mod spec;

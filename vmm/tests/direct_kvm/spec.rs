@@ -21,6 +21,8 @@ fn whole() -> Machine {
         .disk_of(&[(&disk, 0, 4096)], false, Some("one"))
         .entropy()
         .vsock()
+        .balloon()
+        .control()
         .serial_input()
         .initrd(memory_file(b"initrd"))
 }
@@ -72,6 +74,7 @@ fn unknown_fields_are_refused_by_name_at_every_depth() {
         "/boot/colour",
         "/serial/colour",
         "/vsock/colour",
+        "/balloon/colour",
         "/disks/0/colour",
         "/disks/0/extents/0/colour",
     ] {
@@ -153,7 +156,7 @@ fn context_ids_out_of_range_are_refused() {
     }
 }
 
-const DESCRIPTORS: [(&str, &str); 9] = [
+const DESCRIPTORS: [(&str, &str); 10] = [
     ("/kvm", "kvm"),
     ("/boot/kernel", "boot.kernel"),
     ("/boot/initrd", "boot.initrd"),
@@ -162,6 +165,7 @@ const DESCRIPTORS: [(&str, &str); 9] = [
     ("/disks/0/extents/0/file", "disks[0].extents[0].file"),
     ("/entropy", "entropy"),
     ("/vsock/channel", "vsock.channel"),
+    ("/control", "control"),
     ("/events", "events"),
 ];
 
@@ -218,12 +222,11 @@ fn descriptors_of_the_wrong_kind_are_refused_by_name() {
         null(),
         &["vsock.channel", "SOCK_SEQPACKET"],
     );
-    let (stream, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-    refused_descriptor(
-        "/vsock/channel",
-        stream,
-        &["vsock.channel", "SOCK_SEQPACKET"],
-    );
+    for (pointer, name) in [("/vsock/channel", "vsock.channel"), ("/control", "control")] {
+        let (stream, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        refused_descriptor(pointer, stream, &[name, "SOCK_SEQPACKET"]);
+    }
+    refused_descriptor("/control", null(), &["control", "SOCK_SEQPACKET"]);
     refused_descriptor("/events", null(), &["events", "writing"]);
 }
 
@@ -275,7 +278,7 @@ fn extents_without_end_are_refused() {
 fn more_devices_than_interrupts_are_refused() {
     let outcome = run_spoiled(whole(), |spec| {
         let disk = spec["disks"][0].clone();
-        spec["disks"] = vec![disk; 18].into();
+        spec["disks"] = vec![disk; 17].into();
     });
     outcome.expect_error(WRONG_USE, &["number of devices is 20", "at most 19"]);
 }
@@ -284,6 +287,27 @@ fn more_devices_than_interrupts_are_refused() {
 fn identities_that_a_guest_cannot_read_are_refused() {
     for text in ["x".repeat(21).as_str(), "a b", "é", "a\nb"] {
         refused("/disks/0/serial", json!(text), &["serial of a disk"]);
+    }
+}
+
+#[test]
+fn generation_ids_that_are_not_16_bytes_are_refused() {
+    let wrong = ["", "0", "g", "0x", "é"].map(str::to_owned).into_iter();
+    let lengths = [31, 33, 64, 100_000].map(|length| "0".repeat(length));
+    for text in wrong.chain(lengths).chain([format!("{:+>32}", 1)]) {
+        refused(
+            "/generation_id",
+            json!(text),
+            &["generation_id", "32 hexadecimal digits"],
+        );
+    }
+    refused("/generation_id", json!(16), &["generation_id", "string"]);
+}
+
+#[test]
+fn what_a_balloon_offers_is_yes_or_no() {
+    for field in ["deflate_on_oom", "statistics", "free_page_reporting"] {
+        refused(&format!("/balloon/{field}"), json!(1), &[field, "boolean"]);
     }
 }
 

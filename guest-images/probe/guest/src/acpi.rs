@@ -36,6 +36,34 @@ pub struct Tables {
     pub cpus: Vec<u8>,
     /// Virtio devices.
     pub virtio_devices: usize,
+    dsdt: &'static [u8],
+}
+
+impl Tables {
+    /// Whether the DSDT names this.
+    pub fn has(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    /// What follows `name` in the DSDT.
+    fn find(&self, name: &str) -> Option<&'static [u8]> {
+        let mut places = self.dsdt.windows(name.len());
+        let at = places.position(|bytes| bytes == name.as_bytes())?;
+        Some(&self.dsdt[at + name.len()..])
+    }
+
+    /// The VM generation id, its first byte first, from where `ADDR` says it is.
+    pub fn generation_id(&self) -> u128 {
+        // A package of two numbers, the first of them of 32 bits (ACPI 6.5, section
+        // 20.2.5.4): operator, length, count, prefix, number.
+        let package = self.find("ADDR").expect("a VM generation id");
+        let [0x12, _, 2, 0x0c, low @ ..] = package else {
+            panic!("ADDR is {:x?}", &package[..8]);
+        };
+        let address = u32::from_le_bytes([low[0], low[1], low[2], low[3]]);
+        let id = bytes_at(address.into(), 16);
+        u128::from_be_bytes(id.try_into().expect("16 bytes"))
+    }
 }
 
 /// Reads the tables that start at `rsdp`.
@@ -59,6 +87,7 @@ pub fn read(rsdp: u64) -> Tables {
     }
     Tables {
         cpus,
+        dsdt,
         virtio_devices: dsdt.windows(8).filter(|name| name == b"LNRO0005").count(),
     }
 }

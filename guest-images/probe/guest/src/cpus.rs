@@ -1,6 +1,6 @@
 //! The other processors.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::{interrupts, mmio};
 
@@ -15,6 +15,10 @@ static SUM: AtomicU64 = AtomicU64::new(0);
 const TURNS: u64 = 10_000;
 /// A bit for each processor that has done its work.
 static DONE: AtomicU32 = AtomicU32::new(0);
+
+/// Whether they go on after that, and how far they have come.
+static GOES_ON: AtomicBool = AtomicBool::new(false);
+static COUNT: AtomicU64 = AtomicU64::new(0);
 
 unsafe extern "C" {
     static trampoline: u8;
@@ -43,6 +47,17 @@ pub fn start(count: u32) {
     );
 }
 
+/// Starts processors 1 to `count` - 1, which never stop counting.
+pub fn start_counting(count: u32) {
+    GOES_ON.store(true, Ordering::SeqCst);
+    start(count);
+}
+
+/// What all have counted together.
+pub fn count() -> u64 {
+    COUNT.load(Ordering::SeqCst)
+}
+
 /// Where they arrive.
 pub fn entered(cpu: u32) -> ! {
     let id = mmio::read(LOCAL_APIC_ID) >> 24;
@@ -51,5 +66,8 @@ pub fn entered(cpu: u32) -> ! {
         SUM.fetch_add(1, Ordering::SeqCst);
     }
     DONE.fetch_or(1 << cpu, Ordering::SeqCst);
+    while GOES_ON.load(Ordering::SeqCst) {
+        COUNT.fetch_add(1, Ordering::SeqCst);
+    }
     interrupts::sleep_forever();
 }

@@ -80,6 +80,33 @@ pub fn processors(context: &Context) {
     say!("{count} processors work");
 }
 
+/// Counts without end: the other processors in memory, this one in lines.
+pub fn count(context: &Context) {
+    let count = acpi::read(context.boot.rsdp()).cpus.len();
+    cpus::start_counting(count as u32);
+    let mut line = 0_u64;
+    loop {
+        say!("{line} {}", cpus::count());
+        line += 1;
+    }
+}
+
+/// Waits for the power button.
+pub fn power_button(context: &Context) {
+    const POWER_BUTTON_GSI: u32 = 1;
+    assert!(acpi::read(context.boot.rsdp()).has("PWRB"));
+    interrupts::connect(POWER_BUTTON_GSI);
+    say!("ready");
+    interrupts::wait_for_more(POWER_BUTTON_GSI, 0);
+    say!("pressed");
+}
+
+/// Prints the VM generation id.
+pub fn generation_id(context: &Context) {
+    let id = acpi::read(context.boot.rsdp()).generation_id();
+    say!("{id:032x}");
+}
+
 /// Writes to the first and the last page of every range of memory, and to some
 /// between, and reads it all back.
 pub fn memory(context: &Context) {

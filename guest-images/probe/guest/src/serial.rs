@@ -39,6 +39,15 @@ pub fn read() -> Option<u8> {
     Some(port::read_u8(DATA))
 }
 
+/// Waits for a byte of input, without halting.
+pub fn wait() -> u8 {
+    loop {
+        if let Some(byte) = read() {
+            return byte;
+        }
+    }
+}
+
 /// Asks for an interrupt whenever there is input.
 pub fn enable_input_interrupt() {
     port::write_u8(INTERRUPT_ENABLE, 1);

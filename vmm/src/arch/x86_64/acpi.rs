@@ -3,11 +3,14 @@
 //!
 //! Hardware-reduced ACPI (ACPI 6.5, section 4.1): no SMI, no SCI, no PM timer.
 //! A virtio-mmio device is an `LNRO0005`, as Linux's virtio_mmio driver matches
-//! it, with one memory window and one edge-triggered interrupt.
+//! it, with one memory window and one edge-triggered interrupt. What has no
+//! registers (the power button, the VM generation id) speaks up through a Generic
+//! Event Device (section 5.6.9), which has an interrupt for each.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+    Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Notify, Package,
+    Path, ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -54,13 +57,23 @@ pub struct MmioDevice {
     pub gsi: u32,
 }
 
+/// What the guest is told is there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hardware {
+    /// Number of processors.
+    pub vcpus: u8,
+    /// Whether COM1 is there.
+    pub serial: bool,
+    /// Whether there is a power button.
+    pub power_button: bool,
+    /// Whether there is a VM generation id.
+    pub generation_id: bool,
+    /// virtio-mmio devices in the order of their windows.
+    pub mmio_devices: Vec<MmioDevice>,
+}
+
 /// Writes all tables and returns the address of the RSDP.
-pub fn write_tables(
-    memory: &GuestMemory,
-    vcpus: u8,
-    serial: bool,
-    devices: &[MmioDevice],
-) -> Result<GuestAddress, AcpiError> {
+pub fn write_tables(memory: &GuestMemory, hardware: &Hardware) -> Result<GuestAddress, AcpiError> {
     let rsdp = layout::ACPI_TABLES;
     let dsdt = align(rsdp.unchecked_add(Rsdp::len() as u64));
     let mut tables = Vec::with_capacity(4096);
@@ -69,9 +82,9 @@ pub fn write_tables(
         table.to_aml_bytes(&mut tables);
         align(rsdp.unchecked_add(tables.len() as u64))
     };
-    let fadt = place(&dsdt_table(serial, devices), dsdt);
+    let fadt = place(&dsdt_table(hardware), dsdt);
     let madt = place(&fadt_table(dsdt), fadt);
-    let xsdt = place(&madt_table(vcpus), madt);
+    let xsdt = place(&madt_table(hardware.vcpus), madt);
     let end = place(&xsdt_table(&[fadt, madt]), xsdt);
     let needed = end.raw_value() - rsdp.raw_value();
     let room = layout::ACPI_TABLES_END - rsdp.raw_value();
@@ -140,17 +153,18 @@ fn xsdt_table(tables: &[GuestAddress]) -> impl Aml {
     xsdt
 }
 
-fn dsdt_table(serial: bool, devices: &[MmioDevice]) -> impl Aml {
+fn dsdt_table(hardware: &Hardware) -> impl Aml {
     let mut aml = Vec::new();
     // \_S5_ holds the sleep type that the guest writes to power off.
     let sleep_type = power::SLEEP_TYPE_OFF;
     Name::new(Path::new("_S5_"), &Package::new(vec![&sleep_type])).to_aml_bytes(&mut aml);
-    if serial {
+    if hardware.serial {
         write_serial(&mut aml);
     }
-    for (device, index) in devices.iter().zip(0_u32..) {
+    for (device, index) in hardware.mmio_devices.iter().zip(0_u32..) {
         write_device(*device, index, &mut aml);
     }
+    write_announcers(hardware, &mut aml);
     let mut dsdt = Sdt::new(
         *b"DSDT",
         SDT_HEADER_BYTES,
@@ -211,6 +225,96 @@ fn write_device(device: MmioDevice, index: u32, aml: &mut Vec<u8>) {
     .to_aml_bytes(aml);
 }
 
+/// The value of `Notify` for a button that was pressed (ACPI 6.5, table 5.168)
+/// and for a generation id that has changed (Virtual Machine Generation ID).
+const NOTIFY_STATUS: u8 = 0x80;
+
+/// The devices without registers, and the Generic Event Device they speak through.
+fn write_announcers(hardware: &Hardware, aml: &mut Vec<u8>) {
+    let mut announcers = Vec::new();
+    if hardware.power_button {
+        write_power_button(aml);
+        announcers.push((layout::POWER_BUTTON_GSI, "\\_SB_.PWRB"));
+    }
+    if hardware.generation_id {
+        write_generation_id(aml);
+        announcers.push((layout::GENERATION_ID_GSI, "\\_SB_.VGEN"));
+    }
+    if !announcers.is_empty() {
+        write_event_device(&announcers, aml);
+    }
+}
+
+/// A power button by control method (section 4.8.2.2.1.2).
+fn write_power_button(aml: &mut Vec<u8>) {
+    Scope::new(
+        Path::new("_SB_"),
+        vec![&Device::new(
+            Path::new("PWRB"),
+            vec![&Name::new(Path::new("_HID"), &EISAName::new("PNP0C0C"))],
+        )],
+    )
+    .to_aml_bytes(aml);
+}
+
+/// The device of Microsoft's "Virtual Machine Generation ID": `ADDR` tells where
+/// the id is, low half first. Drivers know the device by its compatible ids; the
+/// second is what fits ACPI's limit of eight characters.
+fn write_generation_id(aml: &mut Vec<u8>) {
+    let address = layout::GENERATION_ID.raw_value();
+    let (low, high) = (address as u32, (address >> 32) as u32);
+    let compatible: [&'static str; 2] = ["VM_Gen_Counter", "VMGENCTR"];
+    Scope::new(
+        Path::new("_SB_"),
+        vec![&Device::new(
+            Path::new("VGEN"),
+            vec![
+                &Name::new(Path::new("_HID"), &"MOTE0001"),
+                &Name::new(
+                    Path::new("_CID"),
+                    &Package::new(vec![&compatible[0], &compatible[1]]),
+                ),
+                &Name::new(Path::new("_DDN"), &compatible[0]),
+                &Name::new(Path::new("ADDR"), &Package::new(vec![&low, &high])),
+            ],
+        )],
+    )
+    .to_aml_bytes(aml);
+}
+
+/// The Generic Event Device: each interrupt notifies the device at its path.
+fn write_event_device(announcers: &[(u32, &'static str)], aml: &mut Vec<u8>) {
+    let interrupts: Vec<Interrupt> = announcers.iter().map(|(gsi, _)| edge(*gsi)).collect();
+    let paths: Vec<Path> = announcers.iter().map(|(_, path)| Path::new(path)).collect();
+    let notifies: Vec<Notify> = paths
+        .iter()
+        .map(|path| Notify::new(path, &NOTIFY_STATUS))
+        .collect();
+    let matches: Vec<Equal> = announcers
+        .iter()
+        .map(|(gsi, _)| Equal::new(&Arg(0), gsi))
+        .collect();
+    let branches: Vec<If> = matches
+        .iter()
+        .zip(&notifies)
+        .map(|(matches, notify)| If::new(matches, vec![notify]))
+        .collect();
+    let resources = interrupts.iter().map(|interrupt| interrupt as _).collect();
+    let body = branches.iter().map(|branch| branch as _).collect();
+    Scope::new(
+        Path::new("_SB_"),
+        vec![&Device::new(
+            Path::new("GED_"),
+            vec![
+                &Name::new(Path::new("_HID"), &"ACPI0013"),
+                &Name::new(Path::new("_CRS"), &ResourceTemplate::new(resources)),
+                &Method::new(Path::new("_EVT"), 1, true, body),
+            ],
+        )],
+    )
+    .to_aml_bytes(aml);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,13 +335,20 @@ mod tests {
     #[test]
     fn every_table_is_reached_from_the_rsdp_and_sums_to_zero() {
         let memory = memory::create(16 << 20).unwrap();
-        let devices: Vec<_> = (0..layout::MAX_DEVICES as u32)
+        let mmio_devices: Vec<_> = (0..layout::MAX_DEVICES as u32)
             .map(|n| MmioDevice {
                 window: 0xd000_0000 + n * 0x1000,
                 gsi: 5 + n,
             })
             .collect();
-        let rsdp = write_tables(&memory, 32, true, &devices).unwrap();
+        let hardware = Hardware {
+            vcpus: 32,
+            serial: true,
+            power_button: true,
+            generation_id: true,
+            mmio_devices,
+        };
+        let rsdp = write_tables(&memory, &hardware).unwrap();
         let mut head = [0; 36];
         memory.read_slice(&mut head, rsdp).unwrap();
         assert_eq!(&head[..8], b"RSD PTR ");
@@ -251,6 +362,25 @@ mod tests {
         let dsdt = table(&memory, u64_at(&fadt, 140));
         assert_eq!(&dsdt[..4], b"DSDT");
         let found = dsdt.windows(8).filter(|w| w == b"LNRO0005").count();
-        assert_eq!(found, devices.len());
+        assert_eq!(found, hardware.mmio_devices.len());
+        for name in ["ACPI0013", "_EVT", "PWRB", "VM_Gen_Counter"] {
+            assert!(finds(&dsdt, name), "{name} is missing");
+        }
+    }
+    fn finds(table: &[u8], name: &str) -> bool {
+        table
+            .windows(name.len())
+            .any(|bytes| bytes == name.as_bytes())
+    }
+
+    #[test]
+    fn a_machine_without_announcers_has_no_event_device() {
+        let memory = memory::create(16 << 20).unwrap();
+        let rsdp = write_tables(&memory, &Hardware::default()).unwrap();
+        let mut tables = vec![0; 0x1000];
+        memory.read_slice(&mut tables, rsdp).unwrap();
+        for name in ["ACPI0013", "PWRB", "VM_Gen_Counter"] {
+            assert!(!finds(&tables, name), "{name} is there");
+        }
     }
 }

@@ -8,6 +8,7 @@
 //! 0x0002_0000  kernel command line
 //! 0x0009_fc00  end of conventional memory
 //! 0x000e_0000  ACPI tables, RSDP first
+//! 0x000f_f000  VM generation id
 //! 0x0010_0000  kernel
 //!      …       initrd, as high as it fits
 //! 0xd000_0000  end of low memory; virtio-mmio windows, 4 KiB each
@@ -43,7 +44,9 @@ pub const CONVENTIONAL_MEMORY_END: u64 = 0x9_fc00;
 /// ACPI tables; Linux also finds the RSDP by scanning from here.
 pub const ACPI_TABLES: GuestAddress = GuestAddress(0xe_0000);
 /// The first address after the ACPI tables' room.
-pub const ACPI_TABLES_END: u64 = HIGH_MEMORY;
+pub const ACPI_TABLES_END: u64 = GENERATION_ID.0;
+/// The VM generation id, in a page that the guest is told is reserved.
+pub const GENERATION_ID: GuestAddress = GuestAddress(0xf_f000);
 /// 1 MiB, where kernels are loaded and where `e820` memory goes on.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 
@@ -68,6 +71,10 @@ pub const KVM_TSS: usize = 0xfffb_d000;
 pub const SERIAL_PORT: u16 = 0x3f8;
 /// COM1's interrupt.
 pub const SERIAL_GSI: u32 = 4;
+/// The power button's interrupt. A PC's keyboard would have it; there is none.
+pub const POWER_BUTTON_GSI: u32 = 1;
+/// The interrupt that tells of a new VM generation id: COM2's, which is not there.
+pub const GENERATION_ID_GSI: u32 = 3;
 /// The power control register's port: see [`crate::devices::power`].
 pub const POWER_PORT: u16 = 0x600;
 
@@ -124,6 +131,8 @@ mod tests {
             ),
             (CONVENTIONAL_MEMORY_END, CONVENTIONAL_MEMORY_END),
             (ACPI_TABLES.0, ACPI_TABLES_END),
+            (GENERATION_ID.0, GENERATION_ID.0 + 16),
+            (HIGH_MEMORY, HIGH_MEMORY),
         ];
         for pair in places.windows(2) {
             assert!(pair[0].1 <= pair[1].0, "{pair:x?}");

@@ -89,6 +89,20 @@ struct State {
     device_features_select: u32,
     driver_features_select: u32,
     queue_select: u32,
+    /// `ConfigGeneration`: another number after each change of the configuration
+    /// (section 2.5.1).
+    config_generation: u32,
+}
+
+/// How far a driver has brought a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LifeCycle {
+    /// No driver has started it, or one has reset it.
+    Idle,
+    /// A driver uses it.
+    Active,
+    /// It waits for the driver to reset it.
+    NeedsReset,
 }
 
 impl State {
@@ -144,6 +158,7 @@ impl MmioTransport {
                 device_features_select: 0,
                 driver_features_select: 0,
                 queue_select: 0,
+                config_generation: 0,
             }),
         }))
     }
@@ -178,6 +193,7 @@ impl MmioTransport {
             }
             Err(fault) => self.fail(&mut state, &fault),
         }
+        self.announce_configuration_change(&mut state);
     }
 
     /// Lets the device look at its backend.
@@ -188,6 +204,32 @@ impl MmioTransport {
         let mut queues = Queues::new(queues, &self.memory, &self.interrupt);
         if let Err(fault) = device.process_backend(active.then_some(&mut queues)) {
             self.fail(&mut state, &fault);
+        }
+        self.announce_configuration_change(&mut state);
+    }
+
+    /// The device's name and how far a driver has brought it. For the event loop:
+    /// the lock is never held for longer than an event or a register access.
+    pub fn life_cycle(&self) -> (String, LifeCycle) {
+        let state = self.lock();
+        let life_cycle = if state.has(VIRTIO_CONFIG_S_NEEDS_RESET) {
+            LifeCycle::NeedsReset
+        } else if state.active() {
+            LifeCycle::Active
+        } else {
+            LifeCycle::Idle
+        };
+        (state.device.name().to_owned(), life_cycle)
+    }
+
+    /// Tells the driver if the device has changed its configuration. The lock that
+    /// was held during the change keeps the driver from reading half of it.
+    fn announce_configuration_change(&self, state: &mut State) {
+        if state.device.take_configuration_change() {
+            state.config_generation = state.config_generation.wrapping_add(1);
+            if state.active() {
+                self.interrupt.signal_configuration_change();
+            }
         }
     }
 
@@ -224,8 +266,6 @@ impl MmioTransport {
             register::VENDOR_ID => return VENDOR,
             // No shared memory regions: a length of all ones says so.
             register::SHM_LEN_LOW..=register::SHM_BASE_HIGH => return u32::MAX,
-            // No configuration here changes while a driver looks at it.
-            register::CONFIG_GENERATION => return 0,
             _ => {}
         }
         let state = self.lock();
@@ -236,6 +276,7 @@ impl MmioTransport {
             register::QUEUE_SIZE_MAX => queue.map_or(0, |queue| queue.max_size().into()),
             register::QUEUE_READY => queue.map_or(0, |queue| queue.ready().into()),
             register::STATUS => state.status,
+            register::CONFIG_GENERATION => state.config_generation,
             _ => 0,
         }
     }
@@ -391,9 +432,13 @@ impl BusDevice for MmioTransport {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        // No device here has a configuration space that the driver may write.
-        if offset < register::CONFIG
-            && offset.is_multiple_of(4)
+        if offset >= register::CONFIG {
+            self.lock()
+                .device
+                .write_config(offset - register::CONFIG, data);
+            return;
+        }
+        if offset.is_multiple_of(4)
             && let Ok(word) = <[u8; 4]>::try_from(data)
         {
             self.write_register(offset, u32::from_le_bytes(word));

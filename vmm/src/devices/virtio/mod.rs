@@ -4,6 +4,7 @@
 //! registers and a life cycle, [`worker::QueueWorker`] wakes it when the guest
 //! rings a doorbell, and [`queues::Queues`] is how it reads and answers.
 
+pub mod balloon;
 pub mod block;
 pub mod entropy;
 pub mod interrupt;
@@ -36,6 +37,16 @@ pub trait VirtioDevice: Send {
     /// Fills `data` from the configuration space; what lies past its end reads
     /// as zero.
     fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// The driver wrote `data` into the configuration space. Most devices have
+    /// nothing there that it may change.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// Whether the device has changed its configuration since this was asked
+    /// last. Asked after each event; the transport tells the driver.
+    fn take_configuration_change(&mut self) -> bool {
+        false
+    }
 
     /// The driver is ready (`DRIVER_OK`) and acknowledged these features.
     fn activate(&mut self, _features: u64) {}

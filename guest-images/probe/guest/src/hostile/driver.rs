@@ -16,10 +16,13 @@ pub mod register {
     pub const QUEUE_SIZE: usize = 0x038;
     pub const QUEUE_READY: usize = 0x044;
     pub const QUEUE_NOTIFY: usize = 0x050;
+    pub const INTERRUPT_ACK: usize = 0x064;
     pub const STATUS: usize = 0x070;
     pub const QUEUE_DESC_LOW: usize = 0x080;
     pub const QUEUE_DRIVER_LOW: usize = 0x090;
     pub const QUEUE_DEVICE_LOW: usize = 0x0a0;
+    pub const CONFIG_GENERATION: usize = 0x0fc;
+    pub const CONFIG: usize = 0x100;
 }
 
 pub const ACKNOWLEDGE: u32 = 1;
@@ -145,6 +148,11 @@ impl Ring {
         (head, length)
     }
 
+    /// Whether all that was offered was returned, or all but one.
+    pub fn all_but_one_returned(&self) -> bool {
+        self.next_available.wrapping_sub(self.used_index()) <= 1
+    }
+
     /// Whether all that was offered was returned.
     pub fn all_returned(&self) -> bool {
         self.used_index() == self.next_available
@@ -239,8 +247,14 @@ impl Device {
 
     /// Resets the device and starts it with `queues` queues.
     pub fn start(&mut self, queues: usize) {
+        self.start_with(queues, 0);
+    }
+
+    /// Resets the device and starts it with `queues` queues and `features` of its
+    /// own.
+    pub fn start_with(&mut self, queues: usize, features: u64) {
         self.reset();
-        self.negotiate(FEATURES);
+        self.negotiate(FEATURES | features);
         assert!(self.status() & FEATURES_OK != 0, "the features are refused");
         for index in 0..queues {
             let ring = Ring::new();
@@ -270,7 +284,12 @@ impl Device {
 
     /// Waits until the first queue is answered.
     pub fn wait_for_answers(&self) {
-        while !self.rings[0].all_returned() {
+        self.wait_for_answers_of(0);
+    }
+
+    /// Waits until queue `index` is answered.
+    pub fn wait_for_answers_of(&self, index: usize) {
+        while !self.rings[index].all_returned() {
             assert!(!self.needs_reset(), "the device asks for reset");
         }
     }

@@ -3,6 +3,7 @@
 //! Whatever they do, the machine must live on, the other devices too, and the
 //! device itself after a reset.
 
+pub mod balloon;
 pub mod block;
 pub mod driver;
 pub mod entropy;

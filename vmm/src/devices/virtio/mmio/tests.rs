@@ -19,12 +19,16 @@ const OWN_FEATURE: u64 = 1 << 5;
 struct Device {
     calls: Arc<Mutex<Vec<Call>>>,
     faulty: bool,
+    /// Whether each event changes its configuration.
+    restless: bool,
+    changed: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Call {
     Activate(u64),
     Queue(usize),
+    WriteConfig(u64, usize),
     Reset,
 }
 
@@ -50,11 +54,22 @@ impl VirtioDevice for Device {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         crate::devices::virtio::read_config_bytes(&CONFIG, offset, data);
     }
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        self.call(Call::WriteConfig(offset, data.len()));
+    }
+    fn take_configuration_change(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+    fn process_backend(&mut self, _: Option<&mut Queues>) -> Result<(), DeviceFault> {
+        self.changed = self.restless;
+        Ok(())
+    }
     fn activate(&mut self, features: u64) {
         self.call(Call::Activate(features));
     }
     fn process_queue(&mut self, index: usize, _: &mut Queues) -> Result<Drained, DeviceFault> {
         self.call(Call::Queue(index));
+        self.changed = self.restless;
         if self.faulty {
             return Err(DeviceFault::Chain {
                 queue: index,
@@ -73,6 +88,7 @@ fn driver(faulty: bool) -> (MockDriver, Arc<Mutex<Vec<Call>>>) {
     let device = Device {
         calls: Arc::clone(&calls),
         faulty,
+        ..Device::default()
     };
     (MockDriver::new(device), calls)
 }
@@ -252,6 +268,47 @@ fn the_configuration_reads_in_any_width_and_as_zero_past_its_end() {
     assert_eq!(read(5, 4), [6, 0, 0, 0]);
     assert_eq!(read(0xe00, 4), [0; 4]);
     assert_eq!(read(u64::MAX - 0x100, 4), [0; 4]);
+}
+
+#[test]
+fn each_change_of_the_configuration_has_a_generation_and_an_interrupt() {
+    let mut driver = MockDriver::new(Device {
+        restless: true,
+        ..Device::default()
+    });
+    let mut generations = vec![driver.read(register::CONFIG_GENERATION)];
+    driver.transport.process_backend();
+    assert_eq!(driver.take_interrupt(), 0, "there is no driver yet");
+    generations.push(driver.read(register::CONFIG_GENERATION));
+    driver.start(VERSION_1);
+    for _ in 0..3 {
+        driver.transport.process_queue(0);
+        assert_eq!(driver.take_interrupt(), 2, "a configuration change");
+        generations.push(driver.read(register::CONFIG_GENERATION));
+    }
+    let mut distinct = generations.clone();
+    distinct.dedup();
+    assert_eq!(distinct, generations);
+    // It is the device's to count, not the driver's.
+    driver.write(register::CONFIG_GENERATION, 77);
+    driver.reset();
+    assert_eq!(
+        driver.read(register::CONFIG_GENERATION),
+        *generations.last().unwrap()
+    );
+}
+
+#[test]
+fn what_the_driver_writes_to_the_configuration_reaches_the_device_as_it_is() {
+    let (driver, calls) = driver(false);
+    driver.transport.write(register::CONFIG + 3, &[1]);
+    driver.transport.write(u64::MAX, &[1; 8]);
+    driver.transport.write(register::CONFIG - 1, &[1; 8]);
+    let expected = [
+        Call::WriteConfig(3, 1),
+        Call::WriteConfig(u64::MAX - register::CONFIG, 8),
+    ];
+    assert_eq!(*calls.lock().unwrap(), expected);
 }
 
 #[test]
