@@ -12,6 +12,7 @@ use crate::arch::layout;
 use crate::arch::x86_64::acpi::{self, AcpiError, MmioDevice};
 use crate::arch::x86_64::cpuid;
 use crate::arch::x86_64::registers::{self, RegisterError};
+use crate::block;
 use crate::boot::{self, BootError};
 use crate::bus::{Bus, Overlap};
 use crate::config::{Config, SerialConfig};
@@ -121,7 +122,10 @@ impl Machine {
         }
         for (disk, index) in config.disks.into_iter().zip(0..) {
             let name = format!("blk{index}");
-            let block = Block::new(name, disk.serial, Box::new(disk.disk));
+            let backend = block::open(disk.disk);
+            let events = Arc::clone(&events);
+            let block = Block::new(name, disk.serial, backend, disk.limits, events)
+                .map_err(host("a timer for a disk"))?;
             builder.add_virtio(Box::new(block))?;
         }
         if let Some(source) = config.entropy {

@@ -164,6 +164,7 @@ impl Machine {
             read_only,
             extents,
             serial: serial.map(str::to_owned),
+            limits: None,
         });
         self
     }
