@@ -9,13 +9,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::FdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use vmm::event::{Event, EventKind};
 use vmm::spec::{
-    BootSpec, Descriptor, DiskSpec, ExtentSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
+    BootSpec, Descriptor, DiskSpec, ExtentSpec, LimitsSpec, SPEC_VERSION, SerialSpec, VmSpec,
+    VsockSpec,
 };
 
 use crate::agent::Agent;
@@ -169,6 +170,12 @@ impl Machine {
         self
     }
 
+    /// Limits the last disk.
+    pub fn limits(mut self, limits: LimitsSpec) -> Self {
+        self.spec.disks.last_mut().unwrap().limits = Some(limits);
+        self
+    }
+
     /// A vsock device; its other end is [`Running::agent`].
     pub fn vsock(mut self) -> Self {
         let (ours, theirs) = rustix::net::socketpair(
@@ -272,6 +279,16 @@ pub fn memory_file(content: &[u8]) -> File {
     let mut file = File::from(rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).unwrap());
     file.write_all(content).unwrap();
     file.rewind().unwrap();
+    file
+}
+
+/// A file without a name where the host keeps temporary ones: on a disk, mostly,
+/// unlike [`memory_file`].
+pub fn stored_file(content: &[u8]) -> File {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = rustix::fs::open(std::env::temp_dir(), flags, Mode::from(0o600)).unwrap();
+    let mut file = File::from(file);
+    file.write_all(content).unwrap();
     file
 }
 

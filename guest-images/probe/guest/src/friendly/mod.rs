@@ -1,5 +1,7 @@
-//! Drivers that keep to the rules: those of the crate `virtio-drivers`.
+//! Drivers that keep to the rules: those of the crate `virtio-drivers`, and what it
+//! does not know by hand.
 
 pub mod block;
+pub mod discard;
 pub mod entropy;
 pub mod vsock;

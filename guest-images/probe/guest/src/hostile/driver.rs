@@ -239,8 +239,13 @@ impl Device {
 
     /// Resets the device and starts it with `queues` queues.
     pub fn start(&mut self, queues: usize) {
+        self.start_with(queues, 0);
+    }
+
+    /// The same, with `features` of the device's own.
+    pub fn start_with(&mut self, queues: usize, features: u64) {
         self.reset();
-        self.negotiate(FEATURES);
+        self.negotiate(FEATURES | features);
         assert!(self.status() & FEATURES_OK != 0, "the features are refused");
         for index in 0..queues {
             let ring = Ring::new();

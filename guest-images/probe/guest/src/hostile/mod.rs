@@ -4,6 +4,7 @@
 //! device itself after a reset.
 
 pub mod block;
+pub mod discard;
 pub mod driver;
 pub mod entropy;
 pub mod transport;

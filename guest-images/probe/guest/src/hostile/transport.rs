@@ -158,6 +158,63 @@ pub fn reset_in_flight(context: &Context) {
     say!("{TIMES} resets");
 }
 
+/// Resets a device whose disk has reads to do, many times, and sees that none of
+/// them reaches memory that is used for something else then.
+pub fn reads_in_flight(context: &Context) {
+    const TIMES: usize = 200;
+    const READS: usize = 5;
+    const READ_BYTES: usize = 0x1_0000;
+    const SECTORS: u64 = (READ_BYTES / 512) as u64;
+    let window = block::window();
+    let words = READS * READ_BYTES / 8;
+    let buffer = virtio::pages(READS * READ_BYTES / 4096)
+        .as_ptr()
+        .cast::<u64>();
+    let mut device = Device::new(window);
+    for turn in 0..TIMES {
+        device.start(1);
+        // As many as have room in the queue, each of another part of the disk.
+        for read in 0..READS {
+            let header = 32 * read;
+            let sector =
+                (turn * READS + read) as u64 * SECTORS % context.arguments.number("sectors");
+            device.put(header, &[0; 16]);
+            device.put(header + 8, &sector.to_le_bytes());
+            let pieces = [
+                (device.scratch(header as u64), 16, 0),
+                (
+                    buffer as u64 + (read * READ_BYTES) as u64,
+                    READ_BYTES as u32,
+                    WRITE,
+                ),
+                (device.scratch(header as u64 + 16), 1, WRITE),
+            ];
+            let first = 3 * read as u16;
+            device.rings[0].describe_chain(first, &pieces);
+            device.rings[0].offer(first);
+        }
+        device.notify(0);
+        device.reset();
+        for word in 0..words {
+            // SAFETY: within the pages above, which the device has let go of.
+            unsafe {
+                buffer
+                    .add(word)
+                    .write_volatile((turn * words + word) as u64)
+            };
+        }
+        device.start(1);
+        device.notify(0);
+        for word in 0..words {
+            // SAFETY: as above.
+            let found = unsafe { buffer.add(word).read_volatile() };
+            assert_eq!(found, (turn * words + word) as u64, "a read came late");
+        }
+    }
+    check(context);
+    say!("{TIMES} resets");
+}
+
 /// Rings where no memory is.
 pub fn rings_outside_memory(context: &Context) {
     let window = block::window();
