@@ -107,6 +107,9 @@ pub trait BlockBackend: Send {
 
 /// The quickest backend that this host has for `disk`.
 pub fn open(disk: ExtentDisk) -> Box<dyn BlockBackend> {
+    if disk.files().iter().all(|file| ring::in_memory(file)) {
+        return Box::new(PlainDisk::new(disk));
+    }
     match RingDisk::new(disk) {
         Ok(disk) => Box::new(disk),
         // No io_uring here, or not for us: an old kernel, the sysctl

@@ -13,6 +13,7 @@
 //! restricted to the four operations below and to the disk's own files: whoever
 //! takes over the process cannot open anything by it.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -86,11 +87,7 @@ impl RingDisk {
             Ok(made) => made,
             Err(error) => return Err((disk, error)),
         };
-        let in_memory = disk
-            .files()
-            .iter()
-            .map(|file| fstatfs(file).is_ok_and(|stat| stat.f_type == TMPFS_MAGIC))
-            .collect();
+        let in_memory = disk.files().iter().map(|file| in_memory(file)).collect();
         Ok(Self {
             disk,
             in_memory,
@@ -156,6 +153,11 @@ impl RingDisk {
             .map_err(|_| io::Error::from_raw_os_error(entry.result().saturating_neg()));
         Some((slot, request, result))
     }
+}
+
+/// Whether `file` is nothing but memory.
+pub(super) fn in_memory(file: &File) -> bool {
+    fstatfs(file).is_ok_and(|stat| stat.f_type == TMPFS_MAGIC)
 }
 
 /// Does `step` now if that does not wait for a disk.

@@ -271,15 +271,14 @@ fn a_limited_disk_reads_whole() {
 #[test]
 fn a_read_in_flight_at_a_reset_never_reaches_memory() {
     for file in [memory_file, stored_file] {
-        let Some(machine) = probe("reads-in-flight seed=2 sectors=8192") else {
+        let Some(machine) = probe("reads-in-flight seed=2 sectors=32768") else {
             return;
         };
-        let file = file(&pattern(2, 8192 + 128));
+        let file = file(&pattern(2, 32768));
         forget(&file);
-        machine
-            .disk(&file, true)
-            .entropy()
-            .run()
-            .expect_success("200 resets");
+        // Nothing is there before it is asked for.
+        fadvise(&file, 0, None, Advice::Random).unwrap();
+        let outcome = machine.disk(&file, true).entropy().run();
+        outcome.expect_success("200 resets");
     }
 }

@@ -1,7 +1,6 @@
 //! Rings over files that lie on a disk, as far as the host's temporary directory
 //! does. A host without io_uring has nothing here to test.
 
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 

@@ -55,14 +55,15 @@ fn any_backend() -> impl Strategy<Value = Backend> {
 
 impl Backend {
     fn open(self, disk: ExtentDisk) -> Box<dyn BlockBackend> {
-        match self {
-            Self::Plain => Box::new(PlainDisk::new(disk)),
-            Self::Ring => crate::block::open(disk),
-            // A host without io_uring has nothing here to test.
-            Self::RingOnly => match RingDisk::without_shortcuts(disk) {
-                Ok(ring) => Box::new(ring),
-                Err(disk) => Box::new(PlainDisk::new(disk)),
-            },
+        let ring = match self {
+            Self::Plain => return Box::new(PlainDisk::new(disk)),
+            Self::Ring => RingDisk::new(disk).map_err(|(disk, _)| disk),
+            Self::RingOnly => RingDisk::without_shortcuts(disk),
+        };
+        // A host without io_uring has no ring to test.
+        match ring {
+            Ok(ring) => Box::new(ring),
+            Err(disk) => Box::new(PlainDisk::new(disk)),
         }
     }
 }
