@@ -12,7 +12,8 @@ use crate::descriptors::{DescriptorError, Descriptors, access};
 use crate::devices::generation_id::GENERATION_ID_BYTES;
 use crate::devices::virtio::balloon::BalloonFeatures;
 use crate::devices::virtio::block::Serial;
-use crate::spec::{BootSpec, DiskSpec, SPEC_VERSION, SerialSpec, VmSpec};
+use crate::devices::virtio::limiter::{Limits, Rate};
+use crate::spec::{BootSpec, DiskSpec, LimitsSpec, RateSpec, SPEC_VERSION, SerialSpec, VmSpec};
 
 /// As many as the APIC ids of the tables here number, and as were tried.
 pub const MAX_VCPUS: u32 = 32;
@@ -24,6 +25,8 @@ const PAGE_BYTES: u64 = 4096;
 const SECTOR_BYTES: u64 = 512;
 /// A disk is a list of an image's blobs; images have at most 256 layers.
 const MAX_EXTENTS: usize = 4096;
+/// Bytes or operations of a limit: more than any device moves.
+const MAX_RATE: u64 = 1 << 40;
 /// Context ids 0 to 2 are reserved (vsock(7)); 2³² - 1 means "any".
 const GUEST_CIDS: std::ops::Range<u64> = 3..u32::MAX as u64;
 
@@ -133,6 +136,8 @@ pub struct DiskConfig {
     pub disk: ExtentDisk,
     /// Its identity.
     pub serial: Serial,
+    /// How much it may move.
+    pub limits: Limits,
 }
 
 /// A vsock device.
@@ -403,6 +408,32 @@ fn disk(spec: DiskSpec, index: usize, fds: &mut Descriptors) -> Result<DiskConfi
     Ok(DiskConfig {
         disk: ExtentDisk::new(extents, spec.read_only).ok_or_else(too_large)?,
         serial: disk_serial(spec.serial.as_deref())?,
+        limits: limits(spec.limits, &format!("{field}.limits"))?,
+    })
+}
+
+/// The limits of a device; `field` is where the spec has them.
+/// Limits within their ranges; `field` is where they stand, for the error.
+pub(crate) fn limits(spec: Option<LimitsSpec>, field: &str) -> Result<Limits, ConfigError> {
+    let Some(spec) = spec else {
+        return Ok(Limits::default());
+    };
+    let rate = |rate: Option<RateSpec>, name: &str| {
+        let number = |number, part| {
+            let field = format!("{field}.{name}.{part}");
+            in_range(&field, number, 1..=MAX_RATE, format!("1 to {MAX_RATE}"))
+        };
+        rate.map(|rate| {
+            Ok::<_, ConfigError>(Rate {
+                per_second: number(rate.per_second, "per_second")?,
+                burst: number(rate.burst, "burst")?,
+            })
+        })
+        .transpose()
+    };
+    Ok(Limits {
+        bandwidth: rate(spec.bandwidth, "bandwidth")?,
+        operations: rate(spec.operations, "operations")?,
     })
 }
 

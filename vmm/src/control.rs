@@ -23,6 +23,8 @@ pub mod server;
 
 use serde::{Deserialize, Serialize};
 
+use crate::spec::LimitsSpec;
+
 /// The version of this protocol. A VMM refuses any other.
 pub const CONTROL_VERSION: u32 = 1;
 
@@ -64,6 +66,13 @@ pub enum Command {
     },
     /// Ask the guest how it uses its memory.
     BalloonStatistics,
+    /// Give a disk other limits from now on.
+    SetLimits {
+        /// Its name, such as `blk0`.
+        device: String,
+        /// All of its limits: what is omitted is not limited any more.
+        limits: LimitsSpec,
+    },
     /// Press the power button. What follows is up to the guest.
     PowerButton,
     /// End the microVM at once, whatever the guest is doing.

@@ -54,6 +54,13 @@ pub enum EventKind {
         /// What was wrong.
         reason: String,
     },
+    /// The host has no room for what the guest wrote to a disk (ENOSPC, EDQUOT);
+    /// the guest was given an I/O error. Told again once writes have succeeded
+    /// in between, and at most once a minute.
+    DiskFull {
+        /// Such as `blk0`.
+        device: String,
+    },
 }
 
 /// Where events go.

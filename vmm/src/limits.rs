@@ -22,6 +22,11 @@ const DEVICE_DESCRIPTORS: u64 = 8;
 /// KVM's own, which splits huge pages where a processor needs that: it is made when
 /// the first vCPU runs.
 const KVM_THREADS: u64 = 1;
+/// The kernel's, for requests of disks that must wait: as many as the rings are
+/// allowed, all together.
+const RING_THREADS: u64 = 5;
+/// A ring with room for 256 requests, its tables and those of its files.
+const RING_BYTES: u64 = 256 << 10;
 /// One for each stream, and two for one on its way to the agent.
 const VSOCK_DESCRIPTORS: u64 = 258;
 
@@ -43,6 +48,7 @@ pub fn of(spec: &VmSpec, greatest: Descriptor) -> Limits {
             .memory_bytes
             .saturating_add(2 * REGION_MARGIN_BYTES)
             .saturating_add(PROGRAM_BYTES + vcpus.saturating_mul(THREAD_BYTES) + vsock_bytes),
+        locked_memory_bytes: RING_BYTES * spec.disks.len() as u64,
         file_size_bytes: ends.max().unwrap_or(0),
         descriptors: u64::try_from(greatest).unwrap_or(0)
             + 1
@@ -68,5 +74,10 @@ pub fn of_cgroup(spec: &VmSpec) -> CgroupLimits {
 }
 
 fn threads(spec: &VmSpec) -> u64 {
-    1 + u64::from(spec.vcpus) + KVM_THREADS
+    let rings = if spec.disks.is_empty() {
+        0
+    } else {
+        RING_THREADS
+    };
+    1 + u64::from(spec.vcpus) + KVM_THREADS + rings
 }

@@ -11,6 +11,7 @@ use crate::arch::layout;
 use crate::arch::x86_64::acpi::{self, AcpiError, Hardware, MmioDevice};
 use crate::arch::x86_64::cpuid;
 use crate::arch::x86_64::registers::{self, RegisterError};
+use crate::block;
 use crate::boot::{self, BootError};
 use crate::bus::{Bus, BusDevice, Overlap};
 use crate::config::{BootConfig, Config, SerialConfig};
@@ -142,7 +143,10 @@ impl Machine {
         }
         for (disk, index) in config.disks.into_iter().zip(0..) {
             let name = format!("blk{index}");
-            let block = Block::new(name, disk.serial, Box::new(disk.disk));
+            let backend = block::open(disk.disk);
+            let events = Arc::clone(&events);
+            let block = Block::new(name, disk.serial, backend, disk.limits, events)
+                .map_err(host("a timer for a disk"))?;
             builder.add_virtio(Box::new(block))?;
         }
         if let Some(source) = config.entropy {

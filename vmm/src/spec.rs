@@ -92,6 +92,32 @@ pub struct DiskSpec {
     /// What the guest reads as the disk's identity, at most 20 bytes of ASCII.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
+    /// How much it may move. Omitted: as much as the host can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<LimitsSpec>,
+}
+
+/// Limits of a device; each omitted one is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsSpec {
+    /// Bytes moved, in both directions together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<RateSpec>,
+    /// Requests of any kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operations: Option<RateSpec>,
+}
+
+/// A token bucket: what is not used is saved up to `burst`. A request larger than
+/// `burst` passes when all of that is saved up, and those after it wait longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateSpec {
+    /// In the long run: 1 to 2⁴⁰.
+    pub per_second: u64,
+    /// At once, after a rest: 1 to 2⁴⁰.
+    pub burst: u64,
 }
 
 /// A range of a file that stands at the next free place of a disk.

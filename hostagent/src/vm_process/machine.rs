@@ -127,6 +127,7 @@ impl Disk {
             read_only: self.read_only,
             extents: extents.collect::<Result<_, rustix::io::Errno>>()?,
             serial: self.serial,
+            limits: None,
         })
     }
 }

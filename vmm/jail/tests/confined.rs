@@ -13,6 +13,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 const LIMITS: Limits = Limits {
     address_space_bytes: 1 << 30,
+    locked_memory_bytes: 8192,
     file_size_bytes: 4096,
     descriptors: 64,
     threads: 4,
@@ -300,13 +301,13 @@ fn limits() {
         line.unwrap().split_whitespace().take(2).collect()
     };
     assert_eq!(limit("Max address space"), ["1073741824"; 2]);
+    assert_eq!(limit("Max locked memory"), ["8192"; 2]);
     assert_eq!(limit("Max file size"), ["4096"; 2]);
     assert_eq!(limit("Max open files"), ["64"; 2]);
     assert_eq!(limit("Max processes"), ["4"; 2]);
     for name in [
         "Max core file size",
         "Max pending signals",
-        "Max locked memory",
         "Max msgqueue size",
         "Max nice priority",
         "Max realtime priority",

@@ -10,27 +10,55 @@ use crate::memory::GuestMemory;
 /// `IOV_MAX` (preadv(2)).
 const MAX_PIECES_A_CALL: usize = 1024;
 
-/// A list of guest memory pieces.
+/// What [`Buffers::zeroes`] is made of.
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+/// A list of guest memory pieces. It may be kept while the kernel works on it:
+/// guest memory stays mapped until the process ends (see [`crate::memory::create`]).
 #[derive(Debug, Default)]
-pub struct Buffers<'m> {
-    pieces: Vec<VolatileSlice<'m>>,
+pub struct Buffers {
+    pieces: Vec<libc::iovec>,
     bytes: u64,
 }
 
-impl<'m> Buffers<'m> {
+// SAFETY: the pointers are never dereferenced here, only given to the kernel; what
+// they point to stays mapped, and belongs to no thread.
+unsafe impl Send for Buffers {}
+
+impl Buffers {
     /// Adds `length` bytes at `address`; fails if they are not guest memory.
     pub fn push(
         &mut self,
-        memory: &'m GuestMemory,
+        memory: &GuestMemory,
         address: GuestAddress,
         length: usize,
     ) -> Result<(), GuestMemoryError> {
         for piece in memory.get_slices(address, length) {
-            let piece = piece?;
-            self.bytes += piece.len() as u64;
-            self.pieces.push(piece);
+            self.push_slice(&piece?);
         }
         Ok(())
+    }
+
+    fn push_slice(&mut self, slice: &VolatileSlice) {
+        self.bytes += slice.len() as u64;
+        self.pieces.push(libc::iovec {
+            iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+            iov_len: slice.len(),
+        });
+    }
+
+    /// `bytes` zeroes, to be written and never to be filled.
+    pub(super) fn zeroes(bytes: u64) -> Self {
+        let mut buffers = Self::default();
+        while buffers.bytes < bytes {
+            let length = (bytes - buffers.bytes).min(ZEROES.len() as u64);
+            buffers.pieces.push(libc::iovec {
+                iov_base: ZEROES.as_ptr().cast_mut().cast(),
+                iov_len: length as usize,
+            });
+            buffers.bytes += length;
+        }
+        buffers
     }
 
     /// The length of all pieces together.
@@ -38,23 +66,38 @@ impl<'m> Buffers<'m> {
         self.bytes
     }
 
+    /// How many pieces there are.
+    pub fn pieces(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// The pieces for one system call.
+    pub(super) fn iovecs(&self) -> &[libc::iovec] {
+        &self.pieces[..self.pieces.len().min(MAX_PIECES_A_CALL)]
+    }
+
     /// Cuts the first `bytes` off and returns them; all, if there are no more.
-    pub fn split_off_front(&mut self, bytes: u64) -> Buffers<'m> {
+    pub fn split_off_front(&mut self, bytes: u64) -> Buffers {
+        if bytes >= self.bytes {
+            return std::mem::take(self);
+        }
         let mut front = Buffers::default();
         let mut wanted = bytes;
         let mut whole = 0;
         for piece in &mut self.pieces {
-            let length = piece.len() as u64;
+            let length = piece.iov_len as u64;
             if length > wanted {
-                // `wanted` is below the length, so both cuts lie inside.
+                // Below the length, so the cut lies inside.
                 let cut = wanted as usize;
-                if let (Ok(head), Ok(tail)) = (piece.subslice(0, cut), piece.offset(cut)) {
-                    if cut > 0 {
-                        front.pieces.push(head);
-                        front.bytes += wanted;
-                    }
-                    *piece = tail;
+                if cut > 0 {
+                    front.pieces.push(libc::iovec {
+                        iov_base: piece.iov_base,
+                        iov_len: cut,
+                    });
+                    front.bytes += wanted;
                 }
+                piece.iov_base = piece.iov_base.cast::<u8>().wrapping_add(cut).cast();
+                piece.iov_len -= cut;
                 break;
             }
             front.pieces.push(*piece);
@@ -67,81 +110,45 @@ impl<'m> Buffers<'m> {
         front
     }
 
-    /// Fills all pieces from `file` at `offset`. A file that ends too early is
-    /// an error: it has shrunk since it was opened.
-    pub fn read_from(self, file: impl AsFd, offset: u64) -> io::Result<()> {
-        self.transfer(offset, |iovecs, at| {
-            // SAFETY: the iovecs come from `VolatileSlice`s of mapped guest
-            // memory, which outlive the call ('m); the guest may race with the
-            // kernel's writes, as with any DMA, and no Rust reference exists to
-            // that memory. The count is at most IOV_MAX.
-            unsafe {
-                libc::preadv2(
-                    file.as_fd().as_raw_fd(),
-                    iovecs.as_ptr(),
-                    iovecs.len() as libc::c_int,
-                    at,
-                    0,
-                )
-            }
-        })
+    /// Fills the front from `file` at `offset` by one preadv2(2) with `flags`;
+    /// returns how many bytes that were.
+    pub(super) fn read(&self, file: impl AsFd, offset: u64, flags: i32) -> io::Result<u64> {
+        let iovecs = self.iovecs();
+        // SAFETY: the iovecs point to mapped guest memory (`push`); the guest may
+        // race with the kernel's writes, as with any DMA, and no Rust reference
+        // exists to that memory. The count is at most IOV_MAX.
+        let done = unsafe {
+            libc::preadv2(
+                file.as_fd().as_raw_fd(),
+                iovecs.as_ptr(),
+                iovecs.len() as libc::c_int,
+                file_offset(offset)?,
+                flags,
+            )
+        };
+        u64::try_from(done).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Writes all pieces to `file` at `offset`.
-    pub fn write_to(self, file: impl AsFd, offset: u64) -> io::Result<()> {
-        self.transfer(offset, |iovecs, at| {
-            // SAFETY: as in `read_from`; the kernel only reads.
-            unsafe {
-                libc::pwritev2(
-                    file.as_fd().as_raw_fd(),
-                    iovecs.as_ptr(),
-                    iovecs.len() as libc::c_int,
-                    at,
-                    0,
-                )
-            }
-        })
+    /// Writes the front to `file` at `offset` by one pwritev2(2); returns how many
+    /// bytes that were.
+    pub(super) fn write(&self, file: impl AsFd, offset: u64) -> io::Result<u64> {
+        let iovecs = self.iovecs();
+        // SAFETY: as in `read`; the kernel only reads.
+        let done = unsafe {
+            libc::pwritev2(
+                file.as_fd().as_raw_fd(),
+                iovecs.as_ptr(),
+                iovecs.len() as libc::c_int,
+                file_offset(offset)?,
+                0,
+            )
+        };
+        u64::try_from(done).map_err(|_| io::Error::last_os_error())
     }
+}
 
-    /// Repeats `call` until everything is transferred.
-    fn transfer(
-        mut self,
-        mut offset: u64,
-        call: impl Fn(&[libc::iovec], libc::off_t) -> isize,
-    ) -> io::Result<()> {
-        while self.bytes > 0 {
-            let guards: Vec<_> = self
-                .pieces
-                .iter()
-                .take(MAX_PIECES_A_CALL)
-                .map(VolatileSlice::ptr_guard_mut)
-                .collect();
-            let iovecs: Vec<_> = guards
-                .iter()
-                .map(|guard| libc::iovec {
-                    iov_base: guard.as_ptr().cast(),
-                    iov_len: guard.len(),
-                })
-                .collect();
-            let at = libc::off_t::try_from(offset)
-                .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-            let done = match call(&iovecs, at) {
-                0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
-                n if n > 0 => n as u64,
-                _ => {
-                    let error = io::Error::last_os_error();
-                    if error.kind() == io::ErrorKind::Interrupted {
-                        continue;
-                    }
-                    return Err(error);
-                }
-            };
-            drop(guards);
-            self.split_off_front(done);
-            offset += done;
-        }
-        Ok(())
-    }
+fn file_offset(offset: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
 }
 
 #[cfg(test)]
@@ -177,12 +184,14 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_ends_early_is_an_error() {
-        let memory = memory::create(MEMORY_BYTES).unwrap();
-        let mut buffers = Buffers::default();
-        buffers.push(&memory, GuestAddress(0), 100).unwrap();
-        let error = buffers.read_from(file_with(&[1; 99]), 0).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    fn zeroes_are_as_many_as_were_asked_for() {
+        for bytes in [0, 1, 64 << 10, (64 << 10) + 1, 16 << 20] {
+            let zeroes = Buffers::zeroes(bytes);
+            assert_eq!(zeroes.bytes(), bytes);
+            let lengths = zeroes.pieces.iter().map(|piece| piece.iov_len as u64);
+            assert_eq!(lengths.sum::<u64>(), bytes);
+            assert_eq!(zeroes.iovecs().len(), zeroes.pieces());
+        }
     }
 
     proptest! {
@@ -205,11 +214,12 @@ mod tests {
                 let front = buffers.split_off_front(cut);
                 let bytes = front.bytes();
                 prop_assert!(bytes <= cut);
-                front.read_from(&file, offset).unwrap();
+                prop_assert_eq!(front.read(&file, offset, 0).unwrap(), bytes);
                 offset += bytes;
             }
             prop_assert_eq!(offset + buffers.bytes(), total as u64);
-            buffers.read_from(&file, offset).unwrap();
+            let rest = buffers.bytes();
+            prop_assert_eq!(buffers.read(&file, offset, 0).unwrap(), rest);
             let mut read = Vec::new();
             for (length, index) in lengths.iter().zip(0..) {
                 let mut piece = vec![0; *length];

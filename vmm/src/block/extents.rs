@@ -1,11 +1,10 @@
 //! A disk made of ranges of files, one after another.
 
 use std::fs::File;
-use std::io;
 use std::sync::Arc;
 
-use super::BlockBackend;
-use super::buffers::Buffers;
+use super::step::{Action, Step};
+use super::{Operation, Range};
 
 /// A range of a file.
 #[derive(Debug, Clone)]
@@ -22,6 +21,7 @@ pub struct Extent {
 #[derive(Debug)]
 pub struct ExtentDisk {
     extents: Vec<Placed>,
+    files: Vec<Arc<File>>,
     size_bytes: u64,
     read_only: bool,
 }
@@ -30,7 +30,11 @@ pub struct ExtentDisk {
 struct Placed {
     /// Where on the disk the extent starts.
     start: u64,
-    extent: Extent,
+    length: u64,
+    /// Index into the disk's files.
+    file: usize,
+    /// Where in the file it starts.
+    offset: u64,
 }
 
 impl ExtentDisk {
@@ -39,80 +43,109 @@ impl ExtentDisk {
     pub fn new(extents: Vec<Extent>, read_only: bool) -> Option<Self> {
         let mut start = 0_u64;
         let mut placed = Vec::with_capacity(extents.len());
+        let mut files: Vec<Arc<File>> = Vec::new();
+        // Where in `files` each file is, by its address.
+        let mut known = std::collections::HashMap::new();
         for extent in extents {
             let end = start.checked_add(extent.length_bytes)?;
-            placed.push(Placed { start, extent });
+            let file = *known.entry(Arc::as_ptr(&extent.file)).or_insert_with(|| {
+                files.push(Arc::clone(&extent.file));
+                files.len() - 1
+            });
+            placed.push(Placed {
+                start,
+                length: extent.length_bytes,
+                file,
+                offset: extent.offset_bytes,
+            });
             start = end;
         }
         i64::try_from(start).ok()?;
         Some(Self {
             extents: placed,
+            files,
             size_bytes: start,
             read_only,
         })
     }
 
-    /// Cuts `buffers` at the borders of extents and hands each piece on.
-    fn for_each(
-        &self,
-        mut offset: u64,
-        mut buffers: Buffers,
-        transfer: impl Fn(Buffers, &File, u64) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let first = self
-            .extents
-            .partition_point(|placed| placed.start + placed.extent.length_bytes <= offset);
-        for Placed { start, extent } in &self.extents[first..] {
-            if buffers.bytes() == 0 {
-                return Ok(());
-            }
-            let inside = offset - start;
-            let piece = buffers.split_off_front(extent.length_bytes - inside);
-            let bytes = piece.bytes();
-            transfer(piece, &extent.file, extent.offset_bytes + inside)?;
-            offset += bytes;
-        }
-        if buffers.bytes() == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::from(io::ErrorKind::UnexpectedEof))
-        }
-    }
-}
-
-impl BlockBackend for ExtentDisk {
-    fn size_bytes(&self) -> u64 {
+    /// The length of all extents together.
+    pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
 
-    fn read_only(&self) -> bool {
+    /// Whether the disk must not be written.
+    pub fn read_only(&self) -> bool {
         self.read_only
     }
 
-    fn read(&self, offset: u64, buffers: Buffers) -> io::Result<()> {
-        self.for_each(offset, buffers, |piece, file, at| piece.read_from(file, at))
+    /// The files, each once; [`Step::file`] is an index into them.
+    pub fn files(&self) -> &[Arc<File>] {
+        &self.files
     }
 
-    fn write(&self, offset: u64, buffers: Buffers) -> io::Result<()> {
-        if self.read_only {
-            return Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem));
-        }
-        self.for_each(offset, buffers, |piece, file, at| piece.write_to(file, at))
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        if self.read_only {
-            return Ok(());
-        }
-        let mut last: Option<&Arc<File>> = None;
-        for Placed { extent, .. } in &self.extents {
-            // Neighbours often share a file; syncing it twice costs time only.
-            if last.is_none_or(|file| !Arc::ptr_eq(file, &extent.file)) {
-                extent.file.sync_data()?;
+    /// The steps of `operation`, the first one last.
+    pub fn plan(&self, operation: Operation) -> Vec<Step> {
+        let mut steps = Vec::with_capacity(1);
+        match operation {
+            Operation::Read(offset, mut buffers) => {
+                let length = buffers.bytes();
+                self.cut(Range { offset, length }, &mut steps, |bytes| {
+                    Action::Read(buffers.split_off_front(bytes))
+                });
             }
-            last = Some(&extent.file);
+            Operation::Write(offset, mut buffers) => {
+                let length = buffers.bytes();
+                self.cut(Range { offset, length }, &mut steps, |bytes| {
+                    Action::Write(buffers.split_off_front(bytes))
+                });
+            }
+            Operation::Flush if self.read_only => {}
+            Operation::Flush => steps.extend((0..self.files.len()).map(|file| Step {
+                file,
+                offset: 0,
+                action: Action::Sync,
+            })),
+            Operation::Discard(ranges) => {
+                for range in ranges {
+                    self.cut(range, &mut steps, Action::Discard);
+                }
+            }
+            Operation::WriteZeroes { range, unmap: true } => {
+                self.cut(range, &mut steps, Action::ZeroByHole);
+            }
+            Operation::WriteZeroes {
+                range,
+                unmap: false,
+            } => self.cut(range, &mut steps, Action::Zero),
         }
-        Ok(())
+        steps.reverse();
+        steps
+    }
+
+    /// Cuts `range` at the borders of extents and makes each piece a step.
+    fn cut(&self, range: Range, steps: &mut Vec<Step>, mut action: impl FnMut(u64) -> Action) {
+        let Range {
+            mut offset,
+            mut length,
+        } = range;
+        let first = self
+            .extents
+            .partition_point(|placed| placed.start + placed.length <= offset);
+        for placed in &self.extents[first..] {
+            if length == 0 {
+                return;
+            }
+            let inside = offset - placed.start;
+            let bytes = length.min(placed.length - inside);
+            steps.push(Step {
+                file: placed.file,
+                offset: placed.offset + inside,
+                action: action(bytes),
+            });
+            offset += bytes;
+            length -= bytes;
+        }
     }
 }
 
@@ -125,6 +158,9 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
+    use crate::block::buffers::Buffers;
+    use crate::block::plain::PlainDisk;
+    use crate::block::{BlockBackend, Ticket};
     use crate::memory::{self, GuestMemory};
 
     fn file(content: &[u8]) -> Arc<File> {
@@ -134,10 +170,20 @@ mod tests {
         Arc::new(file)
     }
 
-    fn buffers(memory: &GuestMemory, length: usize) -> Buffers<'_> {
+    fn buffers(memory: &GuestMemory, length: usize) -> Buffers {
         let mut buffers = Buffers::default();
         buffers.push(memory, GuestAddress(0), length).unwrap();
         buffers
+    }
+
+    fn run(disk: ExtentDisk, operation: Operation) -> std::io::Result<()> {
+        let ticket = Ticket {
+            head: 0,
+            status: GuestAddress(0),
+            written: 0,
+            writes: false,
+        };
+        PlainDisk::new(disk).start(ticket, operation).unwrap()
     }
 
     proptest! {
@@ -162,7 +208,7 @@ mod tests {
             let start = (whole.len() as f64 * start) as usize;
             let length = ((whole.len() - start) as f64 * length) as usize;
             let memory = memory::create(1 << 16).unwrap();
-            disk.read(start as u64, buffers(&memory, length)).unwrap();
+            run(disk, Operation::Read(start as u64, buffers(&memory, length))).unwrap();
             let mut read = vec![0; length];
             memory.read_slice(&mut read, GuestAddress(0)).unwrap();
             prop_assert_eq!(&read, &whole[start..start + length]);
@@ -180,8 +226,7 @@ mod tests {
         let disk = ExtentDisk::new(vec![extent(&a, 50), extent(&b, 0)], false).unwrap();
         let memory = memory::create(1 << 16).unwrap();
         memory.write_slice(&[7; 20], GuestAddress(0)).unwrap();
-        disk.write(40, buffers(&memory, 20)).unwrap();
-        disk.flush().unwrap();
+        run(disk, Operation::Write(40, buffers(&memory, 20))).unwrap();
         let mut tail = [0; 10];
         a.read_exact_at(&mut tail, 90).unwrap();
         assert_eq!(tail, [7; 10]);
@@ -192,14 +237,33 @@ mod tests {
     }
 
     #[test]
-    fn a_read_only_disk_refuses_writes() {
+    fn a_flush_syncs_each_file_once_and_none_that_is_only_read() {
+        let (a, b) = (file(&[0; 100]), file(&[0; 100]));
+        let extents: Vec<_> = [&a, &b, &a, &b]
+            .map(|file| Extent {
+                file: file.clone(),
+                offset_bytes: 0,
+                length_bytes: 50,
+            })
+            .into();
+        let disk = ExtentDisk::new(extents.clone(), false).unwrap();
+        assert_eq!(disk.files().len(), 2);
+        assert_eq!(disk.plan(Operation::Flush).len(), 2);
+        let disk = ExtentDisk::new(extents, true).unwrap();
+        assert!(disk.plan(Operation::Flush).is_empty());
+    }
+
+    #[test]
+    fn a_file_that_has_shrunk_is_an_error() {
+        let file = file(&[1; 99]);
         let extent = Extent {
-            file: file(&[0; 512]),
+            file,
             offset_bytes: 0,
-            length_bytes: 512,
+            length_bytes: 100,
         };
         let disk = ExtentDisk::new(vec![extent], true).unwrap();
         let memory = memory::create(1 << 16).unwrap();
-        assert!(disk.write(0, buffers(&memory, 512)).is_err());
+        let error = run(disk, Operation::Read(0, buffers(&memory, 100))).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
     }
 }

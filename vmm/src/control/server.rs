@@ -18,6 +18,7 @@ use super::{
     Answer, BalloonStatistics, BalloonStatus, Command, DeviceState, DeviceStatus, Outcome, Request,
     RunState, Status, VcpuState,
 };
+use crate::config;
 use crate::devices::power::PowerButton;
 use crate::devices::virtio::balloon::handle::BalloonHandle;
 use crate::devices::virtio::balloon::statistics::Statistics;
@@ -25,6 +26,7 @@ use crate::devices::virtio::mmio::{LifeCycle, MmioTransport};
 use crate::event::{EventKind, EventSink};
 use crate::exit::{ExitLine, ExitReason};
 use crate::kvm::pause::{PauseGate, Phase, VcpuPlace};
+use crate::spec::LimitsSpec;
 
 /// How long the guest may take to tell its statistics.
 const STATISTICS_SECONDS: i64 = 2;
@@ -96,6 +98,7 @@ impl ControlServer {
             Command::Status => Verdict::Answered(Answer::Status(self.status())),
             Command::SetBalloon { target_bytes } => self.set_balloon(target_bytes),
             Command::BalloonStatistics => self.ask_for_statistics(id),
+            Command::SetLimits { device, limits } => self.set_limits(&device, limits),
             Command::PowerButton => match self.handles.power_button.press() {
                 Ok(()) => Verdict::Answered(Answer::Done),
                 Err(error) => Verdict::Refused(format!(
@@ -221,6 +224,19 @@ impl ControlServer {
         };
         // Only a time out of range could fail.
         let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once);
+    }
+
+    fn set_limits(&self, device: &str, limits: LimitsSpec) -> Verdict {
+        let limits = match config::limits(Some(limits), "limits") {
+            Ok(limits) => limits,
+            Err(error) => return Verdict::Refused(error.to_string()),
+        };
+        let mut devices = self.handles.devices.iter();
+        match devices.find(|transport| transport.life_cycle().0 == device) {
+            None => Verdict::Refused(format!("there is no device {device:?}")),
+            Some(transport) if transport.set_limits(limits) => Verdict::Answered(Answer::Done),
+            Some(_) => Verdict::Refused(format!("the device {device:?} knows no limits")),
+        }
     }
 
     fn status(&self) -> Status {

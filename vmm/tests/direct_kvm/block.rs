@@ -1,8 +1,13 @@
 //! virtio-blk, used as it is meant to be.
 
-use std::os::unix::fs::FileExt;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
-use crate::machine::{memory_file, pattern, probe};
+use rustix::fs::{Advice, fadvise};
+use vmm::spec::{LimitsSpec, RateSpec};
+
+use crate::machine::{memory_file, pattern, probe, stored_file};
 
 const SECTORS: u64 = 300;
 
@@ -174,4 +179,106 @@ fn a_file_that_shrinks_is_an_error_of_the_disk_and_not_of_the_machine() {
     let outcome = running.finish();
     // Refused at the start, failed in the guest, or done before: never a crash.
     assert!(matches!(outcome.code, Some(0 | 2 | 3)), "{outcome:#?}");
+}
+
+#[test]
+fn reads_past_the_end_of_a_file_that_has_shrunk_are_errors() {
+    for file in [memory_file, stored_file] {
+        let Some(machine) = probe("block-shrunk seed=6") else {
+            return;
+        };
+        let file = file(&pattern(6, 64));
+        let mut running = machine.serial_input().disk(&file, false).start();
+        assert_eq!(running.console_line(), "ready");
+        file.set_len(512).unwrap();
+        running.input.take().unwrap().write_all(b"!").unwrap();
+        running.finish().expect_success("an error");
+    }
+}
+
+/// Takes a file's content out of the page cache, where the file system lets it.
+fn forget(file: &File) {
+    file.sync_all().unwrap();
+    fadvise(file, 0, None, Advice::DontNeed).unwrap();
+}
+
+#[test]
+fn a_disk_that_is_not_in_memory_reads_whole() {
+    let Some(machine) = probe("block-read seed=5") else {
+        return;
+    };
+    let (first, second) = (stored_file(&pattern(5, 3000)), stored_file(&[]));
+    second
+        .write_all_at(&pattern(5, 6000)[3000 * 512..], 4096)
+        .unwrap();
+    forget(&first);
+    forget(&second);
+    let half = 3000 * 512;
+    let extents = [(&first, 0, half), (&second, 4096, half)];
+    let outcome = machine.disk_of(&extents, true, None).run();
+    outcome.expect_success("6000 sectors");
+}
+
+#[test]
+fn what_the_guest_writes_to_a_stored_disk_is_in_its_file() {
+    let Some(machine) = probe("block-write seed=4") else {
+        return;
+    };
+    let file = stored_file(&[0; 600 * 512]);
+    machine
+        .disk(&file, false)
+        .run()
+        .expect_success("600 sectors");
+    let mut content = vec![0; 600 * 512];
+    file.read_exact_at(&mut content, 0).unwrap();
+    assert!(content == pattern(4, 600));
+}
+
+#[test]
+fn discarded_sectors_are_given_back_and_zeroed_ones_are_zero() {
+    for file in [memory_file, stored_file] {
+        let Some(machine) = probe("block-discard seed=3") else {
+            return;
+        };
+        let file = file(&pattern(3, 128));
+        file.sync_all().unwrap();
+        let before = file.metadata().unwrap().blocks();
+        machine.disk(&file, false).run().expect_success("discarded");
+        file.sync_all().unwrap();
+        let after = file.metadata().unwrap();
+        assert_eq!(after.len(), 128 * 512);
+        assert!(after.blocks() < before, "{before} blocks before");
+    }
+}
+
+#[test]
+fn a_limited_disk_reads_whole() {
+    let Some(machine) = probe("block-read seed=6") else {
+        return;
+    };
+    let rate = |per_second, burst| Some(RateSpec { per_second, burst });
+    let file = memory_file(&pattern(6, SECTORS));
+    // Several waits of some milliseconds; a request of 64 sectors is larger than
+    // the burst.
+    let limits = LimitsSpec {
+        bandwidth: rate(1 << 20, 16 << 10),
+        operations: rate(500, 2),
+    };
+    let outcome = machine.disk(&file, true).limits(limits).run();
+    outcome.expect_success("300 sectors");
+}
+
+#[test]
+fn a_read_in_flight_at_a_reset_never_reaches_memory() {
+    for file in [memory_file, stored_file] {
+        let Some(machine) = probe("reads-in-flight seed=2 sectors=32768") else {
+            return;
+        };
+        let file = file(&pattern(2, 32768));
+        forget(&file);
+        // Nothing is there before it is asked for.
+        fadvise(&file, 0, None, Advice::Random).unwrap();
+        let outcome = machine.disk(&file, true).entropy().run();
+        outcome.expect_success("200 resets");
+    }
 }

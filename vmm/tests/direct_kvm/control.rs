@@ -3,8 +3,9 @@
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 use vmm::control::{Answer, Command, DeviceState, MAX_REQUEST_BYTES, Outcome, RunState};
+use vmm::spec::{LimitsSpec, RateSpec};
 
-use crate::machine::{POWERED_OFF, Running, probe};
+use crate::machine::{POWERED_OFF, Running, memory_file, pattern, probe};
 
 /// A guest that ends when it reads a control-D.
 fn start() -> Option<Running> {
@@ -218,4 +219,40 @@ fn empty_messages_are_answered_while_the_agent_is_there() {
     }
     assert_eq!(running.controller().status().state, RunState::Running);
     ends_well(running);
+}
+
+#[test]
+fn a_disk_takes_other_limits_while_it_runs() {
+    let Some(machine) = probe("block-read seed=6") else {
+        return;
+    };
+    // At this rate the guest would read for minutes.
+    let one = Some(RateSpec {
+        per_second: 1,
+        burst: 1,
+    });
+    let limits = LimitsSpec {
+        bandwidth: None,
+        operations: one,
+    };
+    let file = memory_file(&pattern(6, 300));
+    let machine = machine.disk(&file, true).limits(limits);
+    let mut running = machine.entropy().control().start();
+    let set = |device: &str, operations| Command::SetLimits {
+        device: device.to_owned(),
+        limits: LimitsSpec {
+            bandwidth: None,
+            operations,
+        },
+    };
+    let controller = running.controller();
+    controller.refused(set("blk1", one), &["no device", "blk1"]);
+    controller.refused(set("rng", one), &["rng", "no limits"]);
+    let none = Some(RateSpec {
+        per_second: 0,
+        burst: 1,
+    });
+    controller.refused(set("blk0", none), &["limits.operations.per_second", "1 to"]);
+    controller.command(set("blk0", None));
+    running.finish().expect_success("300 sectors");
 }

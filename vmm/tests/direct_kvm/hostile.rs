@@ -134,6 +134,17 @@ scenarios! {
 }
 
 #[test]
+fn discards_of_what_is_not_there_are_refused_one_by_one() {
+    let Some(machine) = probe("hostile-discard seed=8") else {
+        return;
+    };
+    let file = memory_file(&pattern(8, 64));
+    let outcome = machine.disk(&file, false).entropy().run();
+    outcome.expect_success("refused");
+    assert_eq!(file.metadata().unwrap().len(), 64 * 512);
+}
+
+#[test]
 fn rings_outside_memory_are_refused_at_the_start() {
     let Some(outcome) = play("rings-outside-memory") else {
         return;

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use jail::{Ended, Jail, Jailed};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Signal, pidfd_send_signal};
 use vmm::event::{Event, EventKind};
 use vmm::spec::{
-    BalloonSpec, BootSpec, Descriptor, DiskSpec, ExtentSpec, SPEC_VERSION, SerialSpec, VmSpec,
-    VsockSpec,
+    BalloonSpec, BootSpec, Descriptor, DiskSpec, ExtentSpec, LimitsSpec, SPEC_VERSION, SerialSpec,
+    VmSpec, VsockSpec,
 };
 
 use crate::agent::Agent;
@@ -170,7 +170,14 @@ impl Machine {
             read_only,
             extents,
             serial: serial.map(str::to_owned),
+            limits: None,
         });
+        self
+    }
+
+    /// Limits the last disk.
+    pub fn limits(mut self, limits: LimitsSpec) -> Self {
+        self.spec.disks.last_mut().unwrap().limits = Some(limits);
         self
     }
 
@@ -299,6 +306,16 @@ pub fn memory_file(content: &[u8]) -> File {
     let mut file = File::from(rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).unwrap());
     file.write_all(content).unwrap();
     file.rewind().unwrap();
+    file
+}
+
+/// A file without a name where the host keeps temporary ones: on a disk, mostly,
+/// unlike [`memory_file`].
+pub fn stored_file(content: &[u8]) -> File {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = rustix::fs::open(std::env::temp_dir(), flags, Mode::from(0o600)).unwrap();
+    let mut file = File::from(file);
+    file.write_all(content).unwrap();
     file
 }
 

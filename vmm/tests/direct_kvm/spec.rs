@@ -5,9 +5,14 @@ use std::fs::File;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use vmm::spec::VmSpec;
+use vmm::spec::{LimitsSpec, RateSpec, VmSpec};
 
 use crate::machine::{Machine, Outcome, WRONG_USE, memory_file, pattern};
+
+const RATE: RateSpec = RateSpec {
+    per_second: 1,
+    burst: 1 << 40,
+};
 
 /// A machine with one of everything, on what is not KVM.
 fn whole() -> Machine {
@@ -19,6 +24,10 @@ fn whole() -> Machine {
     let disk = memory_file(&pattern(0, 8));
     Machine::new(not_kvm, "hello")
         .disk_of(&[(&disk, 0, 4096)], false, Some("one"))
+        .limits(LimitsSpec {
+            bandwidth: Some(RATE),
+            operations: Some(RATE),
+        })
         .entropy()
         .vsock()
         .balloon()
@@ -77,6 +86,8 @@ fn unknown_fields_are_refused_by_name_at_every_depth() {
         "/balloon/colour",
         "/disks/0/colour",
         "/disks/0/extents/0/colour",
+        "/disks/0/limits/colour",
+        "/disks/0/limits/bandwidth/colour",
     ] {
         refused(place, json!(1), &["unknown field", "colour"]);
     }
@@ -360,4 +371,18 @@ fn wrong_arguments_get_the_usage() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(WRONG_USE));
+}
+
+#[test]
+fn limits_that_let_nothing_through_or_everything_are_refused() {
+    for limit in ["bandwidth", "operations"] {
+        for part in ["per_second", "burst"] {
+            let pointer = format!("/disks/0/limits/{limit}/{part}");
+            let name = format!("disks[0].limits.{limit}.{part}");
+            for number in [0, (1_u64 << 40) + 1, u64::MAX] {
+                refused(&pointer, json!(number), &[&name, "1 to 1099511627776"]);
+            }
+            refused(&pointer, json!(-1), &[&name]);
+        }
+    }
 }

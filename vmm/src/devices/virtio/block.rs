@@ -1,23 +1,34 @@
 //! virtio-blk (virtio 1.3, section 5.2).
+//!
+//! One queue: a machine has one event loop, and a device one interrupt, so more
+//! would only share them. Sectors of 512 bytes and no topology: behind a disk is
+//! the page cache, which takes any alignment.
+
+mod request;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
 
 use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
-    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
-    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::Bytes;
 
-use super::queues::{Chain, DeviceFault, Drained, Queues, Served};
+use super::limiter::{Limiter, Limits};
+use super::queues::{Chain, DeviceFault, Drained, Queues, Served, Taken};
 use super::{VirtioDevice, read_config_bytes};
-use crate::block::BlockBackend;
-use crate::block::buffers::Buffers;
+use crate::block::{BlockBackend, Operation, Ticket};
+use crate::event::{EventKind, EventSink, monotonic_ns};
 use crate::memory::GuestMemory;
+use request::{Command, Disk, Refusal, Request};
 
 const QUEUE_SIZES: [u16; 1] = [256];
 const SECTOR_BYTES: u64 = 512;
-/// `struct virtio_blk_req`: type, reserved, sector.
-const HEADER_BYTES: usize = 16;
 /// Data pieces in one request: a queue's worth less the header and the status.
 const SEG_MAX: u32 = 254;
 /// Bytes in one piece.
@@ -25,11 +36,30 @@ const SIZE_MAX: u32 = 64 << 10;
 /// Data in one request, as a driver that keeps to both may ask for. More would
 /// keep other devices waiting.
 const REQUEST_MAX_BYTES: u64 = SEG_MAX as u64 * SIZE_MAX as u64;
+/// Ranges in one discard: as many as Linux makes use of at a time, roughly.
+const MAX_DISCARD_SEGMENTS: u32 = 16;
+/// Sectors in one of them: 1 GiB, which file systems forget quickly.
+const MAX_DISCARD_SECTORS: u32 = 1 << 21;
+/// Linux never asks for more.
+const MAX_WRITE_ZEROES_SEGMENTS: u32 = 1;
+/// 8 MiB: some file systems can only write them.
+const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 14;
+/// A disk that is full is told of so often at most, however its guest fills it.
+const DISK_FULL_PAUSE: Duration = Duration::from_secs(60);
+
 /// Offsets into `struct virtio_blk_config`.
 const CONFIG_CAPACITY: usize = 0;
 const CONFIG_SIZE_MAX: usize = 8;
 const CONFIG_SEG_MAX: usize = 12;
+const CONFIG_MAX_DISCARD_SECTORS: usize = 36;
+const CONFIG_MAX_DISCARD_SEGMENTS: usize = 40;
+const CONFIG_DISCARD_ALIGNMENT: usize = 44;
+const CONFIG_MAX_WRITE_ZEROES_SECTORS: usize = 48;
+const CONFIG_MAX_WRITE_ZEROES_SEGMENTS: usize = 52;
+const CONFIG_WRITE_ZEROES_MAY_UNMAP: usize = 56;
 const CONFIG_BYTES: usize = 60;
+/// A page, in sectors: smaller holes free nothing.
+const DISCARD_ALIGNMENT: u32 = 8;
 
 /// The device's identity, padded with zeroes.
 pub type Serial = [u8; VIRTIO_BLK_ID_BYTES as usize];
@@ -40,193 +70,229 @@ pub struct Block {
     serial: Serial,
     config: [u8; CONFIG_BYTES],
     backend: Box<dyn BlockBackend>,
+    limiter: Limiter,
+    events: Arc<EventSink>,
+    /// What the driver has acknowledged.
+    features: u64,
+    /// A chain was left in the queue because too much is in flight.
+    stalled: bool,
+    full: Full,
 }
 
 impl Block {
     /// A disk called `name` in events, that shows `backend` to the guest.
-    pub fn new(name: String, serial: Serial, backend: Box<dyn BlockBackend>) -> Self {
+    pub fn new(
+        name: String,
+        serial: Serial,
+        backend: Box<dyn BlockBackend>,
+        limits: Limits,
+        events: Arc<EventSink>,
+    ) -> io::Result<Self> {
         let mut config = [0; CONFIG_BYTES];
         let capacity = backend.size_bytes() / SECTOR_BYTES;
         config[CONFIG_CAPACITY..][..8].copy_from_slice(&capacity.to_le_bytes());
-        config[CONFIG_SIZE_MAX..][..4].copy_from_slice(&SIZE_MAX.to_le_bytes());
-        config[CONFIG_SEG_MAX..][..4].copy_from_slice(&SEG_MAX.to_le_bytes());
-        Self {
+        let mut numbers = vec![(CONFIG_SIZE_MAX, SIZE_MAX), (CONFIG_SEG_MAX, SEG_MAX)];
+        if !backend.read_only() {
+            numbers.extend([
+                (CONFIG_MAX_DISCARD_SECTORS, MAX_DISCARD_SECTORS),
+                (CONFIG_MAX_DISCARD_SEGMENTS, MAX_DISCARD_SEGMENTS),
+                (CONFIG_DISCARD_ALIGNMENT, DISCARD_ALIGNMENT),
+                (CONFIG_MAX_WRITE_ZEROES_SECTORS, MAX_WRITE_ZEROES_SECTORS),
+                (CONFIG_MAX_WRITE_ZEROES_SEGMENTS, MAX_WRITE_ZEROES_SEGMENTS),
+            ]);
+            config[CONFIG_WRITE_ZEROES_MAY_UNMAP] = 1;
+        }
+        for (offset, number) in numbers {
+            config[offset..][..4].copy_from_slice(&number.to_le_bytes());
+        }
+        Ok(Self {
             name,
             serial,
             config,
             backend,
+            limiter: Limiter::new(limits)?,
+            events,
+            features: 0,
+            stalled: false,
+            full: Full::default(),
+        })
+    }
+
+    fn disk(&self) -> Disk {
+        Disk {
+            size_bytes: self.backend.size_bytes(),
+            read_only: self.backend.read_only(),
+            features: self.features,
         }
     }
 
-    /// Serves one request. What is written includes the status.
-    fn serve(&self, memory: &GuestMemory, chain: Chain) -> Result<Served, DeviceFault> {
+    /// Serves one request, or begins to.
+    fn take(&mut self, memory: &GuestMemory, chain: Chain) -> Result<Taken, DeviceFault> {
+        if !self.backend.has_room() {
+            self.stalled = true;
+            return Ok(Taken::Refused);
+        }
+        let head = chain.head_index();
         let request = Request::parse(memory, chain)
             .map_err(|reason| DeviceFault::Chain { queue: 0, reason })?;
-        let status_address = request.status;
-        let moved = request.readable.bytes().max(request.writable.bytes());
-        let (status, written) = match self.execute(memory, request) {
-            Ok(written) => (VIRTIO_BLK_S_OK, written),
-            Err(Refusal::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
-            Err(Refusal::Failed) => (VIRTIO_BLK_S_IOERR, 0),
-        };
-        memory
-            .write_obj(status as u8, status_address)
-            .map_err(|_| DeviceFault::Chain {
-                queue: 0,
-                reason: "the status byte lies outside guest memory",
-            })?;
-        Ok(Served {
-            written: written + 1,
-            moved,
-        })
-    }
-
-    fn execute(&self, memory: &GuestMemory, request: Request) -> Result<u32, Refusal> {
-        let Request {
-            kind,
-            sector,
-            readable,
-            writable,
-            ..
-        } = request;
-        match kind {
-            VIRTIO_BLK_T_IN => {
-                let offset = self.check_range(sector, writable.bytes())?;
-                // At most REQUEST_MAX_BYTES.
-                let bytes = writable.bytes() as u32;
-                self.backend.read(offset, writable)?;
-                Ok(bytes)
-            }
-            VIRTIO_BLK_T_OUT => {
-                let offset = self.check_range(sector, readable.bytes())?;
-                self.backend.write(offset, readable)?;
-                Ok(0)
-            }
-            VIRTIO_BLK_T_FLUSH => {
-                self.backend.flush()?;
-                Ok(0)
-            }
-            VIRTIO_BLK_T_GET_ID => {
-                let Some((address, length)) = request.first_writable else {
-                    return Err(Refusal::Failed);
+        let status = request.status;
+        let moved = request.bytes();
+        let command = request.command(memory, self.disk());
+        if !self.limiter.admit(cost(&command)) {
+            return Ok(Taken::Refused);
+        }
+        let result = match command {
+            Ok(Command::Operation(operation)) => {
+                let ticket = Ticket {
+                    head,
+                    status,
+                    written: written(&operation),
+                    writes: needs_storage(&operation),
                 };
-                let length = length.min(self.serial.len());
-                memory
-                    .write_slice(&self.serial[..length], address)
-                    .map_err(|_| Refusal::Failed)?;
-                Ok(length as u32)
-            }
-            _ => Err(Refusal::Unsupported),
-        }
-    }
-
-    /// The byte offset of `sector`, if `bytes` from there on are whole sectors
-    /// of this disk and no more than one request may have.
-    fn check_range(&self, sector: u64, bytes: u64) -> Result<u64, Refusal> {
-        if bytes > REQUEST_MAX_BYTES {
-            return Err(Refusal::Failed);
-        }
-        let offset = sector.checked_mul(SECTOR_BYTES).ok_or(Refusal::Failed)?;
-        let end = offset.checked_add(bytes).ok_or(Refusal::Failed)?;
-        if !bytes.is_multiple_of(SECTOR_BYTES) || end > self.backend.size_bytes() {
-            return Err(Refusal::Failed);
-        }
-        Ok(offset)
-    }
-}
-
-/// What the driver is told of a request that was not done.
-enum Refusal {
-    Failed,
-    Unsupported,
-}
-
-impl From<std::io::Error> for Refusal {
-    fn from(_: std::io::Error) -> Self {
-        Self::Failed
-    }
-}
-
-/// A request, its header copied out of guest memory once.
-struct Request<'m> {
-    kind: u32,
-    sector: u64,
-    /// Data the device reads, after the header.
-    readable: Buffers<'m>,
-    /// Room the device writes, before the status byte.
-    writable: Buffers<'m>,
-    first_writable: Option<(GuestAddress, usize)>,
-    status: GuestAddress,
-}
-
-impl<'m> Request<'m> {
-    /// The driver frames descriptors as it likes (section 2.7.4.1), except that
-    /// here, as in every driver there is, the header is the first descriptor's
-    /// beginning and the status byte the last one's end.
-    fn parse(memory: &'m GuestMemory, chain: Chain<'m>) -> Result<Self, &'static str> {
-        let mut descriptors = chain;
-        let first = descriptors.next().ok_or("a request without descriptors")?;
-        if first.is_write_only() || (first.len() as usize) < HEADER_BYTES {
-            return Err("a request without a header");
-        }
-        let mut header = [0; HEADER_BYTES];
-        memory
-            .read_slice(&mut header, first.addr())
-            .map_err(|_| "a request's header lies outside guest memory")?;
-        let [k0, k1, k2, k3, _, _, _, _, sector @ ..] = header;
-
-        let outside = "a request's data lies outside guest memory";
-        let mut readable = Buffers::default();
-        let rest = first.len() as usize - HEADER_BYTES;
-        let after_header = first
-            .addr()
-            .0
-            .checked_add(HEADER_BYTES as u64)
-            .ok_or(outside)?;
-        readable
-            .push(memory, GuestAddress(after_header), rest)
-            .map_err(|_| outside)?;
-        let mut writable = Buffers::default();
-        let mut first_writable = None;
-        // The last writable descriptor seen so far: its end may be the status.
-        let mut last: Option<(GuestAddress, usize)> = None;
-        for descriptor in descriptors {
-            let piece = (descriptor.addr(), descriptor.len() as usize);
-            if !descriptor.is_write_only() {
-                if last.is_some() {
-                    return Err("a request with readable data after writable data");
+                match self.backend.start(ticket, operation) {
+                    None => return Ok(Taken::Kept { moved }),
+                    Some(result) => self.judge(ticket, &result),
                 }
-                readable
-                    .push(memory, piece.0, piece.1)
-                    .map_err(|_| outside)?;
-                continue;
             }
-            if let Some((address, length)) = last.replace(piece) {
-                first_writable.get_or_insert((address, length));
-                writable
-                    .push(memory, address, length)
-                    .map_err(|_| outside)?;
+            Ok(Command::Identity(address, length)) => {
+                let identity = &self.serial[..length.min(self.serial.len())];
+                memory
+                    .write_slice(identity, address)
+                    .map(|()| identity.len() as u32)
+                    .map_err(|_| Refusal::Failed)
+            }
+            Err(refusal) => Err(refusal),
+        };
+        let written = answer(memory, status, result)?;
+        Ok(Taken::Used(Served { written, moved }))
+    }
+
+    /// What the driver is told of what the backend has done.
+    fn judge(&mut self, ticket: Ticket, result: &io::Result<()>) -> Result<u32, Refusal> {
+        match result {
+            Ok(()) => {
+                if ticket.writes {
+                    self.full.written();
+                }
+                Ok(ticket.written)
+            }
+            Err(error) => {
+                let full = matches!(
+                    error.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                );
+                if full && self.full.refused(monotonic_ns()) {
+                    self.events.send(EventKind::DiskFull {
+                        device: self.name.clone(),
+                    });
+                }
+                Err(Refusal::Failed)
             }
         }
-        let (address, length) = last.ok_or("a request without a status byte")?;
-        let before_status = length
-            .checked_sub(1)
-            .ok_or("a request with an empty status descriptor")?;
-        if before_status > 0 {
-            first_writable.get_or_insert((address, before_status));
-            writable
-                .push(memory, address, before_status)
-                .map_err(|_| outside)?;
+    }
+
+    /// Returns to the driver what has been in flight and is done.
+    fn return_completed(&mut self, mut queues: Option<&mut Queues>) -> Result<(), DeviceFault> {
+        // Each request in flight once: what is begun meanwhile has its own turn.
+        let mut turns = usize::from(QUEUE_SIZES[0]);
+        let mut used = false;
+        while let Some((ticket, result)) = self.backend.complete() {
+            let result = self.judge(ticket, &result);
+            if let Some(queues) = queues.as_deref_mut() {
+                let written = answer(queues.memory(), ticket.status, result)?;
+                queues.push_used(0, ticket.head, written)?;
+                used = true;
+            }
+            turns -= 1;
+            if turns == 0 {
+                self.backend.wake();
+                break;
+            }
         }
-        let status = address.0.checked_add(before_status as u64).ok_or(outside)?;
-        Ok(Self {
-            kind: u32::from_le_bytes([k0, k1, k2, k3]),
-            sector: u64::from_le_bytes(sector),
-            readable,
-            writable,
-            first_writable,
-            status: GuestAddress(status),
-        })
+        match queues {
+            Some(queues) if used => queues.notify(0),
+            _ => Ok(()),
+        }
+    }
+
+    fn serve(&mut self, queues: &mut Queues) -> Result<Drained, DeviceFault> {
+        let memory = queues.memory();
+        self.stalled = false;
+        queues.take(0, |chain| self.take(memory, chain))
+    }
+}
+
+/// The bytes that a limit on bandwidth counts: what passes between memory and
+/// storage, and what may have to.
+fn cost(command: &Result<Command, Refusal>) -> u64 {
+    let Ok(Command::Operation(operation)) = command else {
+        return 0;
+    };
+    match operation {
+        Operation::Read(_, buffers) | Operation::Write(_, buffers) => buffers.bytes(),
+        Operation::WriteZeroes { range, .. } => range.length,
+        Operation::Flush | Operation::Discard(_) => 0,
+    }
+}
+
+fn written(operation: &Operation) -> u32 {
+    match operation {
+        // At most REQUEST_MAX_BYTES.
+        Operation::Read(_, buffers) => buffers.bytes() as u32,
+        _ => 0,
+    }
+}
+
+fn needs_storage(operation: &Operation) -> bool {
+    matches!(
+        operation,
+        Operation::Write(..) | Operation::WriteZeroes { .. }
+    )
+}
+
+/// Writes the status byte; returns how many bytes were written with it.
+fn answer(
+    memory: &GuestMemory,
+    address: vm_memory::GuestAddress,
+    result: Result<u32, Refusal>,
+) -> Result<u32, DeviceFault> {
+    let (status, written) = match result {
+        Ok(written) => (VIRTIO_BLK_S_OK, written),
+        Err(Refusal::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
+        Err(Refusal::Failed) => (VIRTIO_BLK_S_IOERR, 0),
+    };
+    memory
+        .write_obj(status as u8, address)
+        .map_err(|_| DeviceFault::Chain {
+            queue: 0,
+            reason: "the status byte lies outside guest memory",
+        })?;
+    Ok(written + 1)
+}
+
+/// Whether the host's storage was full when it was needed last.
+#[derive(Debug, Default)]
+struct Full {
+    full: bool,
+    told_ns: Option<u64>,
+}
+
+impl Full {
+    /// A write was refused for want of room; returns whether to tell.
+    fn refused(&mut self, now_ns: u64) -> bool {
+        let pause = DISK_FULL_PAUSE.as_nanos() as u64;
+        let recently = self
+            .told_ns
+            .is_some_and(|told| now_ns.saturating_sub(told) < pause);
+        if std::mem::replace(&mut self.full, true) || recently {
+            return false;
+        }
+        self.told_ns = Some(now_ns);
+        true
+    }
+
+    fn written(&mut self) {
+        self.full = false;
     }
 }
 
@@ -244,20 +310,65 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let read_only = u64::from(self.backend.read_only()) << VIRTIO_BLK_F_RO;
-        1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_SIZE_MAX | 1 << VIRTIO_BLK_F_SEG_MAX | read_only
+        let more = match self.backend.read_only() {
+            true => 1 << VIRTIO_BLK_F_RO,
+            false => 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES,
+        };
+        1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_SIZE_MAX | 1 << VIRTIO_BLK_F_SEG_MAX | more
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         read_config_bytes(&self.config, offset, data);
     }
 
-    fn process_queue(&mut self, index: usize, queues: &mut Queues) -> Result<Drained, DeviceFault> {
-        let memory = queues.memory();
-        queues.drain(index, |chain| self.serve(memory, chain))
+    fn activate(&mut self, features: u64) {
+        self.features = features;
     }
 
-    fn reset(&mut self) {}
+    fn process_queue(
+        &mut self,
+        _index: usize,
+        queues: &mut Queues,
+    ) -> Result<Drained, DeviceFault> {
+        let result = self.serve(queues);
+        self.backend.submit();
+        result
+    }
+
+    fn reset(&mut self) {
+        // Whatever is in flight ends before its memory is the driver's again.
+        self.backend.wait();
+        self.features = 0;
+        self.stalled = false;
+    }
+
+    fn queue_taken_away(&mut self, _index: usize) {
+        self.backend.wait();
+    }
+
+    fn backend(&self) -> Option<BorrowedFd<'_>> {
+        self.backend.completions()
+    }
+
+    fn process_backend(&mut self, mut queues: Option<&mut Queues>) -> Result<(), DeviceFault> {
+        self.backend.acknowledge();
+        let returned = self.return_completed(queues.as_deref_mut());
+        let served = match queues {
+            Some(queues) if self.stalled && returned.is_ok() => self.serve(queues),
+            _ => Ok(Drained::Empty),
+        };
+        self.backend.submit();
+        returned?;
+        if served? == Drained::Again {
+            self.stalled = true;
+            self.backend.wake();
+        }
+        Ok(())
+    }
+
+    fn limiter(&mut self) -> Option<&mut Limiter> {
+        Some(&mut self.limiter)
+    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::VirtioDevice;
 use super::interrupt::Interrupt;
+use super::limiter::Limits;
 use super::queues::{DeviceFault, Drained, Queues};
 use crate::bus::BusDevice;
 use crate::event::{EventKind, EventSink};
@@ -239,6 +240,37 @@ impl MmioTransport {
         self.lock().device.backend().map(|fd| fd.as_raw_fd())
     }
 
+    /// The number of the descriptor that wakes [`MmioTransport::process_timer`];
+    /// open for as long as the device lives.
+    pub fn timer(&self) -> Option<RawFd> {
+        let mut state = self.lock();
+        state
+            .device
+            .limiter()
+            .map(|limiter| limiter.timer().as_raw_fd())
+    }
+
+    /// Lets the device go on with what a limit made wait.
+    pub fn process_timer(&self) {
+        if let Some(limiter) = self.lock().device.limiter() {
+            limiter.expired();
+        }
+        for index in 0..self.doorbells.len() {
+            self.process_queue(index);
+        }
+    }
+
+    /// Gives the device other limits from now on; returns whether it knows any.
+    pub fn set_limits(&self, limits: Limits) -> bool {
+        match self.lock().device.limiter() {
+            Some(limiter) => {
+                limiter.set(limits);
+                true
+            }
+            None => false,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -394,6 +426,7 @@ fn write_queue(state: &mut State, offset: u64, value: u32) {
         let select = state.queue_select as usize;
         if let Some(queue) = state.queues.get_mut(select) {
             queue.set_ready(false);
+            state.device.queue_taken_away(select);
         }
         return;
     }

@@ -1,9 +1,13 @@
 //! A driver for unit tests: it reaches a device through its registers and through
 //! guest memory, as a guest does, and says exactly what it is told to.
 
+pub mod hostile;
+
 use std::fs::File;
 use std::io::{Read, Seek};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -29,6 +33,10 @@ pub const EVENT_INDEX: u64 = 1 << 29;
 
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
+pub const INDIRECT: u16 = 4;
+
+/// What has not come by then never will.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Each queue has a page for descriptors, one for the driver area and one for the
 /// device area.
@@ -62,10 +70,16 @@ struct Progress {
 impl MockDriver {
     /// A driver for `device`, which it has not touched yet.
     pub fn new(device: impl VirtioDevice + 'static) -> Self {
+        Self::with_events(|_| device)
+    }
+
+    /// A driver for a device that sends events of its own.
+    pub fn with_events<D: VirtioDevice + 'static>(make: impl FnOnce(Arc<EventSink>) -> D) -> Self {
         let memory = memory::create(MEMORY_BYTES).unwrap();
         let flags = rustix::fs::MemfdFlags::CLOEXEC;
         let events = File::from(rustix::fs::memfd_create("events", flags).unwrap());
         let sink = Arc::new(EventSink::new(Some(events.try_clone().unwrap())));
+        let device = make(Arc::clone(&sink));
         let queues = vec![Progress::default(); device.queue_sizes().len()];
         let transport = MmioTransport::new(Box::new(device), memory.clone(), sink).unwrap();
         Self {
@@ -161,7 +175,12 @@ impl MockDriver {
 
     pub fn describe(&self, queue: usize, index: u16, descriptor: Descriptor) {
         let [table, ..] = Self::queue_addresses(queue);
-        let at = GuestAddress(table + u64::from(index) * 16);
+        self.describe_at(table + u64::from(index) * 16, descriptor);
+    }
+
+    /// Writes a descriptor to any address.
+    pub fn describe_at(&self, at: u64, descriptor: Descriptor) {
+        let at = GuestAddress(at);
         let Descriptor {
             address,
             length,
@@ -248,19 +267,63 @@ impl MockDriver {
         status
     }
 
-    /// The reasons of all faults so far.
-    pub fn faults(&mut self) -> Vec<String> {
+    /// All events so far.
+    pub fn events(&mut self) -> Vec<EventKind> {
         let mut text = String::new();
         self.events.rewind().unwrap();
         self.events.read_to_string(&mut text).unwrap();
         text.lines()
-            .map(
-                |line| match serde_json::from_str::<Event>(line).unwrap().kind {
-                    EventKind::DeviceFault { reason, .. } => reason,
-                    other => panic!("{other:?} from a device"),
-                },
-            )
+            .map(|line| serde_json::from_str::<Event>(line).unwrap().kind)
             .collect()
+    }
+
+    /// The reasons of all faults so far.
+    pub fn faults(&mut self) -> Vec<String> {
+        self.events()
+            .into_iter()
+            .map(|event| match event {
+                EventKind::DeviceFault { reason, .. } => reason,
+                other => panic!("{other:?} from a device"),
+            })
+            .collect()
+    }
+
+    /// Does what the event loop does, until `count` more chains of `queue` were
+    /// returned; returns them.
+    pub fn wait_for_used(&mut self, queue: usize, count: usize) -> Vec<(u32, u32)> {
+        let mut taken = self.take_used(queue);
+        while taken.len() < count {
+            assert!(!self.needs_reset(), "{:?}", self.events());
+            self.wait_for_event();
+            taken.extend(self.take_used(queue));
+        }
+        taken
+    }
+
+    /// Waits for the device's backend or its timer, and lets the device look.
+    fn wait_for_event(&self) {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let numbers = [self.transport.backend(), self.transport.timer()];
+        let mut watched: Vec<_> = numbers
+            .into_iter()
+            .flatten()
+            .map(|number| {
+                // SAFETY: open for as long as the device lives, which `self` holds.
+                let fd = unsafe { BorrowedFd::borrow_raw(number) };
+                PollFd::from_borrowed_fd(fd, PollFlags::IN)
+            })
+            .collect();
+        let patience = Timespec::try_from(PATIENCE).unwrap();
+        assert!(poll(&mut watched, Some(&patience)).unwrap() > 0, "no event");
+        let timer_only = self.transport.backend().is_none();
+        let last = watched.len() - 1;
+        let ready: Vec<bool> = watched.iter().map(|fd| !fd.revents().is_empty()).collect();
+        if !timer_only && ready[0] {
+            self.transport.process_backend();
+        }
+        if self.transport.timer().is_some() && ready[last] {
+            self.transport.process_timer();
+        }
     }
 
     pub fn bytes(&self, address: u64, length: usize) -> Vec<u8> {

@@ -8,6 +8,7 @@ pub mod balloon;
 pub mod block;
 pub mod entropy;
 pub mod interrupt;
+pub mod limiter;
 pub mod mmio;
 #[cfg(test)]
 mod mock;
@@ -17,6 +18,7 @@ pub mod worker;
 
 use std::os::fd::BorrowedFd;
 
+use limiter::Limiter;
 use queues::{DeviceFault, Drained, Queues};
 
 /// What a device is, and what it does when its queues or its backend have
@@ -57,6 +59,10 @@ pub trait VirtioDevice: Send {
     /// The driver reset the device: forget all requests in flight.
     fn reset(&mut self);
 
+    /// The driver takes queue `index` away (`QueueReady` = 0) and will do as it
+    /// likes with the buffers in it: forget all requests in flight there.
+    fn queue_taken_away(&mut self, _index: usize) {}
+
     /// A descriptor of the device's own that the event loop shall watch for
     /// input, if it has one.
     fn backend(&self) -> Option<BorrowedFd<'_>> {
@@ -66,6 +72,12 @@ pub trait VirtioDevice: Send {
     /// That descriptor is ready. `queues` is missing while no driver is.
     fn process_backend(&mut self, _queues: Option<&mut Queues>) -> Result<(), DeviceFault> {
         Ok(())
+    }
+
+    /// What the device asks before it serves a request, if it knows limits. The
+    /// transport watches the timer and has the queues processed when it expires.
+    fn limiter(&mut self) -> Option<&mut Limiter> {
+        None
     }
 }
 

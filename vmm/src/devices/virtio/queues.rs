@@ -55,6 +55,20 @@ pub struct Served {
     pub moved: u64,
 }
 
+/// What a device does with a chain it is handed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// It is done with it.
+    Used(Served),
+    /// It keeps it, to return it later, and moves so many bytes meanwhile.
+    Kept {
+        /// In either direction.
+        moved: u64,
+    },
+    /// It cannot take it now, nor those after it.
+    Refused,
+}
+
 /// What is left when [`Queues::drain`] returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drained {
@@ -177,6 +191,18 @@ impl<'a> Queues<'a> {
         index: usize,
         mut handle: impl FnMut(Chain<'a>) -> Result<Served, DeviceFault>,
     ) -> Result<Drained, DeviceFault> {
+        self.take(index, |chain| handle(chain).map(Taken::Used))
+    }
+
+    /// Hands each available chain of queue `index` to `handle`, which need not be
+    /// done with it. Stops as [`Queues::drain`] does, or with a chain that is
+    /// refused: that one stays in the queue, the doorbell is not asked for, and
+    /// [`Drained::Empty`] is returned. Who refuses comes back of its own accord.
+    pub fn take(
+        &mut self,
+        index: usize,
+        mut handle: impl FnMut(Chain<'a>) -> Result<Taken, DeviceFault>,
+    ) -> Result<Drained, DeviceFault> {
         let Some(queue) = self.ready(index) else {
             return Ok(Drained::Empty);
         };
@@ -187,16 +213,28 @@ impl<'a> Queues<'a> {
         loop {
             self.want_doorbell(index, false)?;
             let mut used = false;
-            while !budget.is_spent() {
+            let mut refused = false;
+            while !budget.is_spent() && !refused {
                 let Some(chain) = self.pop(index)? else { break };
                 let head = chain.head_index();
-                let served = handle(chain)?;
-                budget.charge(served.moved);
-                self.push_used(index, head, served.written)?;
-                used = true;
+                match handle(chain)? {
+                    Taken::Used(served) => {
+                        budget.charge(served.moved);
+                        self.push_used(index, head, served.written)?;
+                        used = true;
+                    }
+                    Taken::Kept { moved } => budget.charge(moved),
+                    Taken::Refused => {
+                        self.unpop(index);
+                        refused = true;
+                    }
+                }
             }
             if used {
                 self.notify(index)?;
+            }
+            if refused {
+                return Ok(Drained::Empty);
             }
             if budget.is_spent() {
                 return Ok(Drained::Again);

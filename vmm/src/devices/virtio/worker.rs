@@ -1,4 +1,5 @@
-//! The queue worker: wakes a device for doorbells and for its backend.
+//! The queue worker: wakes a device for doorbells, for its backend and for its
+//! limiter.
 
 use std::sync::Arc;
 
@@ -8,6 +9,8 @@ use super::mmio::MmioTransport;
 
 /// Event data of the device's backend; doorbells have their queue's index.
 const BACKEND: u32 = u32::MAX;
+/// Event data of the timer of the device's limiter.
+const TIMER: u32 = u32::MAX - 1;
 
 /// One device's place in the event loop.
 pub struct QueueWorker {
@@ -23,10 +26,10 @@ impl QueueWorker {
 
 impl MutEventSubscriber for QueueWorker {
     fn process(&mut self, events: Events, _ops: &mut EventOps) {
-        if events.data() == BACKEND {
-            self.transport.process_backend();
-        } else {
-            self.transport.process_queue(events.data() as usize);
+        match events.data() {
+            BACKEND => self.transport.process_backend(),
+            TIMER => self.transport.process_timer(),
+            queue => self.transport.process_queue(queue as usize),
         }
     }
 
@@ -37,6 +40,9 @@ impl MutEventSubscriber for QueueWorker {
         }
         if let Some(backend) = self.transport.backend() {
             let _ = ops.add(Events::with_data_raw(backend, BACKEND, EventSet::IN));
+        }
+        if let Some(timer) = self.transport.timer() {
+            let _ = ops.add(Events::with_data_raw(timer, TIMER, EventSet::IN));
         }
     }
 }

@@ -70,7 +70,15 @@ fn the_policies_are_as_short_as_they_shall_be_and_give_reasons() {
 
 #[test]
 fn the_numbers_in_the_policies_are_what_their_comments_say() {
-    let names: [(&str, u64); 14] = [
+    let names: [(&str, u64); 16] = [
+        (
+            "FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE",
+            (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u64,
+        ),
+        (
+            "FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE",
+            (libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE) as u64,
+        ),
         ("MADV_DONTNEED", libc::MADV_DONTNEED as u64),
         ("SIGUSR1", libc::SIGUSR1 as u64),
         ("AF_UNIX", libc::AF_UNIX as u64),

@@ -9,7 +9,7 @@ use virtio_drivers::transport::mmio::MmioTransport;
 
 use crate::scenarios::Context;
 use crate::virtio::{self, Identity, Window};
-use crate::{interrupts, pattern, say};
+use crate::{interrupts, pattern, say, serial};
 
 /// Sectors of one request each, over and over: some cross extents, some end on
 /// their borders.
@@ -102,6 +102,31 @@ pub fn out_of_range(context: &Context) {
     }
     compare(&mut disk, context.arguments.number("seed"));
     say!("refused");
+}
+
+/// Reads a disk that ends earlier than it said, once the host has made it so and
+/// tells by a byte on the serial port.
+pub fn shrunk(context: &Context) {
+    const SERIAL_GSI: u32 = 4;
+    interrupts::connect(SERIAL_GSI);
+    serial::enable_input_interrupt();
+    let mut disk = start(window());
+    let mut bytes = [0; SECTOR_SIZE];
+    say!("ready");
+    loop {
+        let seen = interrupts::count(SERIAL_GSI);
+        if serial::read().is_some() {
+            break;
+        }
+        interrupts::wait_for_more(SERIAL_GSI, seen);
+    }
+    disk.read_blocks(0, &mut bytes)
+        .expect("a read of what is there");
+    let seed = context.arguments.number("seed");
+    assert_eq!(pattern::difference(seed, 0, &bytes), None);
+    let last = disk.capacity() as usize - 1;
+    assert_eq!(disk.read_blocks(last, &mut bytes), Err(Error::IoError));
+    say!("an error");
 }
 
 /// Prints the disk's identity.

@@ -1,7 +1,8 @@
-//! Drivers that keep to the rules: those of the crate `virtio-drivers`, and for
-//! the balloon, which it has none for, one that drives by hand.
+//! Drivers that keep to the rules: those of the crate `virtio-drivers`, and what it
+//! does not know by hand.
 
 pub mod balloon;
 pub mod block;
+pub mod discard;
 pub mod entropy;
 pub mod vsock;

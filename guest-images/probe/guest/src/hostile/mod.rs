@@ -5,6 +5,7 @@
 
 pub mod balloon;
 pub mod block;
+pub mod discard;
 pub mod driver;
 pub mod entropy;
 pub mod transport;

@@ -1,12 +1,14 @@
 //! Registers touched in no order, doorbells rung without end.
 
+use alloc::vec;
+
 use super::driver::{
     ACKNOWLEDGE, DRIVER, DRIVER_OK, Device, FEATURES_OK, NEEDS_RESET, QUEUE_SIZE, Ring, WRITE,
     register,
 };
 use crate::friendly::{self, block};
 use crate::scenarios::Context;
-use crate::{mmio, say, virtio};
+use crate::{mmio, pattern, say, virtio};
 
 const VERSION_1: u64 = 1 << 32;
 
@@ -155,6 +157,66 @@ pub fn reset_in_flight(context: &Context) {
         device.reset();
     }
     check(context);
+    say!("{TIMES} resets");
+}
+
+/// Resets a device whose disk has reads to do, many times, and sees that none of
+/// them reaches memory that is used for something else then.
+pub fn reads_in_flight(context: &Context) {
+    const TIMES: usize = 200;
+    const READS: usize = 5;
+    const READ_BYTES: usize = 0x1_0000;
+    const READ_SECTORS: u64 = (READ_BYTES / 512) as u64;
+    let sectors = context.arguments.number("sectors");
+    let window = block::window();
+    let words = READS * READ_BYTES / 8;
+    let buffer = virtio::pages(READS * READ_BYTES / 4096)
+        .as_ptr()
+        .cast::<u64>();
+    let mut device = Device::new(window);
+    for turn in 0..TIMES {
+        device.start(1);
+        // As many as have room in the queue, each of another part of the disk.
+        for read in 0..READS {
+            let header = 32 * read;
+            let sector = (turn * READS + read) as u64 * READ_SECTORS % sectors;
+            device.put(header, &[0; 16]);
+            device.put(header + 8, &sector.to_le_bytes());
+            let pieces = [
+                (device.scratch(header as u64), 16, 0),
+                (
+                    buffer as u64 + (read * READ_BYTES) as u64,
+                    READ_BYTES as u32,
+                    WRITE,
+                ),
+                (device.scratch(header as u64 + 16), 1, WRITE),
+            ];
+            let first = 3 * read as u16;
+            device.rings[0].describe_chain(first, &pieces);
+            device.rings[0].offer(first);
+        }
+        device.notify(0);
+        device.reset();
+        // All of this is memory that the device has let go of.
+        for word in 0..words {
+            let value = (turn * words + word) as u64;
+            // SAFETY: within the pages above.
+            unsafe { buffer.wrapping_add(word).write_volatile(value) };
+        }
+        device.start(1);
+        device.notify(0);
+        for word in 0..words {
+            // SAFETY: within the pages above.
+            let found = unsafe { buffer.wrapping_add(word).read_volatile() };
+            assert_eq!(found, (turn * words + word) as u64, "a read came late");
+        }
+    }
+    // Works as ever.
+    let mut bytes = vec![0; READ_BYTES];
+    let read = block::start(window).read_blocks(0, &mut bytes);
+    assert_eq!(read, Ok(()));
+    let seed = context.arguments.number("seed");
+    assert_eq!(pattern::difference(seed, 0, &bytes), None);
     say!("{TIMES} resets");
 }
 

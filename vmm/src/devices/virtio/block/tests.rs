@@ -1,15 +1,23 @@
 //! Requests in every framing a driver may choose, and in some it may not.
 
+mod in_flight;
+mod ranges;
+
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+};
 
-use super::super::mock::{BUFFERS, Descriptor, MEMORY_BYTES, MockDriver, NEXT, QUEUE_SIZE, WRITE};
+use super::super::mock::{BUFFERS, MockDriver, WRITE, hostile};
 use super::*;
 use crate::block::extents::{Extent, ExtentDisk};
+use crate::block::plain::PlainDisk;
+use crate::block::ring::RingDisk;
 
 const SECTORS: usize = 64;
 const DISK_BYTES: usize = SECTORS * 512;
@@ -28,26 +36,80 @@ fn content() -> Vec<u8> {
     (0..DISK_BYTES).map(|n| (n * 31 / 7 % 251) as u8).collect()
 }
 
-fn device(read_only: bool) -> (Block, Arc<File>) {
+/// What is behind the device in a test.
+#[derive(Debug, Clone, Copy)]
+enum Backend {
+    Plain,
+    Ring,
+    /// A ring that does nothing at once.
+    RingOnly,
+}
+
+fn any_backend() -> impl Strategy<Value = Backend> {
+    prop_oneof![
+        Just(Backend::Plain),
+        Just(Backend::Ring),
+        Just(Backend::RingOnly),
+    ]
+}
+
+impl Backend {
+    fn open(self, disk: ExtentDisk) -> Box<dyn BlockBackend> {
+        let ring = match self {
+            Self::Plain => return Box::new(PlainDisk::new(disk)),
+            Self::Ring => RingDisk::new(disk).map_err(|(disk, _)| disk),
+            Self::RingOnly => RingDisk::without_shortcuts(disk),
+        };
+        // A host without io_uring has no ring to test.
+        match ring {
+            Ok(ring) => Box::new(ring),
+            Err(disk) => Box::new(PlainDisk::new(disk)),
+        }
+    }
+}
+
+fn memory_file(content: &[u8]) -> Arc<File> {
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
     let mut file = File::from(rustix::fs::memfd_create("disk", flags).unwrap());
-    file.write_all(&content()).unwrap();
-    let file = Arc::new(file);
+    file.write_all(content).unwrap();
+    Arc::new(file)
+}
+
+fn disk(file: &Arc<File>, read_only: bool) -> ExtentDisk {
     let extent = Extent {
-        file: Arc::clone(&file),
+        file: Arc::clone(file),
         offset_bytes: 0,
         length_bytes: DISK_BYTES as u64,
     };
-    let disk = ExtentDisk::new(vec![extent], read_only).unwrap();
-    let serial = *b"serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-    (Block::new("blk0".to_owned(), serial, Box::new(disk)), file)
+    ExtentDisk::new(vec![extent], read_only).unwrap()
+}
+
+const SERIAL: Serial = *b"serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+
+fn block(backend: Box<dyn BlockBackend>, limits: Limits, events: Arc<EventSink>) -> Block {
+    Block::new("blk0".to_owned(), SERIAL, backend, limits, events).unwrap()
+}
+
+fn driver_of(backend: Box<dyn BlockBackend>, limits: Limits) -> MockDriver {
+    let mut driver = MockDriver::with_events(|events| block(backend, limits, events));
+    driver.start(super::super::mock::VERSION_1);
+    driver.put(STATUS, &[UNANSWERED]);
+    driver
+}
+
+fn driver_on(backend: Backend, read_only: bool, limits: Limits) -> (MockDriver, Arc<File>) {
+    let file = memory_file(&content());
+    let backend = backend.open(disk(&file, read_only));
+    (driver_of(backend, limits), file)
 }
 
 fn driver(read_only: bool) -> (MockDriver, Arc<File>) {
-    let (device, file) = device(read_only);
-    let driver = MockDriver::started(device);
-    driver.put(STATUS, &[UNANSWERED]);
-    (driver, file)
+    driver_on(Backend::Plain, read_only, Limits::default())
+}
+
+fn features(read_only: bool) -> u64 {
+    let backend = Backend::Plain.open(disk(&memory_file(&content()), read_only));
+    block(backend, Limits::default(), Arc::new(EventSink::new(None))).features()
 }
 
 fn put_header(driver: &MockDriver, kind: u32, sector: u64) {
@@ -71,7 +133,7 @@ fn request(driver: &mut MockDriver, kind: u32, sector: u64, length: u32, flags: 
     driver.put(STATUS, &[UNANSWERED]);
     let data = (DATA, length, flags);
     driver.submit(0, &[(HEADER, 16, 0), data, (STATUS, 1, WRITE)]);
-    let used = driver.take_used(0);
+    let used = driver.wait_for_used(0, 1);
     assert_eq!(used.len(), 1, "{:?}", driver.faults());
     (status(driver), used[0].1)
 }
@@ -83,26 +145,20 @@ fn the_capacity_and_the_number_of_segments_are_told() {
     assert_eq!(driver.read(0x104), 0);
     assert_eq!(driver.read(0x108), SIZE_MAX);
     assert_eq!(driver.read(0x10c), SEG_MAX);
-    assert_ne!(device(true).0.features() & 1 << VIRTIO_BLK_F_SIZE_MAX, 0);
-    assert_ne!(device(true).0.features() & 1 << VIRTIO_BLK_F_RO, 0);
-    assert_eq!(device(false).0.features() & 1 << VIRTIO_BLK_F_RO, 0);
+    assert_ne!(features(true) & 1 << VIRTIO_BLK_F_SIZE_MAX, 0);
+    assert_ne!(features(true) & 1 << VIRTIO_BLK_F_RO, 0);
+    assert_eq!(features(false) & 1 << VIRTIO_BLK_F_RO, 0);
 }
 
 #[test]
 fn a_request_may_be_as_long_as_its_segments_and_no_longer() {
-    let flags = rustix::fs::MemfdFlags::CLOEXEC;
-    let file = File::from(rustix::fs::memfd_create("disk", flags).unwrap());
-    file.set_len(1 << 30).unwrap();
-    let file = Arc::new(file);
-    let extent = Extent {
-        file,
-        offset_bytes: 0,
-        length_bytes: 1 << 30,
+    let disk = Disk {
+        size_bytes: 1 << 30,
+        read_only: true,
+        features: 0,
     };
-    let disk = ExtentDisk::new(vec![extent], true).unwrap();
-    let device = Block::new("blk0".to_owned(), [0; 20], Box::new(disk));
-    assert!(device.check_range(1, REQUEST_MAX_BYTES).is_ok());
-    assert!(device.check_range(1, REQUEST_MAX_BYTES + 512).is_err());
+    assert!(disk.check(1, REQUEST_MAX_BYTES).is_ok());
+    assert!(disk.check(1, REQUEST_MAX_BYTES + 512).is_err());
 }
 
 #[test]
@@ -207,8 +263,9 @@ proptest! {
     #[test]
     fn a_read_fills_its_buffers_however_they_are_cut(
         (sector, count, cuts, joined) in any_request(),
+        backend in any_backend(),
     ) {
-        let (mut driver, _) = driver(true);
+        let (mut driver, _) = driver_on(backend, true, Limits::default());
         put_header(&driver, VIRTIO_BLK_T_IN, sector);
         let lengths = pieces(count * 512, &cuts);
         let mut chain = vec![(HEADER, 16, 0)];
@@ -227,7 +284,7 @@ proptest! {
             STATUS
         };
         driver.submit(0, &chain);
-        prop_assert_eq!(driver.take_used(0), [(0, count * 512 + 1)]);
+        prop_assert_eq!(driver.wait_for_used(0, 1), [(0, count * 512 + 1)]);
         prop_assert_eq!(driver.bytes(status, 1), [OK]);
         let read: Vec<u8> = lengths
             .iter()
@@ -241,8 +298,9 @@ proptest! {
     #[test]
     fn a_write_reaches_the_disk_however_its_buffers_are_cut(
         (sector, count, cuts, joined) in any_request(),
+        backend in any_backend(),
     ) {
-        let (mut driver, file) = driver(false);
+        let (mut driver, file) = driver_on(backend, false, Limits::default());
         put_header(&driver, VIRTIO_BLK_T_OUT, sector);
         let total = count * 512;
         let data: Vec<u8> = (0..total).map(|n| (n % 241) as u8).collect();
@@ -265,7 +323,7 @@ proptest! {
         let status = DATA + 0x6_0000;
         chain.push((status, 1, WRITE));
         driver.submit(0, &chain);
-        prop_assert_eq!(driver.take_used(0), [(0, 1)]);
+        prop_assert_eq!(driver.wait_for_used(0, 1), [(0, 1)]);
         prop_assert_eq!(driver.bytes(status, 1), [OK]);
         let mut expected = content();
         let start = sector as usize * 512;
@@ -273,81 +331,21 @@ proptest! {
         prop_assert!(disk_content(&file) == expected);
     }
 
-    /// Whatever a chain looks like, the device writes nowhere but where it says
-    /// that it may, and to its own ring.
+    /// Whatever a driver does, the device writes nowhere but where it says that it
+    /// may, and to its own ring; and works again after a reset.
     #[test]
-    fn no_chain_makes_the_device_write_elsewhere(
-        table in proptest::collection::vec(any_descriptor(), QUEUE_SIZE as usize),
-        heads in proptest::collection::vec(0..QUEUE_SIZE + 2, 1..4),
-        kind in prop_oneof![0_u32..12, any::<u32>()],
+    fn no_driver_makes_the_device_write_elsewhere(
+        backend in any_backend(),
+        acts in hostile::any_acts(1),
+        kind in prop_oneof![Just(0_u32), Just(1), 0_u32..14, any::<u32>()],
         sector in prop_oneof![0_u64..80, any::<u64>()],
     ) {
-        let (mut driver, _) = driver(false);
+        let (mut driver, _) = driver_on(backend, false, Limits::default());
         for address in (0..8).map(|index| HEADER + index * 0x40) {
             driver.put(address, &kind.to_le_bytes());
             driver.put(address + 8, &sector.to_le_bytes());
         }
-        for (descriptor, index) in table.iter().zip(0..) {
-            driver.describe(0, index, *descriptor);
-        }
-        for head in heads {
-            driver.offer(0, head);
-        }
-        let [_, _, used] = MockDriver::queue_addresses(0);
-        let mut may_change = vec![false; MEMORY_BYTES as usize];
-        // The used ring with its flags, index and event index.
-        may_change[used as usize..used as usize + 0x100].fill(true);
-        for descriptor in table.iter().filter(|d| d.flags & WRITE != 0) {
-            let start = descriptor.address.min(MEMORY_BYTES) as usize;
-            let end = descriptor.address.saturating_add(descriptor.length.into());
-            may_change[start..end.min(MEMORY_BYTES) as usize].fill(true);
-        }
-        let before = driver.bytes(0, MEMORY_BYTES as usize);
-        driver.transport.process_queue(0);
-        let after = driver.bytes(0, MEMORY_BYTES as usize);
-        let changed = |(before, after): (&u8, &u8)| before != after;
-        let elsewhere = before
-            .iter()
-            .zip(&after)
-            .zip(&may_change)
-            .position(|(bytes, may_change)| changed(bytes) && !may_change);
-        prop_assert_eq!(elsewhere, None, "the address that was written");
-        // A fault is told once and ends with a reset.
-        prop_assert_eq!(driver.faults().len(), usize::from(driver.needs_reset()));
-        driver.start(super::super::mock::VERSION_1);
+        hostile::play(&mut driver, &acts)?;
         prop_assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 0, 512, WRITE), (OK, 513));
     }
-}
-
-/// Mostly near what makes sense: a random address would be outside memory nearly
-/// always, and a random length too large.
-fn any_descriptor() -> impl Strategy<Value = Descriptor> {
-    let address = prop_oneof![
-        8 => (0_u64..8).prop_map(|index| HEADER + index * 0x40),
-        8 => (0_u64..0x100).prop_map(|page| BUFFERS + page * 0x100),
-        1 => MEMORY_BYTES - 0x200..MEMORY_BYTES + 0x200,
-        1 => any::<u64>(),
-    ];
-    let length = prop_oneof![
-        4 => Just(16_u32),
-        4 => Just(512),
-        2 => Just(1),
-        2 => 0_u32..0x2000,
-        1 => any::<u32>(),
-    ];
-    let flags = prop_oneof![
-        Just(NEXT),
-        Just(NEXT | WRITE),
-        Just(WRITE),
-        Just(0),
-        any::<u16>(),
-    ];
-    (address, length, flags, 0..QUEUE_SIZE + 1).prop_map(|(address, length, flags, next)| {
-        Descriptor {
-            address,
-            length,
-            flags,
-            next,
-        }
-    })
 }
