@@ -41,6 +41,14 @@ pub enum EventKind {
         /// What was wrong.
         reason: String,
     },
+    /// A NIC's tap is gone: its interface was deleted. The guest sees that the
+    /// link is down, and nothing brings it up again.
+    LinkDown {
+        /// Such as `net0`.
+        device: String,
+        /// What the tap answered.
+        reason: String,
+    },
 }
 
 /// Where events go.

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
+use vm_memory::volatile_memory::PtrGuardMut;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, VolatileSlice};
 
 use crate::memory::GuestMemory;
@@ -101,6 +102,83 @@ impl<'m> Buffers<'m> {
         })
     }
 
+    /// The pieces as iovecs, at most as many as one call takes, and what keeps
+    /// them mapped.
+    fn iovecs(&self) -> (Vec<PtrGuardMut>, Vec<libc::iovec>) {
+        let pieces = self.pieces.iter().take(MAX_PIECES_A_CALL);
+        let guards: Vec<_> = pieces.map(VolatileSlice::ptr_guard_mut).collect();
+        let iovecs = guards
+            .iter()
+            .map(|guard| libc::iovec {
+                iov_base: guard.as_ptr().cast(),
+                iov_len: guard.len(),
+            })
+            .collect();
+        (guards, iovecs)
+    }
+
+    /// Writes all pieces to `to` as one frame (writev(2)); fails if there are more
+    /// than one call takes.
+    pub fn send_frame(&self, to: impl AsFd) -> io::Result<usize> {
+        if self.pieces.len() > MAX_PIECES_A_CALL {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let (_guards, iovecs) = self.iovecs();
+        // SAFETY: the iovecs point to mapped guest memory, kept so by the guards;
+        // the kernel only reads, and may race with the guest as any DMA does.
+        let sent = unsafe {
+            libc::writev(
+                to.as_fd().as_raw_fd(),
+                iovecs.as_ptr(),
+                iovecs.len() as libc::c_int,
+            )
+        };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Reads one frame from `from` (readv(2)) into all pieces and, what they do not
+    /// hold, into `overflow`. Returns the length of the frame.
+    pub fn receive_frame(&self, from: impl AsFd, overflow: &mut [u8]) -> io::Result<usize> {
+        let (_guards, mut iovecs) = self.iovecs();
+        // Some place for the overflow is left.
+        iovecs.truncate(MAX_PIECES_A_CALL - 1);
+        if iovecs.len() < self.pieces.len() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        iovecs.push(libc::iovec {
+            iov_base: overflow.as_mut_ptr().cast(),
+            iov_len: overflow.len(),
+        });
+        // SAFETY: as in `send_frame`, and the last iovec is `overflow`, borrowed
+        // for the call; no Rust reference exists to guest memory.
+        let received = unsafe {
+            libc::readv(
+                from.as_fd().as_raw_fd(),
+                iovecs.as_ptr(),
+                iovecs.len() as libc::c_int,
+            )
+        };
+        usize::try_from(received).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Copies `bytes` to the pieces from byte `offset` of theirs on, as far as they
+    /// reach.
+    pub fn copy_at(&self, mut offset: usize, mut bytes: &[u8]) {
+        for piece in &self.pieces {
+            let Ok(rest) = piece.offset(offset) else {
+                offset -= piece.len();
+                continue;
+            };
+            offset = 0;
+            let (now, later) = bytes.split_at(bytes.len().min(rest.len()));
+            rest.copy_from(now);
+            bytes = later;
+            if bytes.is_empty() {
+                return;
+            }
+        }
+    }
+
     /// Repeats `call` until everything is transferred.
     fn transfer(
         mut self,
@@ -108,19 +186,7 @@ impl<'m> Buffers<'m> {
         call: impl Fn(&[libc::iovec], libc::off_t) -> isize,
     ) -> io::Result<()> {
         while self.bytes > 0 {
-            let guards: Vec<_> = self
-                .pieces
-                .iter()
-                .take(MAX_PIECES_A_CALL)
-                .map(VolatileSlice::ptr_guard_mut)
-                .collect();
-            let iovecs: Vec<_> = guards
-                .iter()
-                .map(|guard| libc::iovec {
-                    iov_base: guard.as_ptr().cast(),
-                    iov_len: guard.len(),
-                })
-                .collect();
+            let (guards, iovecs) = self.iovecs();
             let at = libc::off_t::try_from(offset)
                 .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
             let done = match call(&iovecs, at) {

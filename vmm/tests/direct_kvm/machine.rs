@@ -80,6 +80,7 @@ impl Machine {
             disks: Vec::new(),
             entropy: None,
             vsock: None,
+            nics: Vec::new(),
             events: None,
         };
         let mut machine = Self {

@@ -224,8 +224,6 @@ impl MmioTransport {
             register::VENDOR_ID => return VENDOR,
             // No shared memory regions: a length of all ones says so.
             register::SHM_LEN_LOW..=register::SHM_BASE_HIGH => return u32::MAX,
-            // No configuration here changes while a driver looks at it.
-            register::CONFIG_GENERATION => return 0,
             _ => {}
         }
         let state = self.lock();
@@ -236,6 +234,7 @@ impl MmioTransport {
             register::QUEUE_SIZE_MAX => queue.map_or(0, |queue| queue.max_size().into()),
             register::QUEUE_READY => queue.map_or(0, |queue| queue.ready().into()),
             register::STATUS => state.status,
+            register::CONFIG_GENERATION => state.device.config_generation(),
             _ => 0,
         }
     }

@@ -10,6 +10,7 @@ pub mod interrupt;
 pub mod mmio;
 #[cfg(test)]
 mod mock;
+pub mod net;
 pub mod queues;
 pub mod vsock;
 pub mod worker;
@@ -36,6 +37,11 @@ pub trait VirtioDevice: Send {
     /// Fills `data` from the configuration space; what lies past its end reads
     /// as zero.
     fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// A number that differs when the configuration space does (`ConfigGeneration`).
+    fn config_generation(&self) -> u32 {
+        0
+    }
 
     /// The driver is ready (`DRIVER_OK`) and acknowledged these features.
     fn activate(&mut self, _features: u64) {}
