@@ -15,10 +15,12 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use vmm::event::{Event, EventKind};
 use vmm::spec::{
-    BootSpec, Descriptor, DiskSpec, ExtentSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
+    BootSpec, Descriptor, DiskSpec, ExtentSpec, NicSpec, SPEC_VERSION, SerialSpec, VmSpec,
+    VsockSpec,
 };
 
 use crate::agent::Agent;
+use crate::tap::TapInterface;
 
 const MIB: u64 = 1 << 20;
 /// A guest that has not ended by then never will.
@@ -165,6 +167,19 @@ impl Machine {
             read_only,
             extents,
             serial: serial.map(str::to_owned),
+        });
+        self
+    }
+
+    /// A NIC with all queues of `tap`.
+    pub fn nic(mut self, mac: &str, tap: &TapInterface) -> Self {
+        let taps = tap.queues.iter().map(|queue| queue.try_clone().unwrap());
+        let taps = taps.collect::<Vec<_>>();
+        let taps = taps.into_iter().map(|queue| self.pass(queue)).collect();
+        self.spec.nics.push(NicSpec {
+            mac: mac.to_owned(),
+            taps,
+            mtu: None,
         });
         self
     }

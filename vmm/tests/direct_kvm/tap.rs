@@ -14,6 +14,7 @@ const ANY_PROTOCOL: u16 = (libc::ETH_P_ALL as u16).to_be();
 
 /// A tap interface that is up, and goes with its namespace when all is dropped.
 pub struct TapInterface {
+    name: &'static str,
     /// Its queues.
     pub queues: Vec<OwnedFd>,
     /// A packet socket on it: what is sent here, the guest receives.
@@ -25,8 +26,13 @@ pub struct TapInterface {
 /// `None`, and a line that says why, where there is no `/dev/net/tun`, or none for
 /// this user.
 pub fn interface(queues: usize, flags: libc::c_int) -> Option<TapInterface> {
+    named("tap0", queues, flags)
+}
+
+/// An interface with a name of its own.
+pub fn named(name: &'static str, queues: usize, flags: libc::c_int) -> Option<TapInterface> {
     // A thread has the namespace, so that nobody else is moved into it.
-    let made = std::thread::spawn(move || TapInterface::new(queues, flags)).join();
+    let made = std::thread::spawn(move || TapInterface::new(name, queues, flags)).join();
     match made.expect("the thread does not panic") {
         Ok(interface) => Some(interface),
         Err(error) => {
@@ -70,28 +76,31 @@ fn open_socket(domain: i32, kind: i32, protocol: u16) -> io::Result<OwnedFd> {
 }
 
 impl TapInterface {
-    fn new(queues: usize, flags: libc::c_int) -> io::Result<Self> {
+    fn new(name: &'static str, queues: usize, flags: libc::c_int) -> io::Result<Self> {
         // SAFETY: moves the calling thread into a new network namespace.
         checked(unsafe { libc::unshare(libc::CLONE_NEWNET) })?;
         let queues = (0..queues)
-            .map(|_| open_queue("tap0", flags))
+            .map(|_| open_queue(name, flags))
             .collect::<io::Result<Vec<_>>>()?;
         let namespace = open_socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
         // Else the host's IPv6 would send frames of its own.
-        let _ = std::fs::write("/proc/sys/net/ipv6/conf/tap0/disable_ipv6", "1");
+        let _ = std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1");
         let socket = open_socket(libc::AF_PACKET, libc::SOCK_RAW, ANY_PROTOCOL)?;
         let mut this = Self {
+            name,
             queues,
             socket,
             namespace,
         };
         this.set_up(true)?;
         this.bind()?;
+        // For all that a guest sends before anybody looks.
+        rustix::net::sockopt::set_socket_recv_buffer_size_force(&this.socket, 64 << 20)?;
         Ok(this)
     }
 
     fn bind(&mut self) -> io::Result<()> {
-        let mut request = request("tap0");
+        let mut request = request(self.name);
         // SAFETY: SIOCGIFINDEX reads the name and writes the index of an `ifreq`.
         checked(unsafe {
             libc::ioctl(
@@ -119,7 +128,7 @@ impl TapInterface {
 
     /// Takes the interface up or down.
     pub fn set_up(&self, up: bool) -> io::Result<()> {
-        let mut request = request("tap0");
+        let mut request = request(self.name);
         request.ifr_ifru.ifru_flags = if up { libc::IFF_UP as i16 } else { 0 };
         // SAFETY: SIOCSIFFLAGS reads an `ifreq`.
         checked(unsafe {
@@ -134,7 +143,7 @@ impl TapInterface {
 
     /// Sets the largest packet.
     pub fn set_mtu(&self, mtu: i32) {
-        let mut request = request("tap0");
+        let mut request = request(self.name);
         request.ifr_ifru.ifru_mtu = mtu;
         // SAFETY: SIOCSIFMTU reads an `ifreq`.
         checked(unsafe {
@@ -149,7 +158,7 @@ impl TapInterface {
 
     /// Deletes the interface by a netlink message (rtnetlink(7), `RTM_DELLINK`).
     pub fn delete(&self) {
-        let namespace = self.namespace.try_clone().unwrap();
+        let (namespace, name) = (self.namespace.try_clone().unwrap(), self.name);
         std::thread::spawn(move || {
             // SIOCGSKNS gives the namespace of a socket.
             const SIOCGSKNS: libc::Ioctl = 0x894c;
@@ -160,7 +169,7 @@ impl TapInterface {
             // SAFETY: moves the calling thread, which ends soon.
             checked(unsafe { libc::setns(fd.as_raw_fd(), libc::CLONE_NEWNET) }).unwrap();
             let status = std::process::Command::new("ip")
-                .args(["link", "delete", "tap0"])
+                .args(["link", "delete", name])
                 .status()
                 .expect("iproute2 is installed");
             assert!(status.success());

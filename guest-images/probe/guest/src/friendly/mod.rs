@@ -2,4 +2,5 @@
 
 pub mod block;
 pub mod entropy;
+pub mod net;
 pub mod vsock;

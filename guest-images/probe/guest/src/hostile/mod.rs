@@ -6,6 +6,7 @@
 pub mod block;
 pub mod driver;
 pub mod entropy;
+pub mod net;
 pub mod transport;
 pub mod vsock;
 
