@@ -217,6 +217,7 @@ impl Monitor {
             disks: Vec::new(),
             entropy: None,
             vsock: None,
+            nics: Vec::new(),
             events: None,
         };
         let memfd = rustix::fs::memfd_create("spec", MemfdFlags::empty())

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context;
 use hostagent::assets::Assets;
 use hostagent::guest_kernel::{KernelKind, identify, initrd_with_modules, module_tree};
-use hostagent::vm_process::{Disk, Machine};
+use hostagent::vm_process::{Disk, Machine, Nic};
 
 /// What every guest kernel is told. The console is for errors: the init
 /// reports over vsock. A kernel that panics resets at once, which ends the VM.
@@ -56,6 +56,7 @@ impl Boot {
         vcpus: u32,
         memory_bytes: u64,
         image: Disk,
+        nics: Vec<Nic>,
     ) -> anyhow::Result<Machine> {
         let kvm = File::options()
             .read(true)
@@ -72,6 +73,7 @@ impl Boot {
             command_line: COMMAND_LINE.to_owned(),
             disks: vec![image],
             entropy: Some(entropy.into()),
+            nics,
         })
     }
 }
