@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use vm_memory::GuestAddress;
 
 use super::super::queues::{BYTES_PER_TURN, DeviceFault, Drained, Queues};
-use super::frame::{self, MAX_FRAME_BYTES};
+use super::frame::{self, MAX_FRAME_BYTES, MAX_PIECES};
 use super::tap::{self, Gone, HEADER_BYTES, Tap, Transfer};
 use crate::block::buffers::Buffers;
 use crate::memory::GuestMemory;
@@ -230,6 +230,18 @@ impl Receiver {
         Ok(buffers)
     }
 
+    /// How many of the buffers one system call can fill: more pieces than that are
+    /// filled by way of the spare buffer.
+    fn rooms_of_one_call(&self) -> usize {
+        let mut pieces = 0;
+        let fits = |room: &&Room| {
+            pieces += room.pieces;
+            pieces <= MAX_PIECES
+        };
+        // One always fits: `gather` takes no larger ones.
+        self.rooms.iter().take_while(fits).count()
+    }
+
     /// Reads a frame. Returns its length if it is whole.
     fn read(
         &mut self,
@@ -238,7 +250,7 @@ impl Receiver {
         memory: &GuestMemory,
     ) -> Result<Result<Option<usize>, Gone>, DeviceFault> {
         let count = match acceptance.mergeable {
-            true => self.rooms.len(),
+            true => self.rooms_of_one_call(),
             false => 1,
         };
         let buffers = self.buffers(count, memory)?;

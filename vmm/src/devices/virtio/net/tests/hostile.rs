@@ -88,6 +88,45 @@ fn a_frame_too_short_or_too_long_is_dropped_and_its_buffers_come_back() {
 }
 
 #[test]
+fn buffers_in_more_pieces_than_one_system_call_takes_hold_frames_all_the_same() {
+    const PIECES: u64 = 300;
+    const INDIRECT: u16 = 4;
+    let (mut driver, peers) = started(1, MERGEABLE);
+    // Each buffer is a table of single bytes, far from each other.
+    for head in 0..u64::from(QUEUE_SIZE) {
+        let table = BUFFERS + head * PIECES * 16;
+        for piece in 0..PIECES {
+            let address: u64 = 0x8_0000 + (head * PIECES + piece) * 2;
+            let mut descriptor = address.to_le_bytes().to_vec();
+            descriptor.extend(1_u32.to_le_bytes());
+            let flags = if piece + 1 == PIECES {
+                WRITE
+            } else {
+                WRITE | NEXT
+            };
+            descriptor.extend(flags.to_le_bytes());
+            descriptor.extend((piece as u16 + 1).to_le_bytes());
+            driver.put(table + piece * 16, &descriptor);
+        }
+        driver.submit_at(RX, head as u16, &[(table, PIECES as u32 * 16, INDIRECT)]);
+    }
+    // The first is too long for all of them.
+    for length in [5000, 4000, 30] {
+        peers[0].send(&frame(length));
+    }
+    driver.transport.process_backend();
+    let used = driver.take_used(RX);
+    let heads: Vec<_> = used.iter().map(|(head, _)| *head).collect();
+    assert_eq!(heads, (0..15).collect::<Vec<_>>());
+    let bytes = driver.bytes(0x8_0000, 15 * PIECES as usize * 2);
+    let received: Vec<u8> = bytes.iter().step_by(2).copied().collect();
+    assert_eq!(received[HEADER_BYTES..][..4000], frame(4000));
+    assert_eq!(used[13], (13, 4012 - 13 * 300));
+    assert_eq!(received[14 * 300 + HEADER_BYTES..][..30], frame(30));
+    assert!(!driver.needs_reset());
+}
+
+#[test]
 fn chains_without_end_are_faults_in_every_queue() {
     for queue in [RX, TX] {
         let flags = if queue == RX { WRITE } else { 0 };
