@@ -134,8 +134,8 @@ impl Machine {
             builder.add_virtio(Box::new(device))?;
         }
         for (options, index) in config.nics.into_iter().zip(0..) {
-            let device = Net::new(format!("net{index}"), options, Arc::clone(&events))
-                .map_err(host("a network device's epoll"))?;
+            let device = Net::new(format!("net{index}"), options, &memory, Arc::clone(&events))
+                .map_err(host("a network device"))?;
             builder.add_virtio(Box::new(device))?;
         }
         let Builder {
@@ -247,6 +247,7 @@ impl Builder<'_> {
                 .connect_doorbell(doorbell, window + QUEUE_NOTIFY, queue)?;
         }
         self.vm.connect_interrupt(transport.interrupt_line(), gsi)?;
+        transport.for_each_other_line(|line| self.vm.connect_interrupt(line, gsi))?;
         self.mmio.insert(
             window,
             layout::MMIO_WINDOW_BYTES,

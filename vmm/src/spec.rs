@@ -125,4 +125,8 @@ pub struct NicSpec {
     /// Omitted: the guest keeps to its own default, 1500.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// `/dev/vhost-net`, opened read-write once for each of `taps`: the kernel then
+    /// moves the frames. Omitted: the VMM does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vhost: Vec<Descriptor>,
 }

@@ -1,12 +1,14 @@
 //! The network of a microVM: `--network`, and the tap interface behind it.
 
 mod tap;
+mod vhost;
 
 use std::net::IpAddr;
 
 use guest_protocol::{Network, NetworkAddress};
 
 pub use tap::{TapError, open_tap};
+pub use vhost::{VhostError, open_vhost};
 
 /// `IFNAMSIZ` of Linux, with the terminating zero.
 const MAX_INTERFACE_NAME_BYTES: usize = 15;
@@ -19,7 +21,7 @@ pub struct NetworkOptionError {
     problem: String,
 }
 
-/// `tap=NAME[,mac=MAC][,ip=ADDRESS/PREFIX[,gateway=ADDRESS]]`.
+/// `tap=NAME[,mac=MAC][,ip=ADDRESS/PREFIX[,gateway=ADDRESS]][,vhost=on]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkOption {
     /// The host's interface.
@@ -28,6 +30,8 @@ pub struct NetworkOption {
     pub mac: Option<String>,
     /// The guest's address.
     pub address: Option<NetworkAddress>,
+    /// Whether this host's kernel moves the frames (vhost-net).
+    pub vhost: bool,
 }
 
 impl NetworkOption {
@@ -51,7 +55,7 @@ impl NetworkOption {
 }
 
 fn parse(text: &str) -> Result<NetworkOption, String> {
-    let (mut tap, mut mac, mut ip, mut gateway) = (None, None, None, None);
+    let (mut tap, mut mac, mut ip, mut gateway, mut vhost) = (None, None, None, None, None);
     for part in text.split(',') {
         let (key, value) = part
             .split_once('=')
@@ -61,7 +65,8 @@ fn parse(text: &str) -> Result<NetworkOption, String> {
             "mac" => &mut mac,
             "ip" => &mut ip,
             "gateway" => &mut gateway,
-            _ => return Err(format!("{key:?} is not tap, mac, ip or gateway")),
+            "vhost" => &mut vhost,
+            _ => return Err(format!("{key:?} is not tap, mac, ip, gateway or vhost")),
         };
         if slot.replace(value).is_some() {
             return Err(format!("{key} is given twice"));
@@ -76,6 +81,11 @@ fn parse(text: &str) -> Result<NetworkOption, String> {
         tap: interface_name(tap.ok_or("the tap interface is missing: tap=NAME")?)?,
         mac: mac.map(hardware_address).transpose()?,
         address,
+        vhost: match vhost {
+            None | Some("off") => false,
+            Some("on") => true,
+            Some(other) => return Err(format!("vhost is {other:?}, it must be on or off")),
+        },
     })
 }
 
@@ -206,6 +216,8 @@ mod tests {
         );
         let all = option("ip=10.0.0.2/24,tap=t-1.x,gateway=10.0.0.1,mac=02:AA:00:00:00:01");
         let all = all.unwrap().unwrap();
+        assert!(!all.vhost);
+        assert!(option("tap=tap0,vhost=on").unwrap().unwrap().vhost);
         assert_eq!(all.mac.as_deref(), Some("02:aa:00:00:00:01"));
         let address = all.address.unwrap();
         assert_eq!(address.ip, IpAddr::from([10, 0, 0, 2]));
@@ -228,6 +240,7 @@ mod tests {
             ("tap=0123456789abcdef", "interface"),
             ("tap=a,tap=b", "twice"),
             ("tap=a,bridge=b", "bridge"),
+            ("tap=a,vhost=yes", "on or off"),
             ("tap=a,mac=01:00:00:00:00:00", "hardware address"),
             ("tap=a,mac=00:00:00:00:00:00", "hardware address"),
             ("tap=a,mac=02:00:00:00:00", "hardware address"),

@@ -44,6 +44,8 @@ pub struct Nic {
     pub mac: String,
     /// The queues of a tap interface; see [`crate::network::open_tap`].
     pub taps: Vec<OwnedFd>,
+    /// `/dev/vhost-net`, once for each of `taps`, or nothing.
+    pub vhost: Vec<OwnedFd>,
 }
 
 /// A disk: extents, one after another.
@@ -116,6 +118,11 @@ impl Machine {
                             .map(&mut pass)
                             .collect::<Result<_, _>>()?,
                         mtu: None,
+                        vhost: nic
+                            .vhost
+                            .into_iter()
+                            .map(&mut pass)
+                            .collect::<Result<_, _>>()?,
                     })
                 })
                 .collect::<rustix::io::Result<_>>()?,

@@ -2,8 +2,9 @@
 
 use crate::descriptors::{Descriptors, access};
 use crate::devices::virtio::net::tap::{InterfaceName, Tap, TapIdentity};
+use crate::devices::virtio::net::vhost::VhostFd;
 use crate::devices::virtio::net::{MAX_PAIRS, MacAddress, NetOptions};
-use crate::spec::NicSpec;
+use crate::spec::{Descriptor, NicSpec};
 
 use super::{ConfigError, in_range, kind};
 
@@ -82,12 +83,36 @@ fn nic(
         segments_udp &= segments;
         taps.push(tap);
     }
+    let vhost = vhost(&spec.vhost, taps.len(), field, fds)?;
     Ok(NetOptions {
         mac,
         mtu: spec.mtu,
         taps,
         segments_udp,
+        vhost,
     })
+}
+
+fn vhost(
+    numbers: &[Descriptor],
+    taps: usize,
+    field: &str,
+    fds: &mut Descriptors,
+) -> Result<Vec<VhostFd>, ConfigError> {
+    if !numbers.is_empty() {
+        in_range(
+            &format!("the number of vhost descriptors of {field}"),
+            numbers.len() as u64,
+            taps as u64..=taps as u64,
+            format!("none or {taps}, as many as taps"),
+        )?;
+    }
+    let take = |(number, index): (&Descriptor, usize)| {
+        let field = format!("{field}.vhost[{index}]");
+        let fd = fds.take(*number, &field)?;
+        VhostFd::new(fd).ok_or_else(|| kind(field, "an open /dev/vhost-net"))
+    };
+    numbers.iter().zip(0..).map(take).collect()
 }
 
 /// Six pairs of hexadecimal digits with colons between them: an address of one

@@ -180,6 +180,7 @@ impl Machine {
             mac: mac.to_owned(),
             taps,
             mtu: None,
+            vhost: Vec::new(),
         });
         self
     }

@@ -107,6 +107,77 @@ fn a_deleted_interface_is_one_event_and_a_link_that_the_guest_sees_down() {
     assert_eq!(downs.collect::<Vec<_>>(), ["net0"], "{outcome:#?}");
 }
 
+/// `/dev/vhost-net`, so many times. `None`, and a line that says why, where there is
+/// none.
+fn vhost(count: usize) -> Option<Vec<File>> {
+    let open = |_| {
+        File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/vhost-net")
+    };
+    match (0..count).map(open).collect() {
+        Ok(files) => Some(files),
+        Err(error) => {
+            let test = std::thread::current();
+            let test = test.name().unwrap_or("a test");
+            let line = format!("skipped: {test}: cannot open /dev/vhost-net: {error}\n");
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+            None
+        }
+    }
+}
+
+#[test]
+fn frames_come_back_through_the_kernel() {
+    const FRAMES: usize = 100;
+    let Some(machine) = probe(&format!("net-echo frames={FRAMES}")) else {
+        return;
+    };
+    let (Some(tap), Some(vhost)) = (tap(2), vhost(2)) else {
+        return;
+    };
+    let mut machine = machine.vcpus(2).nic(MAC, &tap);
+    machine.spec.nics[0].vhost = vhost.into_iter().map(|file| machine.pass(file)).collect();
+    let mut running = machine.start();
+    assert_eq!(running.console_line(), "ready");
+    for length in 100..100 + FRAMES {
+        tap.send(&frame(length)).unwrap();
+        assert_eq!(tap.receive(), echo_of(&frame(length)));
+    }
+    running.finish().expect_success("100 frames");
+}
+
+#[test]
+fn a_nic_that_the_kernel_serves_can_be_reset_with_frames_on_their_way() {
+    let Some(machine) = probe("net-resets") else {
+        return;
+    };
+    let (Some(tap), Some(vhost)) = (tap(1), vhost(1)) else {
+        return;
+    };
+    let mut machine = machine.entropy().nic(MAC, &tap);
+    machine.spec.nics[0].vhost = vhost.into_iter().map(|file| machine.pass(file)).collect();
+    machine.run().expect_success("200 resets");
+}
+
+#[test]
+fn vhost_descriptors_of_another_number_or_kind_are_refused() {
+    let Some(tap) = tap(1) else { return };
+    let null = || File::open("/dev/null").unwrap();
+    let mut machine = machine().nic(MAC, &tap);
+    machine.spec.nics[0].vhost = vec![machine.pass(null())];
+    machine
+        .run()
+        .expect_error(WRONG_USE, &["nics[0].vhost[0]", "/dev/vhost-net"]);
+    let mut machine = self::machine().nic(MAC, &tap);
+    machine.spec.nics[0].vhost = vec![machine.pass(null()), machine.pass(null())];
+    machine.run().expect_error(
+        WRONG_USE,
+        &["vhost descriptors of nics[0] is 2", "none or 1"],
+    );
+}
+
 /// Plays a scenario with a NIC for which frames are waiting, and a generator of
 /// entropy. At its end the guest has sent a frame that says so.
 fn play(scenario: &str) -> Option<Outcome> {

@@ -97,9 +97,10 @@ pub struct RunArgs {
     /// Give the guest a NIC, eth0, on the tap interface NAME of this host, which is
     /// made for the run if it does not exist; `none` gives it none. The address
     /// and route are set up in the guest; on the host they are yours to set.
+    /// vhost=on lets this host's kernel move the frames.
     #[arg(
         long,
-        value_name = "tap=NAME[,mac=MAC][,ip=ADDRESS/PREFIX[,gateway=ADDRESS]]",
+        value_name = "tap=NAME[,mac=MAC][,ip=ADDRESS/PREFIX[,gateway=ADDRESS]][,vhost=on]",
         default_value = "none"
     )]
     network: String,
@@ -249,12 +250,18 @@ fn obtain(
 
 /// The NIC that `network` asks for, its tap open.
 fn nic(network: &NetworkOption, id: &str, vcpus: u32) -> anyhow::Result<Nic> {
+    let taps = network::open_tap(&network.tap, vcpus)?;
+    let vhost = match network.vhost {
+        true => network::open_vhost(taps.len())?,
+        false => Vec::new(),
+    };
     Ok(Nic {
         mac: match &network.mac {
             Some(mac) => mac.clone(),
             None => network::mac_of(id),
         },
-        taps: network::open_tap(&network.tap, vcpus)?,
+        taps,
+        vhost,
     })
 }
 

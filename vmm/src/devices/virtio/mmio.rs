@@ -130,9 +130,13 @@ impl MmioTransport {
             | 1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_EVENT_IDX
             | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+        let interrupt = match device.handed_over() {
+            0 => Interrupt::new()?,
+            _ => Interrupt::shared()?,
+        };
         Ok(Arc::new(Self {
             memory,
-            interrupt: Interrupt::new()?,
+            interrupt,
             doorbells,
             events,
             state: Mutex::new(State {
@@ -156,6 +160,25 @@ impl MmioTransport {
     /// What to register as an irqfd.
     pub fn interrupt_line(&self) -> &EventFd {
         self.interrupt.line()
+    }
+
+    /// The doorbells that the event loop listens to, and their queues.
+    pub fn own_doorbells(&self) -> impl Iterator<Item = (&EventFd, u32)> {
+        let handed_over = self.lock().device.handed_over();
+        self.doorbells.iter().zip(0..).skip(handed_over)
+    }
+
+    /// Calls `connect` with each of the lines besides [`MmioTransport::interrupt_line`].
+    pub fn for_each_other_line<E>(
+        &self,
+        connect: impl FnMut(&EventFd) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let state = self.lock();
+        state
+            .device
+            .interrupt_lines()
+            .into_iter()
+            .try_for_each(connect)
     }
 
     /// Answers the doorbell of queue `index`.
@@ -303,7 +326,14 @@ impl MmioTransport {
         }
         state.status |= VIRTIO_CONFIG_S_DRIVER_OK;
         match fault {
-            None => state.device.activate(state.driver_features),
+            None => {
+                let features = state.driver_features;
+                state.device.activate(features);
+                let State { device, queues, .. } = state;
+                if let Err(fault) = device.hand_over(features, queues, &self.doorbells) {
+                    self.fail(state, &fault);
+                }
+            }
             Some(fault) => self.fail(state, &fault),
         }
     }
@@ -352,6 +382,7 @@ fn write_queue(state: &mut State, offset: u64, value: u32) {
         let select = state.queue_select as usize;
         if let Some(queue) = state.queues.get_mut(select) {
             queue.set_ready(false);
+            state.device.take_back(select);
         }
         return;
     }

@@ -17,6 +17,9 @@ pub mod worker;
 
 use std::os::fd::BorrowedFd;
 
+use virtio_queue::Queue;
+use vmm_sys_util::eventfd::EventFd;
+
 use queues::{DeviceFault, Drained, Queues};
 
 /// What a device is, and what it does when its queues or its backend have
@@ -45,6 +48,32 @@ pub trait VirtioDevice: Send {
 
     /// The driver is ready (`DRIVER_OK`) and acknowledged these features.
     fn activate(&mut self, _features: u64) {}
+
+    /// How many of its queues, from the first, others serve than this process: the
+    /// event loop does not listen to their doorbells.
+    fn handed_over(&self) -> usize {
+        0
+    }
+
+    /// What those others raise the device's interrupt with.
+    fn interrupt_lines(&self) -> Vec<&EventFd> {
+        Vec::new()
+    }
+
+    /// Lets those others begin. Called after [`VirtioDevice::activate`] with the
+    /// same features; the rings of queues that are ready lie in guest memory.
+    fn hand_over(
+        &mut self,
+        _features: u64,
+        _queues: &[Queue],
+        _doorbells: &[EventFd],
+    ) -> Result<(), DeviceFault> {
+        Ok(())
+    }
+
+    /// The driver takes queue `index` away: whoever serves it must stop before this
+    /// returns.
+    fn take_back(&mut self, _index: usize) {}
 
     /// The driver rang the doorbell of queue `index`.
     fn process_queue(&mut self, index: usize, queues: &mut Queues) -> Result<Drained, DeviceFault>;

@@ -25,6 +25,14 @@ pub enum DeviceFault {
         /// What was wrong.
         source: virtio_queue::Error,
     },
+    /// The host could not do what the queues need.
+    #[error("cannot {what}: {source}")]
+    Host {
+        /// What could not be done.
+        what: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// A chain's descriptors are not what the device type prescribes.
     #[error("queue {queue}: {reason}")]
     Chain {

@@ -2,16 +2,20 @@
 //!
 //! [`tap`] is one queue of the host's interface, [`watch`] says which have frames.
 //! [`receive`] and [`transmit`] move frames between a tap and guest memory without
-//! a copy; [`control`] answers the driver's commands. This file is the device.
+//! a copy; [`control`] answers the driver's commands. [`vhost`] has the host's kernel
+//! move the frames instead. This file is the device.
 //!
 //! A pair of queues belongs to each of the tap's. As long as the driver uses fewer
-//! pairs, the frames of the other taps come through those that it uses.
+//! pairs, the frames of the other taps come through those that it uses. With vhost-net
+//! the other taps get no frames, and nobody notices when the interface is deleted:
+//! the kernel tells only those who read.
 
 mod control;
 mod frame;
 mod receive;
 pub mod tap;
 mod transmit;
+pub mod vhost;
 mod watch;
 
 use std::io;
@@ -27,12 +31,17 @@ use virtio_bindings::bindings::virtio_net::{
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 
+use virtio_queue::Queue;
+use vmm_sys_util::eventfd::EventFd;
+
 use super::queues::{DeviceFault, Drained, Queues};
 use super::{VirtioDevice, read_config_bytes};
 use crate::event::{EventKind, EventSink};
+use crate::memory::GuestMemory;
 use frame::MAX_FRAME_BYTES;
 use receive::{Acceptance, Receiver, Source};
 use tap::{Gone, HEADER_BYTES, Offloads, Tap};
+use vhost::{VhostFd, VhostPair};
 use watch::Watch;
 
 /// The most queue pairs of one device. Each costs two doorbells.
@@ -67,6 +76,9 @@ pub struct NetOptions {
     pub taps: Vec<Tap>,
     /// Whether they know UDP segmentation.
     pub segments_udp: bool,
+    /// Who serves the queues: one for each of `taps`, or none, and the device does
+    /// so itself.
+    pub vhost: Vec<VhostFd>,
 }
 
 /// Frames that were lost on the way, as frames may be.
@@ -88,6 +100,7 @@ pub struct Net {
     usual_mtu: u16,
     sources: Vec<Source>,
     receivers: Vec<Receiver>,
+    vhost: Vec<VhostPair>,
     watch: Watch,
     events: Arc<EventSink>,
     link_up: bool,
@@ -106,12 +119,18 @@ const fn has(features: u64, bit: u32) -> bool {
 
 impl Net {
     /// A NIC called `name` in events, which go to `events`.
-    pub fn new(name: String, options: NetOptions, events: Arc<EventSink>) -> io::Result<Self> {
+    pub fn new(
+        name: String,
+        options: NetOptions,
+        memory: &GuestMemory,
+        events: Arc<EventSink>,
+    ) -> io::Result<Self> {
         let NetOptions {
             mac,
             mtu,
             taps,
             segments_udp,
+            vhost,
         } = options;
         let pairs = taps.len();
         let mut config = [0; CONFIG_BYTES];
@@ -153,7 +172,15 @@ impl Net {
             features: bits.into_iter().fold(0, |all, bit| all | 1 << bit),
             queue_sizes,
             usual_mtu: mtu.unwrap_or(DEFAULT_MTU),
-            watch: Watch::new(taps.iter().map(AsFd::as_fd))?,
+            // The kernel looks at its own.
+            watch: match vhost.is_empty() {
+                true => Watch::new(taps.iter().map(AsFd::as_fd))?,
+                false => Watch::new([])?,
+            },
+            vhost: vhost
+                .into_iter()
+                .map(|fd| VhostPair::new(fd, memory))
+                .collect::<io::Result<_>>()?,
             receivers: (0..pairs).map(|pair| Receiver::new(2 * pair)).collect(),
             sources: taps
                 .into_iter()
@@ -224,11 +251,35 @@ impl Net {
         let mut wanted = None;
         let drained = control::answer(index, max_pairs, |pairs| wanted = Some(pairs), queues)?;
         if let Some(pairs) = wanted {
-            self.active_pairs = pairs;
+            self.use_pairs(pairs)?;
             // Other queues are now for some of the taps.
             self.watch.wake_again();
         }
         Ok(drained)
+    }
+
+    /// Uses the first `pairs` pairs. Where the kernel serves them, the taps of the
+    /// others get no frames: nobody would take them.
+    fn use_pairs(&mut self, pairs: usize) -> Result<(), DeviceFault> {
+        self.active_pairs = pairs;
+        for ((vhost, source), index) in self.vhost.iter().zip(&self.sources).zip(0..) {
+            let active = index < pairs;
+            if index > 0 {
+                // Refused where it is so already.
+                let _ = source.tap.set_attached(active);
+            }
+            if active {
+                vhost
+                    .start(&source.tap)
+                    .map_err(|source| DeviceFault::Host {
+                        what: "let vhost-net serve the queues",
+                        source,
+                    })?;
+            } else {
+                vhost.stop();
+            }
+        }
+        Ok(())
     }
 
     /// Says once that the interface is gone: to the driver by the link's status, to
@@ -306,9 +357,44 @@ impl VirtioDevice for Net {
             });
     }
 
+    fn handed_over(&self) -> usize {
+        2 * self.vhost.len()
+    }
+
+    fn interrupt_lines(&self) -> Vec<&EventFd> {
+        self.vhost.iter().flat_map(VhostPair::calls).collect()
+    }
+
+    fn hand_over(
+        &mut self,
+        features: u64,
+        queues: &[Queue],
+        doorbells: &[EventFd],
+    ) -> Result<(), DeviceFault> {
+        let pairs = queues.chunks(2).zip(doorbells.chunks(2));
+        for (vhost, (queues, doorbells)) in self.vhost.iter_mut().zip(pairs) {
+            vhost
+                .set_up(features, queues, doorbells)
+                .map_err(|source| DeviceFault::Host {
+                    what: "tell vhost-net of the queues",
+                    source,
+                })?;
+        }
+        self.use_pairs(1)
+    }
+
+    fn take_back(&mut self, index: usize) {
+        if let Some(vhost) = self.vhost.get(index / 2) {
+            vhost.stop_queue(index % 2);
+        }
+    }
+
     fn process_queue(&mut self, index: usize, queues: &mut Queues) -> Result<Drained, DeviceFault> {
         if self.control_queue == Some(index) {
             return self.control(index, queues);
+        }
+        if index < self.handed_over() {
+            return Ok(Drained::Empty);
         }
         match (index / 2, index % 2) {
             (pair, _) if pair >= self.pairs() => Ok(Drained::Empty),
@@ -318,6 +404,9 @@ impl VirtioDevice for Net {
     }
 
     fn reset(&mut self) {
+        for vhost in &self.vhost {
+            vhost.stop();
+        }
         for receiver in &mut self.receivers {
             receiver.reset();
         }

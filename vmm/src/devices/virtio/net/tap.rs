@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 
@@ -198,6 +198,23 @@ impl Tap {
         Self { fd }
     }
 
+    /// Lets the interface give frames to this queue, or not (`TUNSETQUEUE`).
+    pub fn set_attached(&self, attached: bool) -> io::Result<()> {
+        // SAFETY: `ifreq` is plain data, for which all zeroes are valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        request.ifr_ifru.ifru_flags = match attached {
+            true => libc::IFF_ATTACH_QUEUE as libc::c_short,
+            false => libc::IFF_DETACH_QUEUE as libc::c_short,
+        };
+        // SAFETY: TUNSETQUEUE reads an `ifreq`, which outlives the call.
+        let result =
+            unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) };
+        match result {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     /// Sets what frames for the guest may be like, for the whole interface.
     pub fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         let flags = libc::c_ulong::from(offloads.flags());
@@ -207,6 +224,12 @@ impl Tap {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
+    }
+}
+
+impl AsRawFd for Tap {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
     }
 }
 

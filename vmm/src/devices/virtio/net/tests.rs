@@ -58,11 +58,13 @@ fn options(taps: Vec<Tap>) -> NetOptions {
         mtu: Some(1400),
         taps,
         segments_udp: true,
+        vhost: Vec::new(),
     }
 }
 
 fn device(taps: Vec<Tap>, events: Arc<EventSink>) -> Net {
-    Net::new("net0".to_owned(), options(taps), events).unwrap()
+    let memory = crate::memory::create(4096).unwrap();
+    Net::new("net0".to_owned(), options(taps), &memory, events).unwrap()
 }
 
 /// A driver that has started with `features`, and the other ends of `pairs` taps.
