@@ -184,6 +184,24 @@ impl TapInterface {
         Ok(())
     }
 
+    /// Frames sent here, and those received, have a `virtio_net_hdr` of ten bytes
+    /// before them from now on (packet(7), `PACKET_VNET_HDR`).
+    #[allow(dead_code, reason = "only the unit tests that share this file use it")]
+    pub fn use_headers(&self) {
+        let on: libc::c_int = 1;
+        // SAFETY: the option reads an int.
+        checked(unsafe {
+            libc::setsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_VNET_HDR,
+                (&raw const on).cast(),
+                size_of::<libc::c_int>() as u32,
+            )
+        })
+        .unwrap();
+    }
+
     /// Waits for the next frame from the guest: those that this socket has sent
     /// itself do not come back to it.
     pub fn receive(&self) -> Vec<u8> {

@@ -218,3 +218,114 @@ fn a_flood_for_a_driver_without_buffers_wakes_nobody_for_good() {
     driver.submit(RX, &[(BUFFERS, 2000, WRITE)]);
     assert_eq!(driver.take_used(RX), [(0, 72)]);
 }
+
+/// The checksum of RFC 1071, of which `sum` is a part already.
+fn checksum(bytes: &[u8], sum: u32) -> u16 {
+    let words = bytes.chunks(2).map(|pair| {
+        let low = pair.get(1).copied().unwrap_or(0);
+        u32::from(u16::from_be_bytes([pair[0], low]))
+    });
+    let mut sum: u32 = sum + words.sum::<u32>();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+/// Bytes before the payload: Ethernet, IPv4, TCP.
+const HEADERS: usize = 14 + 20 + 20;
+
+/// A TCP segment over IPv4 with `payload` bytes, its checksum left to others, and the
+/// `virtio_net_hdr` that says so, and how to cut it.
+fn large_segment(payload: usize) -> (Vec<u8>, Vec<u8>) {
+    let mut frame = ethernet(HEADERS + payload);
+    frame[12..14].copy_from_slice(&[0x08, 0x00]);
+    let (ip, tcp) = frame[14..].split_at_mut(20);
+    let length = (40 + payload) as u16;
+    ip.copy_from_slice(&[
+        0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 9, 8, 1, 10, 9, 8, 2,
+    ]);
+    ip[2..4].copy_from_slice(&length.to_be_bytes());
+    let sum = !checksum(ip, 0);
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    tcp[..20].copy_from_slice(&[
+        0, 80, 0, 81, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 16, 0, 0, 0, 0, 0,
+    ]);
+    // Of the pseudo header only, as for any checksum that is left to others.
+    let pseudo = checksum(&ip[12..20], 6 + 20 + payload as u32);
+    tcp[16..18].copy_from_slice(&pseudo.to_be_bytes());
+    let mut header = vec![1, 1];
+    for word in [HEADERS as u16, 1000, 34, 16] {
+        header.extend(word.to_le_bytes());
+    }
+    (header, frame)
+}
+
+const CHECKSUM: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM;
+const SEGMENTS: u64 = CHECKSUM | 1 << VIRTIO_NET_F_GUEST_TSO4;
+
+#[test]
+fn the_kernel_cuts_segments_and_sums_them_up_for_a_driver_that_does_not() {
+    // Feature bits, and the frames that a segment of 3500 bytes becomes.
+    for (features, expected) in [
+        (MERGEABLE, vec![1000, 1000, 1000, 500]),
+        (MERGEABLE | CHECKSUM, vec![1000, 1000, 1000, 500]),
+        (MERGEABLE | SEGMENTS, vec![3500]),
+        // No segments without checksums, whatever is acknowledged.
+        (
+            MERGEABLE | 1 << VIRTIO_NET_F_GUEST_TSO4,
+            vec![1000, 1000, 1000, 500],
+        ),
+    ] {
+        let Some(tap) = interface(1, good_flags(1)) else {
+            return;
+        };
+        tap.use_headers();
+        let mut driver = started_on(&tap, features);
+        for head in 0..QUEUE_SIZE {
+            let at = BUFFERS + u64::from(head) * 2000;
+            driver.submit_at(RX, head, &[(at, 2000, WRITE)]);
+        }
+        let (header, frame) = large_segment(3500);
+        tap.send(&[header.clone(), frame.clone()].concat()).unwrap();
+        driver.transport.process_backend();
+        let mut used = driver.take_used(RX).into_iter();
+        let mut payloads = Vec::new();
+        while let Some(first) = used.next() {
+            let at = BUFFERS + u64::from(first.0) * 2000;
+            let buffers = driver.bytes(at + 10, 1)[0];
+            let rest = used.by_ref().take(usize::from(buffers) - 1);
+            let all: Vec<_> = std::iter::once(first).chain(rest).collect();
+            let bytes = frame_in(&driver, &all, 2000);
+            payloads.push(bytes.len() - HEADER_BYTES - HEADERS);
+            let tcp = &bytes[HEADER_BYTES + 34..];
+            let addresses = &bytes[HEADER_BYTES + 26..HEADER_BYTES + 34];
+            let whole = checksum(tcp, 6 + tcp.len() as u32);
+            let whole = checksum(addresses, whole.into());
+            match features & CHECKSUM {
+                0 => assert_eq!((bytes[0] & 1, whole), (0, 0xffff)),
+                _ => assert_eq!(
+                    (bytes[0] & 1, bytes[6..10].to_vec()),
+                    (1, header[6..].to_vec())
+                ),
+            }
+        }
+        assert_eq!(payloads, expected, "{features:#x}");
+    }
+}
+
+#[test]
+fn a_large_segment_leaves_as_one_frame_with_its_header() {
+    let Some(tap) = interface(1, good_flags(1)) else {
+        return;
+    };
+    tap.use_headers();
+    let mut driver = started_on(&tap, 0);
+    let (header, frame) = large_segment(60_000);
+    driver.put(BUFFERS, &header);
+    driver.put(BUFFERS + 12, &frame);
+    driver.submit(TX, &[(BUFFERS, 12 + frame.len() as u32, 0)]);
+    let received = tap.receive();
+    assert_eq!(received[..10], header);
+    assert_eq!(received[10..], frame);
+}
