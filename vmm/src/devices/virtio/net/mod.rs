@@ -105,12 +105,16 @@ pub struct Net {
     events: Arc<EventSink>,
     link_up: bool,
     dropped_sent: u64,
+    /// What the taps were told last.
+    offloads: Offloads,
     /// What the driver acknowledged.
     acceptance: Acceptance,
     /// Where the driver has its control queue, if it has one.
     control_queue: Option<usize>,
     /// How many pairs the driver uses.
     active_pairs: usize,
+    /// How many taps get frames; those of unused pairs do not with vhost-net.
+    attached_taps: usize,
 }
 
 const fn has(features: u64, bit: u32) -> bool {
@@ -192,9 +196,11 @@ impl Net {
             events,
             link_up: true,
             dropped_sent: 0,
+            offloads: Offloads::default(),
             acceptance: Acceptance::default(),
             control_queue: None,
             active_pairs: 1,
+            attached_taps: pairs,
         })
     }
 
@@ -264,8 +270,8 @@ impl Net {
         self.active_pairs = pairs;
         for ((vhost, source), index) in self.vhost.iter().zip(&self.sources).zip(0..) {
             let active = index < pairs;
-            if index > 0 {
-                // Refused where it is so already.
+            if active != (index < self.attached_taps) {
+                // Refused only when the interface is gone.
                 let _ = source.tap.set_attached(active);
             }
             if active {
@@ -278,6 +284,9 @@ impl Net {
             } else {
                 vhost.stop();
             }
+        }
+        if !self.vhost.is_empty() {
+            self.attached_taps = pairs;
         }
         Ok(())
     }
@@ -337,7 +346,11 @@ impl VirtioDevice for Net {
             uso4: has(features, VIRTIO_NET_F_GUEST_USO4),
             uso6: has(features, VIRTIO_NET_F_GUEST_USO6),
         };
-        if let Some(source) = self.sources.first() {
+        // Not more often than they change: the call takes a lock that all of the host's
+        // network interfaces share.
+        if std::mem::replace(&mut self.offloads, offloads) != offloads
+            && let Some(source) = self.sources.first()
+        {
             // A tap that refuses is gone, which the next read will tell.
             let _ = source.tap.set_offloads(offloads);
         }
@@ -384,8 +397,8 @@ impl VirtioDevice for Net {
     }
 
     fn take_back(&mut self, index: usize) {
-        if let Some(vhost) = self.vhost.get(index / 2) {
-            vhost.stop_queue(index % 2);
+        if let Some(vhost) = self.vhost.get_mut(index / 2) {
+            vhost.take_back(index % 2);
         }
     }
 
@@ -413,10 +426,6 @@ impl VirtioDevice for Net {
         self.acceptance = Acceptance::default();
         self.control_queue = None;
         self.active_pairs = 1;
-        if let Some(source) = self.sources.first() {
-            // As in `activate`.
-            let _ = source.tap.set_offloads(Offloads::default());
-        }
     }
 
     fn backend(&self) -> Option<BorrowedFd<'_>> {

@@ -179,8 +179,16 @@ impl VhostPair {
         }
     }
 
-    /// Takes one queue back, 0 for frames to the driver, 1 for frames from it.
-    pub fn stop_queue(&self, index: usize) {
+    /// Takes one queue back for good, 0 for frames to the driver, 1 for frames from
+    /// it.
+    pub fn take_back(&mut self, index: usize) {
+        if let Some(ready) = self.ready.get_mut(index) {
+            *ready = false;
+            self.stop_queue(index);
+        }
+    }
+
+    fn stop_queue(&self, index: usize) {
         // Refused only where there is nothing to stop.
         let _ = self.set_backend(index, -1);
     }
