@@ -11,6 +11,7 @@
 //! the kernel tells only those who read.
 
 mod control;
+mod features;
 mod frame;
 mod receive;
 pub mod tap;
@@ -23,11 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use virtio_bindings::bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
-    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC,
-    VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
-    VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 
@@ -38,6 +35,7 @@ use super::queues::{DeviceFault, Drained, Queues};
 use super::{VirtioDevice, read_config_bytes};
 use crate::event::{EventKind, EventSink};
 use crate::memory::GuestMemory;
+use features::{CONFIG_BYTES, CONFIG_STATUS, has};
 use frame::MAX_FRAME_BYTES;
 use receive::{Acceptance, Receiver, Source};
 use tap::{Gone, HEADER_BYTES, Offloads, Tap};
@@ -54,13 +52,6 @@ const CONTROL_QUEUE_SIZE: u16 = 16;
 const DEFAULT_MTU: u16 = 1500;
 /// Around an IP packet: the Ethernet header and two VLAN tags.
 const ETHERNET_BYTES: usize = 14 + 8;
-
-/// Offsets into `struct virtio_net_config`.
-const CONFIG_MAC: usize = 0;
-const CONFIG_STATUS: usize = 6;
-const CONFIG_MAX_PAIRS: usize = 8;
-const CONFIG_MTU: usize = 10;
-const CONFIG_BYTES: usize = 12;
 
 /// An Ethernet address.
 pub type MacAddress = [u8; 6];
@@ -117,10 +108,6 @@ pub struct Net {
     attached_taps: usize,
 }
 
-const fn has(features: u64, bit: u32) -> bool {
-    features & 1 << bit != 0
-}
-
 impl Net {
     /// A NIC called `name` in events, which go to `events`.
     pub fn new(
@@ -137,43 +124,14 @@ impl Net {
             vhost,
         } = options;
         let pairs = taps.len();
-        let mut config = [0; CONFIG_BYTES];
-        config[CONFIG_MAC..][..6].copy_from_slice(&mac);
-        config[CONFIG_STATUS] = VIRTIO_NET_S_LINK_UP as u8;
-        // At most MAX_PAIRS.
-        config[CONFIG_MAX_PAIRS] = pairs as u8;
-        config[CONFIG_MTU..][..2].copy_from_slice(&mtu.unwrap_or_default().to_le_bytes());
-
-        let mut bits = vec![
-            VIRTIO_NET_F_MAC,
-            VIRTIO_NET_F_STATUS,
-            VIRTIO_NET_F_MRG_RXBUF,
-            VIRTIO_NET_F_CSUM,
-            VIRTIO_NET_F_GUEST_CSUM,
-            VIRTIO_NET_F_HOST_TSO4,
-            VIRTIO_NET_F_HOST_TSO6,
-            VIRTIO_NET_F_GUEST_TSO4,
-            VIRTIO_NET_F_GUEST_TSO6,
-        ];
-        if mtu.is_some() {
-            bits.push(VIRTIO_NET_F_MTU);
-        }
-        if segments_udp {
-            bits.extend([
-                VIRTIO_NET_F_HOST_USO,
-                VIRTIO_NET_F_GUEST_USO4,
-                VIRTIO_NET_F_GUEST_USO6,
-            ]);
-        }
         let mut queue_sizes = vec![QUEUE_SIZE; 2 * pairs];
         if pairs > 1 {
-            bits.extend([VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ]);
             queue_sizes.push(CONTROL_QUEUE_SIZE);
         }
         Ok(Self {
             name,
-            config,
-            features: bits.into_iter().fold(0, |all, bit| all | 1 << bit),
+            config: features::config_space(&mac, mtu, pairs),
+            features: features::offered(mtu.is_some(), segments_udp, pairs),
             queue_sizes,
             usual_mtu: mtu.unwrap_or(DEFAULT_MTU),
             // The kernel looks at its own.
@@ -339,13 +297,7 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, features: u64) {
-        let offloads = Offloads {
-            checksum: has(features, VIRTIO_NET_F_GUEST_CSUM),
-            tso4: has(features, VIRTIO_NET_F_GUEST_TSO4),
-            tso6: has(features, VIRTIO_NET_F_GUEST_TSO6),
-            uso4: has(features, VIRTIO_NET_F_GUEST_USO4),
-            uso6: has(features, VIRTIO_NET_F_GUEST_USO6),
-        };
+        let offloads = features::offloads(features);
         // Not more often than they change: the call takes a lock that all of the host's
         // network interfaces share.
         if std::mem::replace(&mut self.offloads, offloads) != offloads

@@ -12,6 +12,7 @@ use super::super::mmio::register;
 use super::super::mock::{BUFFERS, MockDriver, VERSION_1, WRITE};
 use super::*;
 use crate::bus::BusDevice;
+use virtio_bindings::bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4};
 
 const MAC: MacAddress = [2, 0, 0, 0, 0, 7];
 const RX: usize = 0;
