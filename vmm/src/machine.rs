@@ -247,7 +247,6 @@ impl Builder<'_> {
                 .connect_doorbell(doorbell, window + QUEUE_NOTIFY, queue)?;
         }
         self.vm.connect_interrupt(transport.interrupt_line(), gsi)?;
-        transport.for_each_other_line(|line| self.vm.connect_interrupt(line, gsi))?;
         self.mmio.insert(
             window,
             layout::MMIO_WINDOW_BYTES,

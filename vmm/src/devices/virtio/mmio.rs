@@ -66,6 +66,9 @@ pub enum TransportError {
     /// The host has no descriptors left.
     #[error("cannot create an eventfd for a virtio device")]
     EventFd(#[from] io::Error),
+    /// Who serves the queues does not take the interrupt.
+    #[error("cannot let others raise the interrupt of a virtio device")]
+    ShareInterrupt(#[source] io::Error),
     /// A device asked for a queue of impossible size: a defect of the device.
     #[error("a virtio device has a queue of impossible size")]
     QueueSize(#[from] virtio_queue::Error),
@@ -113,7 +116,7 @@ impl State {
 impl MmioTransport {
     /// Registers for `device`, in the state after reset.
     pub fn new(
-        device: Box<dyn VirtioDevice>,
+        mut device: Box<dyn VirtioDevice>,
         memory: GuestMemory,
         events: Arc<EventSink>,
     ) -> Result<Arc<Self>, TransportError> {
@@ -134,6 +137,9 @@ impl MmioTransport {
             0 => Interrupt::new()?,
             _ => Interrupt::shared()?,
         };
+        device
+            .share_interrupt(interrupt.line())
+            .map_err(TransportError::ShareInterrupt)?;
         Ok(Arc::new(Self {
             memory,
             interrupt,
@@ -166,19 +172,6 @@ impl MmioTransport {
     pub fn own_doorbells(&self) -> impl Iterator<Item = (&EventFd, u32)> {
         let handed_over = self.lock().device.handed_over();
         self.doorbells.iter().zip(0..).skip(handed_over)
-    }
-
-    /// Calls `connect` with each of the lines besides [`MmioTransport::interrupt_line`].
-    pub fn for_each_other_line<E>(
-        &self,
-        connect: impl FnMut(&EventFd) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let state = self.lock();
-        state
-            .device
-            .interrupt_lines()
-            .into_iter()
-            .try_for_each(connect)
     }
 
     /// Answers the doorbell of queue `index`.

@@ -15,6 +15,7 @@ pub mod queues;
 pub mod vsock;
 pub mod worker;
 
+use std::io;
 use std::os::fd::BorrowedFd;
 
 use virtio_queue::Queue;
@@ -55,9 +56,11 @@ pub trait VirtioDevice: Send {
         0
     }
 
-    /// What those others raise the device's interrupt with.
-    fn interrupt_lines(&self) -> Vec<&EventFd> {
-        Vec::new()
+    /// Tells those others what raises the device's interrupt. It is one line for
+    /// all: of two lines of one edge-triggered interrupt that are raised at once,
+    /// KVM may take the later one for a part of the earlier, and lose it.
+    fn share_interrupt(&mut self, _line: &EventFd) -> io::Result<()> {
+        Ok(())
     }
 
     /// Lets those others begin. Called after [`VirtioDevice::activate`] with the

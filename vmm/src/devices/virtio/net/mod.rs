@@ -326,8 +326,10 @@ impl VirtioDevice for Net {
         2 * self.vhost.len()
     }
 
-    fn interrupt_lines(&self) -> Vec<&EventFd> {
-        self.vhost.iter().flat_map(VhostPair::calls).collect()
+    fn share_interrupt(&mut self, line: &EventFd) -> io::Result<()> {
+        self.vhost
+            .iter()
+            .try_for_each(|pair| pair.share_interrupt(line))
     }
 
     fn hand_over(

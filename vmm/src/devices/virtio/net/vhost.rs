@@ -2,10 +2,9 @@
 //! descriptor of `/dev/vhost-net`.
 //!
 //! The kernel takes buffers from the queues, moves frames between them and the tap,
-//! and raises the device's interrupt by itself: each queue has an eventfd that is
-//! registered with KVM for that interrupt. What it cannot do is set the interrupt's
-//! bit in `InterruptStatus`; that bit reads as set all the time instead, and a
-//! driver that looks finds its used ring as it is.
+//! and raises the device's interrupt by the eventfd that this process raises it by. What
+//! it cannot do is set the interrupt's bit in `InterruptStatus`; that bit reads as set
+//! all the time instead, and a driver that looks finds its used ring as it is.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -21,7 +20,7 @@ use virtio_bindings::bindings::virtio_ring::{
 };
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
 use super::tap::Tap;
@@ -80,7 +79,6 @@ impl VhostKernBackend for Device {
 /// A pair of queues.
 pub struct VhostPair {
     device: Device,
-    calls: [EventFd; PAIR],
     /// Which queues were set up and can be started.
     ready: [bool; PAIR],
 }
@@ -90,8 +88,7 @@ fn failed(error: vhost::Error) -> io::Error {
 }
 
 impl VhostPair {
-    /// Gives the kernel the guest's memory and the interrupts to raise. All that
-    /// needs to be done once.
+    /// Gives the kernel the guest's memory, once.
     pub fn new(fd: VhostFd, memory: &GuestMemory) -> io::Result<Self> {
         let device = Device {
             fd: fd.0,
@@ -109,20 +106,15 @@ impl VhostPair {
             })
             .collect();
         device.set_mem_table(&regions).map_err(failed)?;
-        let calls = [EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?];
-        for (call, index) in calls.iter().zip(0..) {
-            device.set_vring_call(index, call).map_err(failed)?;
-        }
         Ok(Self {
             device,
-            calls,
             ready: [false; PAIR],
         })
     }
 
-    /// What raises the device's interrupt.
-    pub fn calls(&self) -> &[EventFd] {
-        &self.calls
+    /// Lets the kernel raise the device's interrupt by `line`.
+    pub fn share_interrupt(&self, line: &EventFd) -> io::Result<()> {
+        (0..PAIR).try_for_each(|index| self.device.set_vring_call(index, line).map_err(failed))
     }
 
     /// Tells the kernel of the rings of `queues`, which `doorbells` are rung for.
