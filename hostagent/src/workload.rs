@@ -1,7 +1,7 @@
 //! What to run: an image's configuration and the user's wishes, put together
 //! with Docker's rules.
 
-use guest_protocol::{MAX_MESSAGE_BYTES, Workload};
+use guest_protocol::{MAX_MESSAGE_BYTES, Network, Workload};
 
 use crate::image::config::ImageConfig;
 
@@ -21,6 +21,8 @@ pub struct WorkloadOptions {
     pub user: Option<String>,
     /// The guest's host name.
     pub hostname: String,
+    /// How the guest sets its NIC up, if it has one.
+    pub network: Option<Network>,
 }
 
 /// A change to an environment.
@@ -89,6 +91,7 @@ impl WorkloadOptions {
             stdin: false,
             hosts_file: None,
             resolv_conf: None,
+            network: self.network,
         };
         let has_nul = |texts: &[String]| texts.iter().any(|text| text.contains('\0'));
         if has_nul(&workload.args) {

@@ -99,6 +99,7 @@ fn as_mote(request: &Value) -> ExitCode {
             serial: None,
         }],
         entropy: Some(null()),
+        nics: Vec::new(),
     };
     timeline.image_is_ready();
     let timeout = request["timeout_ms"].as_u64();

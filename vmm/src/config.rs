@@ -1,6 +1,9 @@
 //! A valid microVM: what [`crate::spec`] becomes, once, at the edge.
 
+mod nic;
+
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -13,6 +16,7 @@ use crate::devices::generation_id::GENERATION_ID_BYTES;
 use crate::devices::virtio::balloon::BalloonFeatures;
 use crate::devices::virtio::block::Serial;
 use crate::devices::virtio::limiter::{Limits, Rate};
+use crate::devices::virtio::net::NetOptions;
 use crate::spec::{BootSpec, DiskSpec, LimitsSpec, RateSpec, SPEC_VERSION, SerialSpec, VmSpec};
 
 /// As many as the APIC ids of the tables here number, and as were tried.
@@ -70,6 +74,38 @@ pub enum ConfigError {
         /// The size of the file.
         size: u64,
     },
+    /// A descriptor of the right kind that cannot be set up.
+    #[error("{field} cannot be set up")]
+    Setup {
+        /// The field of the spec.
+        field: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Two values that must differ.
+    #[error("{field} is {value}, as {other} is already; each must be given once")]
+    Twice {
+        /// The field of the spec.
+        field: String,
+        /// The field that came first.
+        other: String,
+        /// The value of both.
+        value: String,
+    },
+    /// Two descriptors that must belong together.
+    #[error(
+        "{field} is a queue of the interface {found}, {other} of {wanted}: they must be of one"
+    )]
+    Interface {
+        /// The field of the spec.
+        field: String,
+        /// The interface it belongs to.
+        found: String,
+        /// The field that came first.
+        other: String,
+        /// The interface that one belongs to.
+        wanted: String,
+    },
     /// Text that the guest could not be given as it is.
     #[error("{field} {problem}")]
     Text {
@@ -105,6 +141,8 @@ pub struct Config {
     pub generation_id: Option<[u8; GENERATION_ID_BYTES]>,
     /// A `SOCK_SEQPACKET` socket.
     pub control: Option<OwnedFd>,
+    /// Network devices in order.
+    pub nics: Vec<NetOptions>,
     /// Where events go.
     pub events: Option<File>,
 }
@@ -203,7 +241,8 @@ impl Config {
         let devices = spec.disks.len()
             + usize::from(spec.entropy.is_some())
             + usize::from(spec.vsock.is_some())
-            + usize::from(spec.balloon.is_some());
+            + usize::from(spec.balloon.is_some())
+            + spec.nics.len();
         in_range(
             "the number of devices",
             devices as u64,
@@ -255,6 +294,7 @@ impl Config {
                 .control
                 .map(|number| seqpacket(number, "control", fds))
                 .transpose()?,
+            nics: nic::all(spec.nics, vcpus, fds)?,
             events: spec
                 .events
                 .map(|number| writable(number, "events", fds))

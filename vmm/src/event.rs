@@ -61,6 +61,14 @@ pub enum EventKind {
         /// Such as `blk0`.
         device: String,
     },
+    /// A NIC's tap is gone: its interface was deleted. The guest sees that the
+    /// link is down, and nothing brings it up again.
+    LinkDown {
+        /// Such as `net0`.
+        device: String,
+        /// What the tap answered.
+        reason: String,
+    },
 }
 
 /// Where events go.

@@ -35,7 +35,8 @@ const VSOCK_DESCRIPTORS: u64 = 258;
 /// file, not a pipe, needs a higher [`Limits::file_size_bytes`].
 pub fn of(spec: &VmSpec, greatest: Descriptor) -> Limits {
     let vcpus = u64::from(spec.vcpus);
-    let devices = spec.disks.len() as u64 + 2;
+    let devices = spec.disks.len() as u64 + 4;
+    let taps: u64 = spec.nics.iter().map(|nic| nic.taps.len() as u64).sum();
     let (vsock_bytes, vsock_descriptors) = match spec.vsock {
         Some(_) => (VSOCK_BYTES, VSOCK_DESCRIPTORS),
         None => (0, 0),
@@ -53,7 +54,7 @@ pub fn of(spec: &VmSpec, greatest: Descriptor) -> Limits {
         descriptors: u64::try_from(greatest).unwrap_or(0)
             + 1
             + PROGRAM_DESCRIPTORS
-            + DEVICE_DESCRIPTORS * devices
+            + DEVICE_DESCRIPTORS * (devices + taps + spec.nics.len() as u64)
             + vsock_descriptors,
         threads: threads(spec),
     }
@@ -79,5 +80,6 @@ fn threads(spec: &VmSpec) -> u64 {
     } else {
         RING_THREADS
     };
-    1 + u64::from(spec.vcpus) + KVM_THREADS + rings
+    let vhost: u64 = spec.nics.iter().map(|nic| nic.vhost.len() as u64).sum();
+    1 + u64::from(spec.vcpus) + KVM_THREADS + rings + vhost
 }

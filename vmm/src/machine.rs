@@ -26,6 +26,7 @@ use crate::devices::virtio::balloon::handle::BalloonHandle;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, TransportError};
+use crate::devices::virtio::net::Net;
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::virtio::worker::QueueWorker;
 use crate::event::{EventKind, EventSink};
@@ -155,6 +156,11 @@ impl Machine {
         if let Some(vsock) = config.vsock {
             let device = Vsock::new(vsock.guest_cid, vsock.channel)
                 .map_err(host("the vsock device's epoll"))?;
+            builder.add_virtio(Box::new(device))?;
+        }
+        for (options, index) in config.nics.into_iter().zip(0..) {
+            let device = Net::new(format!("net{index}"), options, &memory, Arc::clone(&events))
+                .map_err(host("a network device"))?;
             builder.add_virtio(Box::new(device))?;
         }
         if let Some(features) = config.balloon {

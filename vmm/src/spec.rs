@@ -51,6 +51,9 @@ pub struct VmSpec {
     /// running microVM; see [`crate::control`]. With it comes the power button.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control: Option<Descriptor>,
+    /// virtio-net devices, in the order the guest sees them (`eth0`, `eth1`, …).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nics: Vec<NicSpec>,
     /// Where [`crate::event::Event`]s go, one JSON document a line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<Descriptor>,
@@ -159,4 +162,25 @@ pub struct BalloonSpec {
     /// (`VIRTIO_BALLOON_F_PAGE_REPORTING`).
     #[serde(default)]
     pub free_page_reporting: bool,
+}
+
+/// A virtio-net device on a tap interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicSpec {
+    /// Its address, such as `02:00:00:00:00:01`: of one machine (unicast), and of no
+    /// other NIC here.
+    pub mac: String,
+    /// The queues of one tap interface, `/dev/net/tun` after `TUNSETIFF` with
+    /// `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, and `IFF_MULTI_QUEUE` where there are
+    /// several: at most as many as vCPUs, and at most 8.
+    pub taps: Vec<Descriptor>,
+    /// The largest packet in bytes that the guest is told to send, 68 or more.
+    /// Omitted: the guest keeps to its own default, 1500.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// `/dev/vhost-net`, opened read-write once for each of `taps`: the kernel then
+    /// moves the frames. Omitted: the VMM does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vhost: Vec<Descriptor>,
 }

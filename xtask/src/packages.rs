@@ -100,7 +100,7 @@ pub const FOR_DEMO_IMAGE: [Package; 1] = [Package {
 }];
 
 /// For tests that compare with the tools of others.
-pub const FOR_TESTS: [Package; 3] = [
+pub const FOR_TESTS: [Package; 4] = [
     Package {
         name: "erofs-utils",
         reason: "fsck.erofs judges the images that the tests write",
@@ -115,6 +115,11 @@ pub const FOR_TESTS: [Package; 3] = [
         name: "skopeo",
         reason: "the tests load images that it copied",
         evidence: Evidence::Program("skopeo"),
+    },
+    Package {
+        name: "iproute2",
+        reason: "the tests make and look at network interfaces with it",
+        evidence: Evidence::Program("ip"),
     },
 ];
 

@@ -226,6 +226,7 @@ impl Monitor {
             balloon: None,
             generation_id: None,
             control: None,
+            nics: Vec::new(),
             events: None,
         };
         let memfd = rustix::fs::memfd_create("spec", MemfdFlags::CLOEXEC)

@@ -18,6 +18,7 @@ pub mod environment;
 pub mod failure;
 pub mod guest;
 pub mod modules;
+pub mod netlink;
 pub mod network;
 pub mod power;
 pub mod process;

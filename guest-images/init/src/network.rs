@@ -1,6 +1,7 @@
 //! The loopback interface and the names of the machine.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 
 use rustix::io::Errno;
@@ -8,8 +9,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::failure::{Attempt, SetupError};
 
-/// `/etc/hosts` of a machine that is called `hostname` and has no network.
-pub fn hosts_file(hostname: &str) -> String {
+/// `/etc/hosts` of a machine that is called `hostname` and has this address, if it
+/// has any.
+pub fn hosts_file(hostname: &str, address: Option<IpAddr>) -> String {
     let mut text = String::from(
         "127.0.0.1\tlocalhost\n\
          ::1\tlocalhost ip6-localhost ip6-loopback\n\
@@ -20,8 +22,9 @@ pub fn hosts_file(hostname: &str) -> String {
     );
     // As Debian does: a name of its own for the machine without an address of
     // its own.
+    let address = address.unwrap_or(IpAddr::from([127, 0, 1, 1]));
     if hostname != "localhost" {
-        text.push_str(&format!("127.0.1.1\t{hostname}\n"));
+        text.push_str(&format!("{address}\t{hostname}\n"));
     }
     text
 }
@@ -60,13 +63,15 @@ mod tests {
 
     #[test]
     fn the_host_name_has_an_address() {
-        let text = hosts_file("box");
+        let text = hosts_file("box", None);
         assert!(text.starts_with("127.0.0.1\tlocalhost\n"));
         assert!(text.ends_with("127.0.1.1\tbox\n"));
+        let text = hosts_file("box", Some(IpAddr::from([10, 0, 0, 2])));
+        assert!(text.ends_with("\n10.0.0.2\tbox\n"));
     }
 
     #[test]
     fn a_machine_called_localhost_has_one_address() {
-        assert!(!hosts_file("localhost").contains("127.0.1.1"));
+        assert!(!hosts_file("localhost", None).contains("127.0.1.1"));
     }
 }

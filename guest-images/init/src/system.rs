@@ -16,6 +16,7 @@ use rustix::mount::MountFlags;
 use crate::cgroup;
 use crate::console;
 use crate::failure::{Attempt, SetupError, chain};
+use crate::netlink;
 use crate::network;
 use crate::root::make_mount_point;
 
@@ -142,20 +143,29 @@ fn mount_one(mount: &Mount) -> Result<(), SetupError> {
         .attempt(|| format!("cannot mount {kind} on {target}"))
 }
 
-/// Gives the machine the name, the files under `/etc` and the loopback
-/// interface that the workload expects.
+/// What the kernel calls the machine's first NIC.
+const NIC: &str = "eth0";
+
+/// Gives the machine the name, the files under `/etc` and the interfaces that the
+/// workload expects.
 pub fn configure(workload: &Workload) -> Result<(), SetupError> {
     let hostname = workload.hostname.as_str();
     rustix::system::sethostname(hostname.as_bytes())
         .attempt(|| format!("cannot set the host name to {hostname:?}"))?;
     replace_file("/etc/hostname", &format!("{hostname}\n"))?;
     let hosts = workload.hosts_file.clone();
-    let hosts = hosts.unwrap_or_else(|| network::hosts_file(hostname));
+    let address = workload.network.iter().flat_map(|n| &n.addresses).next();
+    let hosts =
+        hosts.unwrap_or_else(|| network::hosts_file(hostname, address.map(|address| address.ip)));
     replace_file("/etc/hosts", &hosts)?;
     if let Some(text) = &workload.resolv_conf {
         replace_file("/etc/resolv.conf", text)?;
     }
-    network::bring_up_loopback()
+    network::bring_up_loopback()?;
+    match &workload.network {
+        Some(network) => netlink::set_up(NIC, network),
+        None => Ok(()),
+    }
 }
 
 /// Writes a file in the place of whatever has its name. A link is replaced, not

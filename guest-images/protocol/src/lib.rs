@@ -28,6 +28,8 @@
 
 mod wire;
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 pub use wire::{Decoder, MAX_MESSAGE_BYTES, WireError, write_message};
@@ -133,4 +135,29 @@ pub struct Workload {
     /// The whole text of `/etc/resolv.conf`; omitted: the image's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolv_conf: Option<String>,
+    /// What the guest's first NIC, `eth0`, is to be set up with; omitted: it has
+    /// none, or it is left alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
+}
+
+/// How a NIC is set up: its link is brought up in any case.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// In order; of each family, only one may have a gateway.
+    pub addresses: Vec<NetworkAddress>,
+}
+
+/// An address of a NIC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkAddress {
+    /// The address itself.
+    pub ip: IpAddr,
+    /// How many of its first bits are those of the subnet.
+    pub prefix_length: u8,
+    /// Where the default route of this family leads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
 }

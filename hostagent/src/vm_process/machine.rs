@@ -4,7 +4,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vmm::spec::{
-    BalloonSpec, BootSpec, DiskSpec, ExtentSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
+    BalloonSpec, BootSpec, DiskSpec, ExtentSpec, NicSpec, SPEC_VERSION, SerialSpec, VmSpec,
+    VsockSpec,
 };
 
 use super::descriptors::InheritedDescriptors;
@@ -42,6 +43,19 @@ pub struct Machine {
     pub disks: Vec<Disk>,
     /// `/dev/urandom`, for the guest's entropy device.
     pub entropy: Option<OwnedFd>,
+    /// In the order the guest sees them.
+    pub nics: Vec<Nic>,
+}
+
+/// A network device.
+#[derive(Debug)]
+pub struct Nic {
+    /// Its address, such as `02:00:00:00:00:01`.
+    pub mac: String,
+    /// The queues of a tap interface; see [`crate::network::open_tap`].
+    pub taps: Vec<OwnedFd>,
+    /// `/dev/vhost-net`, once for each of `taps`, or nothing.
+    pub vhost: Vec<OwnedFd>,
 }
 
 /// A disk: extents, one after another.
@@ -105,6 +119,26 @@ impl Machine {
             generation_id: None,
             control: None,
             events: Some(pass(ends.events)?),
+            nics: self
+                .nics
+                .into_iter()
+                .map(|nic| {
+                    Ok(NicSpec {
+                        mac: nic.mac,
+                        taps: nic
+                            .taps
+                            .into_iter()
+                            .map(&mut pass)
+                            .collect::<Result<_, _>>()?,
+                        mtu: None,
+                        vhost: nic
+                            .vhost
+                            .into_iter()
+                            .map(&mut pass)
+                            .collect::<Result<_, _>>()?,
+                    })
+                })
+                .collect::<rustix::io::Result<_>>()?,
             disks: self
                 .disks
                 .into_iter()

@@ -10,6 +10,10 @@ use crate::memory::GuestMemory;
 /// `IOV_MAX` (preadv(2)).
 const MAX_PIECES_A_CALL: usize = 1024;
 
+/// Makes preadv2(2) and pwritev2(2) behave as readv(2) and writev(2), for what has no
+/// offsets: one pair of system calls is enough for all.
+const NO_OFFSET: libc::off_t = -1;
+
 /// What [`Buffers::zeroes`] is made of.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -144,6 +148,71 @@ impl Buffers {
             )
         };
         u64::try_from(done).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Writes all pieces to `to` as one frame; fails if there are more than one call
+    /// takes.
+    pub fn send_frame(&self, to: impl AsFd) -> io::Result<usize> {
+        if self.pieces.len() > MAX_PIECES_A_CALL {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: as in `read`; the kernel only reads.
+        let sent = unsafe {
+            libc::pwritev2(
+                to.as_fd().as_raw_fd(),
+                self.pieces.as_ptr(),
+                self.pieces.len() as libc::c_int,
+                NO_OFFSET,
+                0,
+            )
+        };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Reads one frame from `from` into all pieces and, what they do not hold, into
+    /// `overflow`. Returns the length of the frame.
+    pub fn receive_frame(&self, from: impl AsFd, overflow: &mut [u8]) -> io::Result<usize> {
+        if self.pieces.len() >= MAX_PIECES_A_CALL {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut iovecs = Vec::with_capacity(self.pieces.len() + 1);
+        iovecs.extend_from_slice(&self.pieces);
+        iovecs.push(libc::iovec {
+            iov_base: overflow.as_mut_ptr().cast(),
+            iov_len: overflow.len(),
+        });
+        // SAFETY: as in `read`, and the last iovec is `overflow`, borrowed for the
+        // call.
+        let received = unsafe {
+            libc::preadv2(
+                from.as_fd().as_raw_fd(),
+                iovecs.as_ptr(),
+                iovecs.len() as libc::c_int,
+                NO_OFFSET,
+                0,
+            )
+        };
+        usize::try_from(received).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Copies `bytes` to the pieces from byte `offset` of theirs on, as far as they
+    /// reach.
+    pub fn copy_at(&self, mut offset: usize, mut bytes: &[u8]) {
+        for piece in &self.pieces {
+            // SAFETY: a piece of guest memory, which stays mapped (`push`).
+            let piece = unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) };
+            let Ok(rest) = piece.offset(offset) else {
+                offset -= piece.len();
+                continue;
+            };
+            offset = 0;
+            let (now, later) = bytes.split_at(bytes.len().min(rest.len()));
+            rest.copy_from(now);
+            bytes = later;
+            if bytes.is_empty() {
+                return;
+            }
+        }
     }
 }
 

@@ -14,12 +14,13 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Signal, pidfd_send_signal};
 use vmm::event::{Event, EventKind};
 use vmm::spec::{
-    BalloonSpec, BootSpec, Descriptor, DiskSpec, ExtentSpec, LimitsSpec, SPEC_VERSION, SerialSpec,
-    VmSpec, VsockSpec,
+    BalloonSpec, BootSpec, Descriptor, DiskSpec, ExtentSpec, LimitsSpec, NicSpec, SPEC_VERSION,
+    SerialSpec, VmSpec, VsockSpec,
 };
 
 use crate::agent::Agent;
 use crate::controller::Controller;
+use crate::tap::TapInterface;
 
 const MIB: u64 = 1 << 20;
 /// A guest that has not ended by then never will.
@@ -85,6 +86,7 @@ impl Machine {
             balloon: None,
             generation_id: None,
             control: None,
+            nics: Vec::new(),
             events: None,
         };
         let mut machine = Self {
@@ -178,6 +180,20 @@ impl Machine {
     /// Limits the last disk.
     pub fn limits(mut self, limits: LimitsSpec) -> Self {
         self.spec.disks.last_mut().unwrap().limits = Some(limits);
+        self
+    }
+
+    /// A NIC with all queues of `tap`.
+    pub fn nic(mut self, mac: &str, tap: &TapInterface) -> Self {
+        let taps = tap.queues.iter().map(|queue| queue.try_clone().unwrap());
+        let taps = taps.collect::<Vec<_>>();
+        let taps = taps.into_iter().map(|queue| self.pass(queue)).collect();
+        self.spec.nics.push(NicSpec {
+            mac: mac.to_owned(),
+            taps,
+            mtu: None,
+            vhost: Vec::new(),
+        });
         self
     }
 

@@ -29,6 +29,7 @@ pub fn workload(args: &[&str]) -> Workload {
         stdin: false,
         hosts_file: None,
         resolv_conf: None,
+        network: None,
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context;
 use hostagent::assets::Assets;
 use hostagent::guest_kernel::{KernelKind, identify, initrd_with_modules, module_tree};
-use hostagent::vm_process::{Disk, Machine};
+use hostagent::vm_process::{Disk, Machine, Nic};
 
 use super::identity::SHORT_ID;
 
@@ -59,6 +59,7 @@ impl Boot {
         vcpus: u32,
         memory_bytes: u64,
         image: Disk,
+        nics: Vec<Nic>,
     ) -> anyhow::Result<Machine> {
         let kvm = File::options()
             .read(true)
@@ -76,6 +77,7 @@ impl Boot {
             command_line: COMMAND_LINE.to_owned(),
             disks: vec![image],
             entropy: Some(entropy.into()),
+            nics,
         })
     }
 }

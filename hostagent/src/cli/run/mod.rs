@@ -18,9 +18,10 @@ use hostagent::guest::{self, Streams, Timeline};
 use hostagent::image::oci_layout::OciLayout;
 use hostagent::image::progress::Progress;
 use hostagent::image::reference::ImageReference;
+use hostagent::network::{self, NetworkOption};
 use hostagent::stop_signal;
 use hostagent::store::{ImportError, Store, StoreError, StoredImage};
-use hostagent::vm_process::Program;
+use hostagent::vm_process::{Nic, Program};
 use hostagent::workload::{EnvChange, WorkloadOptions};
 
 use super::interrupt;
@@ -38,6 +39,7 @@ Examples:
   mote run -e LANG=C -e HOME -w /srv -u www-data demo:latest env
   tar c . | mote run -i demo:latest tar t       With standard input
   mote run --cpus 2 -m 1g --timing demo:latest nproc
+  mote run --network tap=tap0,ip=10.0.0.2/24,gateway=10.0.0.1 demo:latest
 
 IMAGE is a name that `mote images` lists, an image id or the start of one,
 oci:DIR[:TAG], or docker-archive:FILE[:NAME].
@@ -92,6 +94,16 @@ pub struct RunArgs {
     /// A name for the microVM; no two that run have the same.
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    /// Give the guest a NIC, eth0, on the tap interface NAME of this host, which is
+    /// made for the run if it does not exist; `none` gives it none. The address
+    /// and route are set up in the guest; on the host they are yours to set.
+    /// vhost=on lets this host's kernel move the frames.
+    #[arg(
+        long,
+        value_name = "tap=NAME[,mac=MAC][,ip=ADDRESS/PREFIX[,gateway=ADDRESS]][,vhost=on]",
+        default_value = "none"
+    )]
+    network: String,
     /// Carry standard input to the command.
     #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     interactive: Option<bool>,
@@ -145,6 +157,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     let vcpus = limits::cpus(&args.cpus).map_err(anyhow::Error::msg)?;
     let host_memory = limits::host_memory_bytes().context("cannot read this host's memory")?;
     let memory_bytes = limits::memory(args.memory, host_memory).map_err(anyhow::Error::msg)?;
+    let network = NetworkOption::parse(&args.network)?;
     let id = new_id().context("cannot make an id")?;
     let options = WorkloadOptions {
         env: environment(&args)?,
@@ -153,6 +166,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         command,
         working_dir: args.workdir,
         user: args.user,
+        network: network.as_ref().map(NetworkOption::for_guest),
     };
     let name = unless_empty(args.name.as_deref())
         .map(run_name)
@@ -189,7 +203,10 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     drop(progress);
     timeline.image_is_ready();
 
-    let machine = boot.into_machine(&id, vcpus, memory_bytes, disk)?;
+    let nics = network
+        .map(|network| nic(&network, &id, vcpus))
+        .transpose()?;
+    let machine = boot.into_machine(&id, vcpus, memory_bytes, disk, Vec::from_iter(nics))?;
     let streams = Streams::inherited(args.interactive == Some(true))
         .context("cannot use standard streams")?;
     let request = guest::Request {
@@ -229,6 +246,23 @@ fn obtain(
     };
     // No name: only loading gives names.
     Ok(store.import(&source, &[], progress)?.image)
+}
+
+/// The NIC that `network` asks for, its tap open.
+fn nic(network: &NetworkOption, id: &str, vcpus: u32) -> anyhow::Result<Nic> {
+    let taps = network::open_tap(&network.tap, vcpus)?;
+    let vhost = match network.vhost {
+        true => network::open_vhost(taps.len())?,
+        false => Vec::new(),
+    };
+    Ok(Nic {
+        mac: match &network.mac {
+            Some(mac) => mac.clone(),
+            None => network::mac_of(id),
+        },
+        taps,
+        vhost,
+    })
 }
 
 /// A flag whose value is empty was not given, as in Docker.

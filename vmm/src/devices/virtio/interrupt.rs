@@ -15,6 +15,8 @@ const CONFIGURATION_CHANGE: u32 = 1 << 1;
 #[derive(Debug)]
 pub struct Interrupt {
     status: AtomicU32,
+    /// Bits that read as set, whatever is acknowledged.
+    standing: u32,
     line: EventFd,
 }
 
@@ -23,7 +25,18 @@ impl Interrupt {
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             status: AtomicU32::new(0),
+            standing: 0,
             line: EventFd::new(0)?,
+        })
+    }
+
+    /// An interrupt that others raise too, for used buffers, who cannot set its
+    /// status: that says at all times that there may be some, which a driver must
+    /// bear.
+    pub fn shared() -> io::Result<Self> {
+        Ok(Self {
+            standing: USED_BUFFER,
+            ..Self::new()?
         })
     }
 
@@ -50,7 +63,7 @@ impl Interrupt {
 
     /// `InterruptStatus`.
     pub fn status(&self) -> u32 {
-        self.status.load(Ordering::SeqCst)
+        self.status.load(Ordering::SeqCst) | self.standing
     }
 
     /// `InterruptACK`.

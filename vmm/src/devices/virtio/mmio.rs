@@ -67,6 +67,9 @@ pub enum TransportError {
     /// The host has no descriptors left.
     #[error("cannot create an eventfd for a virtio device")]
     EventFd(#[from] io::Error),
+    /// Who serves the queues does not take the interrupt.
+    #[error("cannot let others raise the interrupt of a virtio device")]
+    ShareInterrupt(#[source] io::Error),
     /// A device asked for a queue of impossible size: a defect of the device.
     #[error("a virtio device has a queue of impossible size")]
     QueueSize(#[from] virtio_queue::Error),
@@ -128,7 +131,7 @@ impl State {
 impl MmioTransport {
     /// Registers for `device`, in the state after reset.
     pub fn new(
-        device: Box<dyn VirtioDevice>,
+        mut device: Box<dyn VirtioDevice>,
         memory: GuestMemory,
         events: Arc<EventSink>,
     ) -> Result<Arc<Self>, TransportError> {
@@ -145,9 +148,16 @@ impl MmioTransport {
             | 1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_EVENT_IDX
             | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+        let interrupt = match device.handed_over() {
+            0 => Interrupt::new()?,
+            _ => Interrupt::shared()?,
+        };
+        device
+            .share_interrupt(interrupt.line())
+            .map_err(TransportError::ShareInterrupt)?;
         Ok(Arc::new(Self {
             memory,
-            interrupt: Interrupt::new()?,
+            interrupt,
             doorbells,
             events,
             state: Mutex::new(State {
@@ -172,6 +182,12 @@ impl MmioTransport {
     /// What to register as an irqfd.
     pub fn interrupt_line(&self) -> &EventFd {
         self.interrupt.line()
+    }
+
+    /// The doorbells that the event loop listens to, and their queues.
+    pub fn own_doorbells(&self) -> impl Iterator<Item = (&EventFd, u32)> {
+        let handed_over = self.lock().device.handed_over();
+        self.doorbells.iter().zip(0..).skip(handed_over)
     }
 
     /// Answers the doorbell of queue `index`.
@@ -377,7 +393,14 @@ impl MmioTransport {
         }
         state.status |= VIRTIO_CONFIG_S_DRIVER_OK;
         match fault {
-            None => state.device.activate(state.driver_features),
+            None => {
+                let features = state.driver_features;
+                state.device.activate(features);
+                let State { device, queues, .. } = state;
+                if let Err(fault) = device.hand_over(features, queues, &self.doorbells) {
+                    self.fail(state, &fault);
+                }
+            }
             Some(fault) => self.fail(state, &fault),
         }
     }

@@ -12,13 +12,18 @@ pub mod limiter;
 pub mod mmio;
 #[cfg(test)]
 mod mock;
+pub mod net;
 pub mod queues;
 pub mod vsock;
 pub mod worker;
 
+use std::io;
 use std::os::fd::BorrowedFd;
 
 use limiter::Limiter;
+use virtio_queue::Queue;
+use vmm_sys_util::eventfd::EventFd;
+
 use queues::{DeviceFault, Drained, Queues};
 
 /// What a device is, and what it does when its queues or its backend have
@@ -53,6 +58,30 @@ pub trait VirtioDevice: Send {
     /// The driver is ready (`DRIVER_OK`) and acknowledged these features.
     fn activate(&mut self, _features: u64) {}
 
+    /// How many of its queues, from the first, others serve than this process: the
+    /// event loop does not listen to their doorbells.
+    fn handed_over(&self) -> usize {
+        0
+    }
+
+    /// Tells those others what raises the device's interrupt. It is one line for
+    /// all: of two lines of one edge-triggered interrupt that are raised at once,
+    /// KVM may take the later one for a part of the earlier, and lose it.
+    fn share_interrupt(&mut self, _line: &EventFd) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Lets those others begin. Called after [`VirtioDevice::activate`] with the
+    /// same features; the rings of queues that are ready lie in guest memory.
+    fn hand_over(
+        &mut self,
+        _features: u64,
+        _queues: &[Queue],
+        _doorbells: &[EventFd],
+    ) -> Result<(), DeviceFault> {
+        Ok(())
+    }
+
     /// The driver rang the doorbell of queue `index`.
     fn process_queue(&mut self, index: usize, queues: &mut Queues) -> Result<Drained, DeviceFault>;
 
@@ -60,7 +89,8 @@ pub trait VirtioDevice: Send {
     fn reset(&mut self);
 
     /// The driver takes queue `index` away (`QueueReady` = 0) and will do as it
-    /// likes with the buffers in it: forget all requests in flight there.
+    /// likes with the buffers in it: forget all requests in flight there, and have
+    /// whoever else serves it stop before this returns.
     fn queue_taken_away(&mut self, _index: usize) {}
 
     /// A descriptor of the device's own that the event loop shall watch for

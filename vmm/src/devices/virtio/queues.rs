@@ -1,7 +1,7 @@
 //! A device's view of its virtqueues.
 
 use std::num::Wrapping;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
@@ -25,6 +25,14 @@ pub enum DeviceFault {
         /// What was wrong.
         source: virtio_queue::Error,
     },
+    /// The host could not do what the queues need.
+    #[error("cannot {what}: {source}")]
+    Host {
+        /// What could not be done.
+        what: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// A chain's descriptors are not what the device type prescribes.
     #[error("queue {queue}: {reason}")]
     Chain {
@@ -40,11 +48,13 @@ pub struct Queues<'a> {
     queues: &'a mut [Queue],
     memory: &'a GuestMemory,
     interrupt: &'a Interrupt,
+    /// [`Queues::push_used_together`] passed what the driver waits for.
+    passed_used_event: bool,
 }
 
 /// How much a device moves before others have their turn: some milliseconds'
 /// worth.
-const BYTES_PER_TURN: u64 = 16 << 20;
+pub const BYTES_PER_TURN: u64 = 16 << 20;
 
 /// What was done with a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +95,7 @@ impl<'a> Queues<'a> {
             queues,
             memory,
             interrupt,
+            passed_used_event: false,
         }
     }
 
@@ -130,9 +141,76 @@ impl<'a> Queues<'a> {
             })
     }
 
+    /// Returns chains to the driver so that it sees all of them or none: the
+    /// buffers of one packet (virtio 1.3, section 5.1.6.4.1). Each has its head
+    /// and what was written into it; there are fewer than the queue has places.
+    pub fn push_used_together(
+        &mut self,
+        index: usize,
+        chains: &[(u16, u32)],
+    ) -> Result<(), DeviceFault> {
+        let Some(((last_head, last_written), before)) = chains.split_last() else {
+            return Ok(());
+        };
+        let memory = self.memory;
+        let Some(queue) = self.ready(index) else {
+            return Ok(());
+        };
+        let outside = |source| DeviceFault::Queue {
+            queue: index,
+            source: virtio_queue::Error::GuestMemory(source),
+        };
+        let first = Wrapping(queue.next_used());
+        let mut next = first;
+        for (head, written) in before {
+            // Flags and index, then elements of eight bytes each; `is_valid` has
+            // made sure that the ring lies in memory.
+            let slot = u64::from(next.0 % queue.size());
+            let at = queue.used_ring().saturating_add(4 + slot * 8);
+            // `struct virtq_used_elem`: head, then length, little-endian.
+            let element = u64::from(*written) << 32 | u64::from(*head);
+            memory
+                .write_obj(element.to_le(), GuestAddress(at))
+                .map_err(outside)?;
+            next += 1;
+        }
+        queue.set_next_used(next.0);
+        // The last element moves the index over all of them.
+        queue
+            .add_used(memory, *last_head, *last_written)
+            .map_err(|source| DeviceFault::Queue {
+                queue: index,
+                source,
+            })?;
+        if queue.event_idx_enabled() && next != first {
+            // `needs_notification` knows of the last element only. As there, the
+            // index must be out before the event is read.
+            fence(Ordering::SeqCst);
+            let size = u64::from(queue.size());
+            let at = queue.avail_ring().saturating_add(4 + size * 2);
+            let event: u16 = memory
+                .load(GuestAddress(at), Ordering::Relaxed)
+                .map(u16::from_le)
+                .map_err(outside)?;
+            self.passed_used_event |= Wrapping(event) - first < next - first;
+        }
+        Ok(())
+    }
+
+    /// Tells the driver that the configuration space has changed.
+    pub fn signal_configuration_change(&self) {
+        self.interrupt.signal_configuration_change();
+    }
+
+    /// The size of queue `index`, 0 if the driver has not made it ready.
+    pub fn size(&mut self, index: usize) -> u16 {
+        self.ready(index).map_or(0, |queue| queue.size())
+    }
+
     /// Interrupts the driver if it wants to hear of what was returned.
     pub fn notify(&mut self, index: usize) -> Result<(), DeviceFault> {
         let memory = self.memory;
+        let passed = std::mem::take(&mut self.passed_used_event);
         let Some(queue) = self.ready(index) else {
             return Ok(());
         };
@@ -142,7 +220,7 @@ impl<'a> Queues<'a> {
                 queue: index,
                 source,
             })?;
-        if wanted && !interrupts_unwanted(queue, memory) {
+        if (wanted || passed) && !interrupts_unwanted(queue, memory) {
             self.interrupt.signal_used_buffer();
         }
         Ok(())

@@ -35,7 +35,7 @@ impl MutEventSubscriber for QueueWorker {
 
     fn init(&mut self, ops: &mut EventOps) {
         // Every descriptor here is registered once; epoll has no other objection.
-        for (doorbell, index) in self.transport.doorbells().iter().zip(0..) {
+        for (doorbell, index) in self.transport.own_doorbells() {
             let _ = ops.add(Events::with_data(doorbell, index, EventSet::IN));
         }
         if let Some(backend) = self.transport.backend() {

@@ -70,7 +70,16 @@ fn the_policies_are_as_short_as_they_shall_be_and_give_reasons() {
 
 #[test]
 fn the_numbers_in_the_policies_are_what_their_comments_say() {
-    let names: [(&str, u64); 16] = [
+    let names: [(&str, u64); 24] = [
+        // linux/vhost.h and linux/if_tun.h.
+        ("VHOST_SET_FEATURES", 0x4008af00),
+        ("VHOST_SET_VRING_NUM", 0x4008af10),
+        ("VHOST_SET_VRING_BASE", 0x4008af12),
+        ("VHOST_SET_VRING_ADDR", 0x4028af11),
+        ("VHOST_SET_VRING_KICK", 0x4008af20),
+        ("VHOST_NET_SET_BACKEND", 0x4008af30),
+        ("TUNSETQUEUE", 0x400454d9),
+        ("TUNSETOFFLOAD", 0x400454d0),
         (
             "FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE",
             (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u64,

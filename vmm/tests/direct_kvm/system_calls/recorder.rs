@@ -82,8 +82,9 @@ pub fn record(command: &mut Command, policies: &[Policy]) -> io::Result<(Used, i
                     0,
                     ptr::from_mut(&mut new).addr(),
                 )?;
-                // Only a thread of a VMM is one; it has started no process.
-                threads.entry(new as libc::pid_t).or_default().vmm = thread.vmm;
+                // A VMM starts no process, so what it starts is a thread of it. Of what
+                // others start this may come later than that it has become a VMM.
+                threads.entry(new as libc::pid_t).or_default().vmm |= thread.vmm;
                 (thread, 0)
             }
             (stop, _) if stop == libc::SIGTRAP | 0x80 => {

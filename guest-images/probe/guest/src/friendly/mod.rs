@@ -5,4 +5,5 @@ pub mod balloon;
 pub mod block;
 pub mod discard;
 pub mod entropy;
+pub mod net;
 pub mod vsock;

@@ -8,6 +8,7 @@ pub mod block;
 pub mod discard;
 pub mod driver;
 pub mod entropy;
+pub mod net;
 pub mod transport;
 pub mod vsock;
 
