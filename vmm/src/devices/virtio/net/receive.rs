@@ -212,7 +212,7 @@ impl Receiver {
     }
 
     /// The first `count` buffers.
-    fn buffers<'m>(&self, count: usize, memory: &'m GuestMemory) -> Result<Buffers, DeviceFault> {
+    fn buffers(&self, count: usize, memory: &GuestMemory) -> Result<Buffers, DeviceFault> {
         let pieces = self.rooms.iter().take(count).map(|room| room.pieces).sum();
         let mut buffers = Buffers::default();
         for (address, length) in self.pieces.iter().take(pieces) {
