@@ -11,6 +11,7 @@ pub mod guest_kernel;
 pub mod image;
 pub mod network;
 pub mod open;
+pub mod running;
 pub mod stop_signal;
 pub mod store;
 pub mod vm_process;

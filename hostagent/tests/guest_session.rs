@@ -111,7 +111,7 @@ fn as_mote(request: &Value) -> ExitCode {
         stop_signal: hostagent::stop_signal::DEFAULT,
         boot_timeout: timeout.map_or(BOOT_TIMEOUT, Duration::from_millis),
     };
-    let result = hostagent::guest::run(request, &mut timeline);
+    let result = hostagent::guest::run(request, &mut timeline, &mut ());
     if let Ok(path) = std::env::var("TIMELINE") {
         fs::write(path, format!("{:?}", timeline.phases())).unwrap();
     }

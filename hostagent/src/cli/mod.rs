@@ -2,10 +2,12 @@
 
 mod doctor;
 mod images;
+mod inspect;
 mod interrupt;
 mod load;
 mod output;
 mod progress;
+mod ps;
 mod run;
 mod source;
 
@@ -53,6 +55,8 @@ enum Command {
     Run(Box<run::RunArgs>),
     Load(load::LoadArgs),
     Images(images::ImagesArgs),
+    Ps(ps::PsArgs),
+    Inspect(inspect::InspectArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -72,6 +76,8 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::main(*args, timeline),
         Command::Load(args) => load::main(args),
         Command::Images(args) => images::main(&args),
+        Command::Ps(args) => ps::main(&args),
+        Command::Inspect(args) => inspect::main(&args),
         Command::Doctor(args) => doctor::main(&args),
     };
     done.unwrap_or_else(|error| {

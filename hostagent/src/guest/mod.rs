@@ -9,7 +9,7 @@ mod streams;
 mod timeline;
 
 pub use error::{Diagnostics, RunError, Stage};
-pub use session::{BOOT_TIMEOUT, Outcome, Request, run};
+pub use session::{BOOT_TIMEOUT, Observer, Outcome, Request, run};
 pub use signals::is_ignored;
 pub use streams::Streams;
 pub use timeline::Timeline;

@@ -9,6 +9,7 @@ use guest_protocol::{
     WireError, Workload,
 };
 use signal_hook::consts::SIGTERM;
+use vmm::confinement::Landlock;
 use vmm::event::{Event, EventKind, monotonic_ns};
 
 use super::control::Control;
@@ -71,6 +72,18 @@ pub struct Request {
     pub boot_timeout: Duration,
 }
 
+/// Who wants to know what becomes of a run.
+pub trait Observer {
+    /// Its VMM has been started.
+    fn vmm_started(&mut self, _pid: u32) {}
+
+    /// Its VMM has confined itself.
+    fn vmm_confined(&mut self, _landlock: Landlock) {}
+}
+
+/// Nobody does.
+impl Observer for () {}
+
 /// Runs a workload in a microVM to its end.
 ///
 /// Starts the VMM, waits for the guest's init, starts the workload, moves its
@@ -88,7 +101,11 @@ pub struct Request {
 ///   pipe; the exit code is then the workload's, usually 141 (SIGPIPE).
 /// - `timeline` is filled in as far as the run gets, also when it fails.
 /// - The machine dies with the calling thread: call this from the main one.
-pub fn run(request: Request, timeline: &mut Timeline) -> Result<Outcome, RunError> {
+pub fn run(
+    request: Request,
+    timeline: &mut Timeline,
+    observer: &mut dyn Observer,
+) -> Result<Outcome, RunError> {
     let Request {
         program,
         machine,
@@ -101,6 +118,7 @@ pub fn run(request: Request, timeline: &mut Timeline) -> Result<Outcome, RunErro
     let movers = Movers::new().map_err(host("make a socket pair"))?;
     workload.stdin = streams.stdin.is_some();
     let vm = VmProcess::spawn(&program, machine)?;
+    observer.vmm_started(vm.pid());
     let session = Session {
         vm,
         signals,
@@ -116,6 +134,7 @@ pub fn run(request: Request, timeline: &mut Timeline) -> Result<Outcome, RunErro
         stop_signal,
         boot_timeout,
         timeline,
+        observer,
     };
     session.run()
 }
@@ -141,6 +160,7 @@ struct Session<'a> {
     stop_signal: i32,
     boot_timeout: Duration,
     timeline: &'a mut Timeline,
+    observer: &'a mut dyn Observer,
 }
 
 impl Session<'_> {
@@ -227,6 +247,7 @@ impl Session<'_> {
     fn note(&mut self, event: &Event) {
         let moment = Some(event.monotonic_ns);
         match event.kind {
+            EventKind::Confined { landlock } => self.observer.vmm_confined(landlock),
             EventKind::ProcessStarted => self.timeline.vm_process_started_ns = moment,
             EventKind::GuestEntered => {
                 self.timeline.guest_entered_ns = moment;

@@ -52,6 +52,7 @@ pub use spool::is_compressed;
 pub use verify::Verified;
 
 use crate::image::digest::Digest;
+use crate::running::Registry;
 use durable::{create_directory, publish, write_file};
 use lock::FileLock;
 use staging::Staging;
@@ -91,6 +92,7 @@ impl Store {
             store.staging(),
             store.locks(),
             store.run_names(),
+            store.running_directory(),
             store.root.join("content/sha256"),
             store.layers(),
             store.disks(),
@@ -120,6 +122,15 @@ impl Store {
         self.run_names_gate()
             .and_then(|_gate| FileLock::try_acquire(&self.run_names().join(name)))
             .map_err(|source| self.io(format!("taking the name {name}"), source))
+    }
+
+    /// The microVMs that run.
+    pub fn running(&self) -> Registry {
+        Registry::new(self.running_directory())
+    }
+
+    fn running_directory(&self) -> PathBuf {
+        self.root.join("running")
     }
 
     fn remove_stale(&self) -> io::Result<()> {

@@ -6,6 +6,7 @@
 //! a guest and are bounded and made printable before anybody sees them.
 
 mod channel;
+pub mod confinement;
 mod descriptors;
 mod events;
 mod machine;

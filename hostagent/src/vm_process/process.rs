@@ -16,7 +16,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::Pid;
 use vmm::event::{Event, EventKind};
 use vmm::spec::VmSpec;
 
@@ -250,8 +249,8 @@ impl VmProcess {
     }
 
     /// Its PID.
-    pub fn pid(&self) -> Pid {
-        self.child.pid()
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Waits until the VMM, the guest or one of `others` has something, or until

@@ -120,7 +120,7 @@ fn is_not_ours(error: &io::Error) -> bool {
 }
 
 /// Where cgroups of version 2 are mounted (proc_pid_mountinfo(5)).
-fn hierarchy() -> io::Result<Option<PathBuf>> {
+pub fn hierarchy() -> io::Result<Option<PathBuf>> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     Ok(mounts.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;

@@ -10,6 +10,7 @@ mod timing;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use clap::{ArgAction, Args};
@@ -19,6 +20,7 @@ use hostagent::image::oci_layout::OciLayout;
 use hostagent::image::progress::Progress;
 use hostagent::image::reference::ImageReference;
 use hostagent::network::{self, NetworkOption};
+use hostagent::running::RunningMachine;
 use hostagent::stop_signal;
 use hostagent::store::{ImportError, Store, StoreError, StoredImage};
 use hostagent::vm_process::{Nic, Program};
@@ -27,6 +29,7 @@ use hostagent::workload::{EnvChange, WorkloadOptions};
 use super::interrupt;
 use super::progress::TerminalProgress;
 use super::source::open_archive;
+pub use identity::SHORT_ID;
 use identity::{hostname, new_id, run_name};
 use timing::TimingFormat;
 
@@ -189,14 +192,14 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let progress = TerminalProgress::new();
-    let image = obtain(&store, &reference, &progress)?;
-    let config = store.config(image.id)?;
+    let stored = obtain(&store, &reference, &progress)?;
+    let config = store.config(stored.id)?;
     let stop_signal = match &config.stop_signal {
         Some(text) => stop_signal::parse(text)?,
         None => stop_signal::DEFAULT,
     };
     let workload = options.apply(&config)?;
-    let disk = hostagent::disk::of_image(&store, &image)?;
+    let disk = hostagent::disk::of_image(&store, &stored)?;
     if progress.cancelled() {
         return Err(ImportError::Cancelled.into());
     }
@@ -217,8 +220,25 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         stop_signal,
         boot_timeout: guest::BOOT_TIMEOUT,
     };
-    let outcome = guest::run(request, timeline)?;
+    let mut registration = store
+        .running()
+        .register(RunningMachine {
+            id: id.clone(),
+            name: name.map(str::to_owned),
+            image: image.to_owned(),
+            command: request.workload.args.clone(),
+            started_unix_seconds: unix_seconds(),
+            vmm_pid: None,
+            landlock: None,
+        })
+        .context("cannot make the microVM known to `mote ps`")?;
+    let outcome = guest::run(request, timeline, &mut registration)?;
     Ok(ExitCode::from(outcome.exit_code()))
+}
+
+fn unix_seconds() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs())
 }
 
 /// The image, taken in now if it is named by where it is.

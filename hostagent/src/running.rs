@@ -1,0 +1,199 @@
+//! The microVMs that run: one file each, held by a lock for as long as its agent
+//! lives.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use vmm::confinement::Landlock;
+
+use crate::guest::Observer;
+use crate::store::lock::FileLock;
+
+/// One microVM that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunningMachine {
+    /// 64 hexadecimal digits.
+    pub id: String,
+    /// The name it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The image, as it was named.
+    pub image: String,
+    /// The command and its arguments.
+    pub command: Vec<String>,
+    /// When it was started, in seconds since 1970.
+    pub started_unix_seconds: u64,
+    /// Its VMM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmm_pid: Option<u32>,
+    /// How much Landlock adds to its confinement, which only it can tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub landlock: Option<Landlock>,
+}
+
+/// The directory of what runs.
+#[derive(Debug)]
+pub struct Registry {
+    directory: PathBuf,
+}
+
+impl Registry {
+    /// The registry in `directory`, which exists.
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// Makes `machine` known until the registration is dropped or this process ends.
+    pub fn register(&self, machine: RunningMachine) -> io::Result<Registration> {
+        let path = self.directory.join(&machine.id);
+        let lock = {
+            let _gate = self.gate()?;
+            FileLock::try_acquire(&path)?.ok_or(io::ErrorKind::AlreadyExists)?
+        };
+        let registration = Registration {
+            _lock: lock,
+            path,
+            machine,
+        };
+        registration.write()?;
+        Ok(registration)
+    }
+
+    /// What runs, the eldest first.
+    pub fn list(&self) -> io::Result<Vec<RunningMachine>> {
+        // What dead agents left behind goes.
+        let _gate = self.gate()?;
+        let gate_path = self.gate_path();
+        let mut machines = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            let path = entry?.path();
+            if path == gate_path || FileLock::try_acquire(&path)?.is_some() {
+                continue;
+            }
+            let Ok(text) = fs::read(&path) else { continue };
+            // One that is being written is not there yet.
+            machines.extend(serde_json::from_slice::<RunningMachine>(&text));
+        }
+        machines.sort_by(|a, b| {
+            let key = |machine: &RunningMachine| (machine.started_unix_seconds, machine.id.clone());
+            key(a).cmp(&key(b))
+        });
+        Ok(machines)
+    }
+
+    /// The one of this name, or whose id begins so.
+    pub fn find(&self, wanted: &str) -> Result<RunningMachine, FindError> {
+        let machines = self.list().map_err(FindError::Read)?;
+        let named = |machine: &RunningMachine| machine.name.as_deref() == Some(wanted);
+        if let Some(machine) = machines.iter().find(|machine| named(machine)) {
+            return Ok(machine.clone());
+        }
+        let mut found = machines
+            .into_iter()
+            .filter(|machine| !wanted.is_empty() && machine.id.starts_with(wanted));
+        match (found.next(), found.next()) {
+            (None, _) => Err(FindError::None(wanted.to_owned())),
+            (Some(_), Some(_)) => Err(FindError::Several(wanted.to_owned())),
+            (Some(machine), None) => Ok(machine),
+        }
+    }
+
+    /// Held while files are tried, so that looking makes none look taken.
+    fn gate(&self) -> io::Result<FileLock> {
+        FileLock::acquire_brief(&self.gate_path())
+    }
+
+    fn gate_path(&self) -> PathBuf {
+        self.directory.join(".gate")
+    }
+}
+
+/// Why no microVM was found.
+#[derive(Debug, thiserror::Error)]
+pub enum FindError {
+    /// The registry cannot be read.
+    #[error("cannot read what runs")]
+    Read(#[source] io::Error),
+    /// There is none.
+    #[error("no microVM called {0:?} runs; `mote ps` lists those that do")]
+    None(String),
+    /// There are several.
+    #[error("several microVMs' ids begin with {0:?}; give more digits")]
+    Several(String),
+}
+
+/// A microVM that is known while this exists.
+#[derive(Debug)]
+pub struct Registration {
+    _lock: FileLock,
+    path: PathBuf,
+    machine: RunningMachine,
+}
+
+impl Registration {
+    fn write(&self) -> io::Result<()> {
+        // In place: the file is the lock too.
+        fs::write(&self.path, serde_json::to_vec(&self.machine)?)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Observer for Registration {
+    fn vmm_started(&mut self, pid: u32) {
+        self.machine.vmm_pid = Some(pid);
+        // A full disk leaves it less known, and running.
+        let _ = self.write();
+    }
+
+    fn vmm_confined(&mut self, landlock: Landlock) {
+        self.machine.landlock = Some(landlock);
+        let _ = self.write();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(id: &str, name: Option<&str>) -> RunningMachine {
+        RunningMachine {
+            id: id.to_owned(),
+            name: name.map(str::to_owned),
+            image: "demo:latest".to_owned(),
+            command: vec!["true".to_owned()],
+            started_unix_seconds: 1,
+            vmm_pid: None,
+            landlock: None,
+        }
+    }
+
+    #[test]
+    fn a_machine_is_listed_while_it_runs_and_no_longer() {
+        let directory = tempfile::tempdir().unwrap();
+        let registry = Registry::new(directory.path().to_owned());
+        let mut one = registry.register(machine("ab12", Some("web"))).unwrap();
+        let two = registry.register(machine("ab34", None)).unwrap();
+        one.vmm_started(7);
+        let ids = |registry: &Registry| -> Vec<String> {
+            let machines = registry.list().unwrap();
+            machines.into_iter().map(|machine| machine.id).collect()
+        };
+        assert_eq!(ids(&registry), ["ab12", "ab34"]);
+        assert_eq!(registry.find("web").unwrap().vmm_pid, Some(7));
+        assert_eq!(registry.find("ab3").unwrap().id, "ab34");
+        assert!(matches!(registry.find("ab"), Err(FindError::Several(_))));
+        assert!(matches!(registry.find(""), Err(FindError::None(_))));
+        drop(two);
+        assert_eq!(ids(&registry), ["ab12"]);
+        // As after kill -9: the file is there, and nobody holds it.
+        fs::write(directory.path().join("dead"), "{}").unwrap();
+        assert_eq!(ids(&registry), ["ab12"]);
+        assert!(!directory.path().join("dead").exists());
+    }
+}
