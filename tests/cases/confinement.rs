@@ -1,0 +1,81 @@
+//! What confines the VMM of a real guest, read back from the kernel.
+
+use std::io::{BufRead, BufReader};
+
+use e2e::{finish, image, mote, mote_in_background_with_input};
+use serde_json::Value;
+
+#[test]
+fn the_vmm_of_a_running_guest_has_every_wall_around_it() {
+    let mut run = mote_in_background_with_input([
+        "run",
+        "-i",
+        "--cpus",
+        "2",
+        "--name",
+        "walled",
+        &image(),
+        "/bin/sh",
+        "-c",
+        "echo ready; cat",
+    ]);
+    let mut line = String::new();
+    BufReader::new(run.stdout.as_mut().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert_eq!(line, "ready\n");
+
+    let listed = mote(["ps", "--format", "json"]).expect(0).text();
+    let listed: Value = serde_json::from_str(&listed).expect("JSON");
+    assert_eq!(listed["name"], "walled", "{listed}");
+    let told = mote(["inspect", "walled", "--format", "json"]).expect(0);
+    let told: Value = serde_json::from_str(&told.text()).expect("JSON");
+    let confinement = &told["confinement"];
+
+    let pid = told["machine"]["vmm_pid"].as_u64().unwrap();
+    // An id of its own, in the range that nobody else has.
+    assert_eq!(confinement["uid"], 0x7000_0000 + pid, "{told}");
+    assert_eq!(confinement["gid"], confinement["uid"], "{told}");
+    assert_eq!(confinement["groups"], Value::Array(Vec::new()), "{told}");
+    for (set, mask) in confinement["capabilities"].as_object().unwrap() {
+        assert_eq!(mask, "0000000000000000", "{set}");
+    }
+    assert_eq!(confinement["no_new_privs"], true, "{told}");
+    assert_eq!(confinement["dumpable"], false, "{told}");
+    let namespaces = confinement["own_namespaces"].as_object().unwrap();
+    assert_eq!(namespaces.len(), 7);
+    assert!(namespaces.values().all(|own| own == true), "{told}");
+    let root = &confinement["root"];
+    assert_eq!((&root["mounts"], &root["entries"]), (&1.into(), &0.into()));
+    assert_eq!(root["read_only"], true, "{told}");
+    // Debian's 6.1 kernel has Landlock for files.
+    assert_eq!(told["machine"]["landlock"], "partial", "{told}");
+
+    let threads = confinement["threads"].as_array().unwrap();
+    let vcpus = threads
+        .iter()
+        .filter(|thread| thread["name"].as_str().unwrap().starts_with("vcpu"));
+    assert_eq!(vcpus.count(), 2, "{told}");
+    // KVM's own threads and io_uring's make no system calls.
+    let of_ours = |thread: &&Value| {
+        let name = thread["name"].as_str().unwrap();
+        !name.starts_with("kvm") && !name.starts_with("iou-")
+    };
+    for thread in threads.iter().filter(of_ours) {
+        assert_eq!(thread["filters"], 1, "{told}");
+    }
+
+    let limits = &confinement["cgroup"]["limits"];
+    assert_eq!(limits["cpu.max"], "300000 100000", "{told}");
+    let memory: u64 = limits["memory.max"].as_str().unwrap().parse().unwrap();
+    assert!((512 << 20..1 << 30).contains(&memory), "{told}");
+    let pids: u64 = limits["pids.max"].as_str().unwrap().parse().unwrap();
+    assert!(pids < 20, "{told}");
+    assert_eq!(confinement["limits"]["Max core file size"], "0", "{told}");
+
+    drop(run.stdin.take());
+    finish(run).expect(0);
+    assert_eq!(mote(["ps", "--format", "json"]).expect(0).text(), "");
+    let gone = mote(["inspect", "walled"]).expect(125);
+    assert!(gone.errors().contains("mote ps"), "{}", gone.errors());
+}
