@@ -95,7 +95,7 @@ pub fn read(pid: u32) -> io::Result<Confinement> {
         no_new_privs: status.text("NoNewPrivs") == "1",
         // An undumpable process's files belong to root, whoever it runs as
         // (proc_pid(5)).
-        dumpable: fs::metadata(&directory)?.uid() == uid,
+        dumpable: fs::metadata(directory.join("status"))?.uid() == uid,
         own_namespaces: NAMESPACES
             .into_iter()
             .map(|name| Ok((name, is_own(&directory, name)?)))
