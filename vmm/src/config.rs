@@ -1,5 +1,6 @@
 //! A valid microVM: what [`crate::spec`] becomes, once, at the edge.
 
+pub mod console;
 mod nic;
 
 use std::fs::File;
@@ -18,6 +19,7 @@ use crate::devices::virtio::block::Serial;
 use crate::devices::virtio::limiter::{Limits, Rate};
 use crate::devices::virtio::net::NetOptions;
 use crate::spec::{BootSpec, DiskSpec, LimitsSpec, RateSpec, SPEC_VERSION, SerialSpec, VmSpec};
+use console::ConsoleConfig;
 
 /// As many as the APIC ids of the tables here number, and as were tried.
 pub const MAX_VCPUS: u32 = 32;
@@ -143,6 +145,8 @@ pub struct Config {
     pub control: Option<OwnedFd>,
     /// Network devices in order.
     pub nics: Vec<NetOptions>,
+    /// Consoles in order.
+    pub consoles: Vec<ConsoleConfig>,
     /// Where events go.
     pub events: Option<File>,
 }
@@ -242,7 +246,8 @@ impl Config {
             + usize::from(spec.entropy.is_some())
             + usize::from(spec.vsock.is_some())
             + usize::from(spec.balloon.is_some())
-            + spec.nics.len();
+            + spec.nics.len()
+            + spec.consoles.len();
         in_range(
             "the number of devices",
             devices as u64,
@@ -295,6 +300,7 @@ impl Config {
                 .map(|number| seqpacket(number, "control", fds))
                 .transpose()?,
             nics: nic::all(spec.nics, vcpus, fds)?,
+            consoles: console::all(spec.consoles, fds)?,
             events: spec
                 .events
                 .map(|number| writable(number, "events", fds))

@@ -35,7 +35,7 @@ const VSOCK_DESCRIPTORS: u64 = 258;
 /// file, not a pipe, needs a higher [`Limits::file_size_bytes`].
 pub fn of(spec: &VmSpec, greatest: Descriptor) -> Limits {
     let vcpus = u64::from(spec.vcpus);
-    let devices = spec.disks.len() as u64 + 4;
+    let devices = (spec.disks.len() + spec.consoles.len()) as u64 + 4;
     let taps: u64 = spec.nics.iter().map(|nic| nic.taps.len() as u64).sum();
     let (vsock_bytes, vsock_descriptors) = match spec.vsock {
         Some(_) => (VSOCK_BYTES, VSOCK_DESCRIPTORS),

@@ -24,6 +24,8 @@ use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::balloon::handle::BalloonHandle;
 use crate::devices::virtio::block::Block;
+use crate::devices::virtio::console::Console;
+use crate::devices::virtio::console::handle::ConsoleHandle;
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, TransportError};
 use crate::devices::virtio::net::Net;
@@ -113,6 +115,7 @@ struct Builder<'a> {
     mmio_devices: Vec<MmioDevice>,
     transports: Vec<Arc<MmioTransport>>,
     balloon: Option<BalloonHandle>,
+    consoles: Vec<ConsoleHandle>,
 }
 
 impl Machine {
@@ -136,6 +139,7 @@ impl Machine {
             mmio_devices: Vec::new(),
             transports: Vec::new(),
             balloon: None,
+            consoles: Vec::new(),
         };
         builder.add_power()?;
         let has_serial = config.serial.is_some();
@@ -168,6 +172,13 @@ impl Machine {
                 .map_err(host("the balloon's eventfds"))?;
             builder.add_virtio(Box::new(device))?;
             builder.balloon = Some(handle);
+        }
+        for (console, index) in config.consoles.into_iter().zip(0..) {
+            let name = format!("console{index}");
+            let (device, handle) = Console::new(name, console.input, console.output, console.size)
+                .map_err(host("a console"))?;
+            builder.add_virtio(Box::new(device))?;
+            builder.consoles.push(handle);
         }
         let generation_id = config
             .generation_id
@@ -337,6 +348,7 @@ impl Builder<'_> {
             power_button: PowerButton::new(button),
             devices: self.transports.clone(),
             balloon: self.balloon.clone(),
+            consoles: self.consoles.clone(),
         };
         let server = ControlServer::new(socket, handles).map_err(host("a timer"))?;
         self.event_loop.add_always(Box::new(server));

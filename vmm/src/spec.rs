@@ -54,6 +54,9 @@ pub struct VmSpec {
     /// virtio-net devices, in the order the guest sees them (`eth0`, `eth1`, …).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nics: Vec<NicSpec>,
+    /// virtio-console devices, in the order the guest sees them (`hvc0`, `hvc1`, …).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub consoles: Vec<ConsoleSpec>,
     /// Where [`crate::event::Event`]s go, one JSON document a line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<Descriptor>,
@@ -183,4 +186,22 @@ pub struct NicSpec {
     /// moves the frames. Omitted: the VMM does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub vhost: Vec<Descriptor>,
+}
+
+/// A virtio-console device: a terminal. Its descriptors are made non-blocking, for
+/// everyone who shares them (`O_NONBLOCK`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleSpec {
+    /// Bytes for the guest to read: a pipe, a socket or a terminal. Omitted: the guest
+    /// reads nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<Descriptor>,
+    /// Receives what the guest prints. What a slow reader does not take is lost past
+    /// 64 KiB.
+    pub output: Descriptor,
+    /// The width of the terminal in characters, 1 or more.
+    pub columns: u16,
+    /// Its height in characters, 1 or more.
+    pub rows: u16,
 }

@@ -227,6 +227,7 @@ impl Monitor {
             generation_id: None,
             control: None,
             nics: Vec::new(),
+            consoles: Vec::new(),
             events: None,
         };
         let memfd = rustix::fs::memfd_create("spec", MemfdFlags::CLOEXEC)

@@ -119,6 +119,7 @@ impl Machine {
             generation_id: None,
             control: None,
             events: Some(pass(ends.events)?),
+            consoles: Vec::new(),
             nics: self
                 .nics
                 .into_iter()

@@ -87,6 +87,7 @@ impl Machine {
             generation_id: None,
             control: None,
             nics: Vec::new(),
+            consoles: Vec::new(),
             events: None,
         };
         let mut machine = Self {

@@ -6,6 +6,7 @@
 
 pub mod balloon;
 pub mod block;
+pub mod console;
 pub mod entropy;
 pub mod interrupt;
 pub mod limiter;
@@ -15,6 +16,7 @@ mod mock;
 pub mod net;
 pub mod queues;
 pub mod vsock;
+pub mod watch;
 pub mod worker;
 
 use std::io;
