@@ -2,6 +2,7 @@
 
 pub mod console;
 mod nic;
+pub mod pmem;
 
 use std::fs::File;
 use std::io;
@@ -20,6 +21,7 @@ use crate::devices::virtio::limiter::{Limits, Rate};
 use crate::devices::virtio::net::NetOptions;
 use crate::spec::{BootSpec, DiskSpec, LimitsSpec, RateSpec, SPEC_VERSION, SerialSpec, VmSpec};
 use console::ConsoleConfig;
+use pmem::PmemConfig;
 
 /// As many as the APIC ids of the tables here number, and as were tried.
 pub const MAX_VCPUS: u32 = 32;
@@ -147,6 +149,8 @@ pub struct Config {
     pub nics: Vec<NetOptions>,
     /// Consoles in order.
     pub consoles: Vec<ConsoleConfig>,
+    /// Persistent memory in order.
+    pub pmem: Vec<PmemConfig>,
     /// Where events go.
     pub events: Option<File>,
 }
@@ -247,7 +251,8 @@ impl Config {
             + usize::from(spec.vsock.is_some())
             + usize::from(spec.balloon.is_some())
             + spec.nics.len()
-            + spec.consoles.len();
+            + spec.consoles.len()
+            + spec.pmem.len();
         in_range(
             "the number of devices",
             devices as u64,
@@ -301,6 +306,7 @@ impl Config {
                 .transpose()?,
             nics: nic::all(spec.nics, vcpus, fds)?,
             consoles: console::all(spec.consoles, fds)?,
+            pmem: pmem::all(spec.pmem, fds)?,
             events: spec
                 .events
                 .map(|number| writable(number, "events", fds))

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
+use vm_memory::{Address, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::layout;
@@ -12,8 +13,10 @@ use crate::arch::x86_64::acpi::{self, AcpiError, Hardware, MmioDevice};
 use crate::arch::x86_64::cpuid;
 use crate::arch::x86_64::registers::{self, RegisterError};
 use crate::block;
+use crate::block::extents::{Extent, ExtentDisk};
 use crate::boot::{self, BootError};
 use crate::bus::{Bus, BusDevice, Overlap};
+use crate::config::pmem::PmemConfig;
 use crate::config::{BootConfig, Config, SerialConfig};
 use crate::confinement::Landlock;
 use crate::control::server::{ControlServer, Handles};
@@ -29,6 +32,8 @@ use crate::devices::virtio::console::handle::ConsoleHandle;
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, TransportError};
 use crate::devices::virtio::net::Net;
+use crate::devices::virtio::pmem::Pmem;
+use crate::devices::virtio::pmem::mapping::Mapping;
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::virtio::worker::QueueWorker;
 use crate::event::{EventKind, EventSink};
@@ -180,6 +185,7 @@ impl Machine {
             builder.add_virtio(Box::new(device))?;
             builder.consoles.push(handle);
         }
+        builder.add_pmem(config.pmem, config.memory_bytes)?;
         let generation_id = config
             .generation_id
             .map(|id| builder.add_generation_id(id))
@@ -333,6 +339,33 @@ impl Builder<'_> {
         self.vm
             .connect_interrupt(&line, layout::GENERATION_ID_GSI)?;
         Ok(GenerationId::new(self.memory.clone(), line, id)?)
+    }
+
+    /// Maps files above the guest's memory, of `memory_bytes`.
+    fn add_pmem(
+        &mut self,
+        configs: Vec<PmemConfig>,
+        memory_bytes: u64,
+    ) -> Result<(), MachineError> {
+        let mut start = layout::pmem_start(memory_bytes);
+        let slots = self.memory.num_regions() as u32..;
+        for ((pmem, slot), index) in configs.into_iter().zip(slots).zip(0..) {
+            let mapping = Mapping::new(&pmem.file, pmem.bytes, pmem.read_only)
+                .map_err(host("a mapping of the file of a pmem device"))?;
+            self.vm.attach_mapping(slot, start, &mapping)?;
+            let extent = Extent {
+                file: pmem.file,
+                offset_bytes: 0,
+                length_bytes: pmem.bytes,
+            };
+            let disk = ExtentDisk::new(vec![extent], false).filter(|_| !pmem.read_only);
+            let name = format!("pmem{index}");
+            let device = Pmem::new(name, start, mapping.bytes(), disk.map(block::open));
+            self.add_virtio(Box::new(device))?;
+            // `config` knows no sizes that could overflow.
+            start = start.unchecked_add(mapping.bytes());
+        }
+        Ok(())
     }
 
     /// Serves the agent at the other end of `socket`; after all devices have been

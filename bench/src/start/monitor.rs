@@ -228,6 +228,7 @@ impl Monitor {
             control: None,
             nics: Vec::new(),
             consoles: Vec::new(),
+            pmem: Vec::new(),
             events: None,
         };
         let memfd = rustix::fs::memfd_create("spec", MemfdFlags::CLOEXEC)

@@ -120,6 +120,7 @@ impl Machine {
             control: None,
             events: Some(pass(ends.events)?),
             consoles: Vec::new(),
+            pmem: Vec::new(),
             nics: self
                 .nics
                 .into_iter()

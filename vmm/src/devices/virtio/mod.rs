@@ -14,6 +14,7 @@ pub mod mmio;
 #[cfg(test)]
 mod mock;
 pub mod net;
+pub mod pmem;
 pub mod queues;
 pub mod vsock;
 pub mod watch;
