@@ -1,6 +1,8 @@
 //! A valid microVM: what [`crate::spec`] becomes, once, at the edge.
 
+pub mod console;
 mod nic;
+pub mod pmem;
 
 use std::fs::File;
 use std::io;
@@ -18,6 +20,8 @@ use crate::devices::virtio::block::Serial;
 use crate::devices::virtio::limiter::{Limits, Rate};
 use crate::devices::virtio::net::NetOptions;
 use crate::spec::{BootSpec, DiskSpec, LimitsSpec, RateSpec, SPEC_VERSION, SerialSpec, VmSpec};
+use console::ConsoleConfig;
+use pmem::PmemConfig;
 
 /// As many as the APIC ids of the tables here number, and as were tried.
 pub const MAX_VCPUS: u32 = 32;
@@ -143,6 +147,10 @@ pub struct Config {
     pub control: Option<OwnedFd>,
     /// Network devices in order.
     pub nics: Vec<NetOptions>,
+    /// Consoles in order.
+    pub consoles: Vec<ConsoleConfig>,
+    /// Persistent memory in order.
+    pub pmem: Vec<PmemConfig>,
     /// Where events go.
     pub events: Option<File>,
 }
@@ -242,7 +250,9 @@ impl Config {
             + usize::from(spec.entropy.is_some())
             + usize::from(spec.vsock.is_some())
             + usize::from(spec.balloon.is_some())
-            + spec.nics.len();
+            + spec.nics.len()
+            + spec.consoles.len()
+            + spec.pmem.len();
         in_range(
             "the number of devices",
             devices as u64,
@@ -295,6 +305,8 @@ impl Config {
                 .map(|number| seqpacket(number, "control", fds))
                 .transpose()?,
             nics: nic::all(spec.nics, vcpus, fds)?,
+            consoles: console::all(spec.consoles, fds)?,
+            pmem: pmem::all(spec.pmem, fds)?,
             events: spec
                 .events
                 .map(|number| writable(number, "events", fds))

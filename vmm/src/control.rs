@@ -73,6 +73,15 @@ pub enum Command {
         /// All of its limits: what is omitted is not limited any more.
         limits: LimitsSpec,
     },
+    /// A console's terminal has another size now.
+    Resize {
+        /// Its name, such as `console0`.
+        device: String,
+        /// The width in characters, 1 or more.
+        columns: u16,
+        /// The height in characters, 1 or more.
+        rows: u16,
+    },
     /// Press the power button. What follows is up to the guest.
     PowerButton,
     /// End the microVM at once, whatever the guest is doing.

@@ -3,6 +3,7 @@
 
 use jail::{CgroupLimits, Limits};
 
+use crate::arch::layout;
 use crate::spec::{Descriptor, VmSpec};
 
 /// The program, its heap, rings and tables: what does not grow with the guest.
@@ -35,7 +36,7 @@ const VSOCK_DESCRIPTORS: u64 = 258;
 /// file, not a pipe, needs a higher [`Limits::file_size_bytes`].
 pub fn of(spec: &VmSpec, greatest: Descriptor) -> Limits {
     let vcpus = u64::from(spec.vcpus);
-    let devices = spec.disks.len() as u64 + 4;
+    let devices = (spec.disks.len() + spec.consoles.len() + spec.pmem.len()) as u64 + 4;
     let taps: u64 = spec.nics.iter().map(|nic| nic.taps.len() as u64).sum();
     let (vsock_bytes, vsock_descriptors) = match spec.vsock {
         Some(_) => (VSOCK_BYTES, VSOCK_DESCRIPTORS),
@@ -48,8 +49,9 @@ pub fn of(spec: &VmSpec, greatest: Descriptor) -> Limits {
         address_space_bytes: spec
             .memory_bytes
             .saturating_add(2 * REGION_MARGIN_BYTES)
+            .saturating_add(pmem_bytes(spec))
             .saturating_add(PROGRAM_BYTES + vcpus.saturating_mul(THREAD_BYTES) + vsock_bytes),
-        locked_memory_bytes: RING_BYTES * spec.disks.len() as u64,
+        locked_memory_bytes: RING_BYTES * rings(spec),
         file_size_bytes: ends.max().unwrap_or(0),
         descriptors: u64::try_from(greatest).unwrap_or(0)
             + 1
@@ -69,17 +71,32 @@ pub fn of_cgroup(spec: &VmSpec) -> CgroupLimits {
         memory_bytes: spec
             .memory_bytes
             .saturating_add(spec.memory_bytes / 64)
+            .saturating_add(pmem_bytes(spec) / 64)
             .saturating_add(HOST_BYTES),
         threads: threads(spec),
     }
 }
 
 fn threads(spec: &VmSpec) -> u64 {
-    let rings = if spec.disks.is_empty() {
-        0
-    } else {
-        RING_THREADS
+    let rings = match rings(spec) {
+        0 => 0,
+        _ => RING_THREADS,
     };
     let vhost: u64 = spec.nics.iter().map(|nic| nic.vhost.len() as u64).sum();
     1 + u64::from(spec.vcpus) + KVM_THREADS + rings + vhost
+}
+
+/// Address space for files, each from the next huge page to the end of its last.
+fn pmem_bytes(spec: &VmSpec) -> u64 {
+    let lengths = spec.pmem.iter().map(|pmem| pmem.length_bytes);
+    lengths.fold(0_u64, |sum, length| {
+        sum.saturating_add(length)
+            .saturating_add(2 * layout::PMEM_ALIGNMENT)
+    })
+}
+
+/// Disks have one each, and so has persistent memory that is written.
+fn rings(spec: &VmSpec) -> u64 {
+    let written = spec.pmem.iter().filter(|pmem| !pmem.read_only);
+    (spec.disks.len() + written.count()) as u64
 }

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
+use vm_memory::{Address, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::layout;
@@ -12,8 +13,10 @@ use crate::arch::x86_64::acpi::{self, AcpiError, Hardware, MmioDevice};
 use crate::arch::x86_64::cpuid;
 use crate::arch::x86_64::registers::{self, RegisterError};
 use crate::block;
+use crate::block::extents::{Extent, ExtentDisk};
 use crate::boot::{self, BootError};
 use crate::bus::{Bus, BusDevice, Overlap};
+use crate::config::pmem::PmemConfig;
 use crate::config::{BootConfig, Config, SerialConfig};
 use crate::confinement::Landlock;
 use crate::control::server::{ControlServer, Handles};
@@ -24,9 +27,13 @@ use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::balloon::handle::BalloonHandle;
 use crate::devices::virtio::block::Block;
+use crate::devices::virtio::console::Console;
+use crate::devices::virtio::console::handle::ConsoleHandle;
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, TransportError};
 use crate::devices::virtio::net::Net;
+use crate::devices::virtio::pmem::Pmem;
+use crate::devices::virtio::pmem::mapping::Mapping;
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::virtio::worker::QueueWorker;
 use crate::event::{EventKind, EventSink};
@@ -113,6 +120,7 @@ struct Builder<'a> {
     mmio_devices: Vec<MmioDevice>,
     transports: Vec<Arc<MmioTransport>>,
     balloon: Option<BalloonHandle>,
+    consoles: Vec<ConsoleHandle>,
 }
 
 impl Machine {
@@ -136,6 +144,7 @@ impl Machine {
             mmio_devices: Vec::new(),
             transports: Vec::new(),
             balloon: None,
+            consoles: Vec::new(),
         };
         builder.add_power()?;
         let has_serial = config.serial.is_some();
@@ -169,6 +178,14 @@ impl Machine {
             builder.add_virtio(Box::new(device))?;
             builder.balloon = Some(handle);
         }
+        for (console, index) in config.consoles.into_iter().zip(0..) {
+            let name = format!("console{index}");
+            let (device, handle) = Console::new(name, console.input, console.output, console.size)
+                .map_err(host("a console"))?;
+            builder.add_virtio(Box::new(device))?;
+            builder.consoles.push(handle);
+        }
+        builder.add_pmem(config.pmem, config.memory_bytes)?;
         let generation_id = config
             .generation_id
             .map(|id| builder.add_generation_id(id))
@@ -324,6 +341,33 @@ impl Builder<'_> {
         Ok(GenerationId::new(self.memory.clone(), line, id)?)
     }
 
+    /// Maps files above the guest's memory, of `memory_bytes`.
+    fn add_pmem(
+        &mut self,
+        configs: Vec<PmemConfig>,
+        memory_bytes: u64,
+    ) -> Result<(), MachineError> {
+        let mut start = layout::pmem_start(memory_bytes);
+        let slots = self.memory.num_regions() as u32..;
+        for ((pmem, slot), index) in configs.into_iter().zip(slots).zip(0..) {
+            let mapping = Mapping::new(&pmem.file, pmem.bytes, pmem.read_only)
+                .map_err(host("a mapping of the file of a pmem device"))?;
+            self.vm.attach_mapping(slot, start, &mapping)?;
+            let extent = Extent {
+                file: pmem.file,
+                offset_bytes: 0,
+                length_bytes: pmem.bytes,
+            };
+            let disk = ExtentDisk::new(vec![extent], false).filter(|_| !pmem.read_only);
+            let name = format!("pmem{index}");
+            let device = Pmem::new(name, start, mapping.bytes(), disk.map(block::open));
+            self.add_virtio(Box::new(device))?;
+            // `config` knows no sizes that could overflow.
+            start = start.unchecked_add(mapping.bytes());
+        }
+        Ok(())
+    }
+
     /// Serves the agent at the other end of `socket`; after all devices have been
     /// added, to know them.
     fn add_control(&mut self, socket: OwnedFd) -> Result<(), MachineError> {
@@ -337,6 +381,7 @@ impl Builder<'_> {
             power_button: PowerButton::new(button),
             devices: self.transports.clone(),
             balloon: self.balloon.clone(),
+            consoles: self.consoles.clone(),
         };
         let server = ControlServer::new(socket, handles).map_err(host("a timer"))?;
         self.event_loop.add_always(Box::new(server));

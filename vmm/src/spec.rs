@@ -54,6 +54,12 @@ pub struct VmSpec {
     /// virtio-net devices, in the order the guest sees them (`eth0`, `eth1`, …).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nics: Vec<NicSpec>,
+    /// virtio-console devices, in the order the guest sees them (`hvc0`, `hvc1`, …).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub consoles: Vec<ConsoleSpec>,
+    /// virtio-pmem devices, in the order the guest sees them (`pmem0`, `pmem1`, …).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pmem: Vec<PmemSpec>,
     /// Where [`crate::event::Event`]s go, one JSON document a line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<Descriptor>,
@@ -183,4 +189,40 @@ pub struct NicSpec {
     /// moves the frames. Omitted: the VMM does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub vhost: Vec<Descriptor>,
+}
+
+/// A virtio-console device: a terminal. Its descriptors are made non-blocking, for
+/// everyone who shares them (`O_NONBLOCK`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleSpec {
+    /// Bytes for the guest to read: a pipe, a socket or a terminal. Omitted: the guest
+    /// reads nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<Descriptor>,
+    /// Receives what the guest prints. What a slow reader does not take is lost past
+    /// 64 KiB.
+    pub output: Descriptor,
+    /// The width of the terminal in characters, 1 or more.
+    pub columns: u16,
+    /// Its height in characters, 1 or more.
+    pub rows: u16,
+}
+
+/// A virtio-pmem device: a file that the guest has in its physical memory, above all
+/// other memory there, at a multiple of 2 MiB. MicroVMs with the same file share the
+/// host's pages of it. The guest cannot have other devices read or write it there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PmemSpec {
+    /// A regular file. Nobody may shrink it: a guest that touches what is gone ends. A
+    /// file in memory (memfd_create(2), tmpfs) must be sealed against that
+    /// (`F_SEAL_SHRINK`).
+    pub file: Descriptor,
+    /// The size of the file, 1 to 2⁴⁰. To the next multiple of 2 MiB the guest reads
+    /// zeroes; a file it may write must have such a size.
+    pub length_bytes: u64,
+    /// What the guest writes is lost. Else it is in the file at once, and survives a
+    /// power loss after a flush.
+    pub read_only: bool,
 }

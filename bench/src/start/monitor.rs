@@ -227,6 +227,8 @@ impl Monitor {
             generation_id: None,
             control: None,
             nics: Vec::new(),
+            consoles: Vec::new(),
+            pmem: Vec::new(),
             events: None,
         };
         let memfd = rustix::fs::memfd_create("spec", MemfdFlags::CLOEXEC)

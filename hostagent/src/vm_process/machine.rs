@@ -119,6 +119,8 @@ impl Machine {
             generation_id: None,
             control: None,
             events: Some(pass(ends.events)?),
+            consoles: Vec::new(),
+            pmem: Vec::new(),
             nics: self
                 .nics
                 .into_iter()

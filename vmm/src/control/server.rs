@@ -22,6 +22,7 @@ use crate::config;
 use crate::devices::power::PowerButton;
 use crate::devices::virtio::balloon::handle::BalloonHandle;
 use crate::devices::virtio::balloon::statistics::Statistics;
+use crate::devices::virtio::console::handle::ConsoleHandle;
 use crate::devices::virtio::mmio::{LifeCycle, MmioTransport};
 use crate::event::{EventKind, EventSink};
 use crate::exit::{ExitLine, ExitReason};
@@ -51,6 +52,8 @@ pub struct Handles {
     pub devices: Vec<Arc<MmioTransport>>,
     /// The balloon, if there is one.
     pub balloon: Option<BalloonHandle>,
+    /// The consoles.
+    pub consoles: Vec<ConsoleHandle>,
 }
 
 /// The server.
@@ -99,6 +102,11 @@ impl ControlServer {
             Command::SetBalloon { target_bytes } => self.set_balloon(target_bytes),
             Command::BalloonStatistics => self.ask_for_statistics(id),
             Command::SetLimits { device, limits } => self.set_limits(&device, limits),
+            Command::Resize {
+                device,
+                columns,
+                rows,
+            } => self.resize(&device, columns, rows),
             Command::PowerButton => match self.handles.power_button.press() {
                 Ok(()) => Verdict::Answered(Answer::Done),
                 Err(error) => Verdict::Refused(format!(
@@ -236,6 +244,21 @@ impl ControlServer {
             None => Verdict::Refused(format!("there is no device {device:?}")),
             Some(transport) if transport.set_limits(limits) => Verdict::Answered(Answer::Done),
             Some(_) => Verdict::Refused(format!("the device {device:?} knows no limits")),
+        }
+    }
+
+    fn resize(&self, device: &str, columns: u16, rows: u16) -> Verdict {
+        let size = match config::console::size(columns, rows, "") {
+            Ok(size) => size,
+            Err(error) => return Verdict::Refused(error.to_string()),
+        };
+        let mut consoles = self.handles.consoles.iter();
+        match consoles.find(|console| console.name() == device) {
+            None => Verdict::Refused(format!("there is no console {device:?}")),
+            Some(console) => {
+                console.resize(size);
+                Verdict::Answered(Answer::Done)
+            }
         }
     }
 

@@ -27,6 +27,13 @@ fn requests_are_written_as_documented() {
     let set_balloon = Command::SetBalloon { target_bytes: 4096 };
     round_trip(set_balloon, "{\"set_balloon\":{\"target_bytes\":4096}}");
     round_trip(Command::BalloonStatistics, "\"balloon_statistics\"");
+    let resize = Command::Resize {
+        device: "console0".to_owned(),
+        columns: 80,
+        rows: 25,
+    };
+    let text = r#"{"resize":{"device":"console0","columns":80,"rows":25}}"#;
+    round_trip(resize, text);
     round_trip(Command::PowerButton, "\"power_button\"");
     round_trip(Command::Quit, "\"quit\"");
 }

@@ -2,12 +2,13 @@
 
 use std::os::fd::{IntoRawFd, OwnedFd};
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::layout;
+use crate::devices::virtio::pmem::mapping::Mapping;
 use crate::memory::GuestMemory;
 
 /// `KVM_API_VERSION`; it has not changed since Linux 2.6.22.
@@ -68,6 +69,34 @@ impl Vm {
             .create_irq_chip()
             .map_err(kvm("create the interrupt controller (KVM_CREATE_IRQCHIP)"))?;
         Ok(this)
+    }
+
+    /// Puts `mapping` into the guest's memory at `start`, as memory slot `slot`.
+    ///
+    /// What the guest writes to one that must not be written leaves the guest as an
+    /// access to a device that is not there, and is lost (`KVM_MEM_READONLY`).
+    pub fn attach_mapping(
+        &self,
+        slot: u32,
+        start: GuestAddress,
+        mapping: &Mapping,
+    ) -> Result<(), VmError> {
+        let memslot = kvm_userspace_memory_region {
+            slot,
+            guest_phys_addr: start.raw_value(),
+            memory_size: mapping.bytes(),
+            userspace_addr: mapping.address(),
+            flags: match mapping.read_only() {
+                true => KVM_MEM_READONLY,
+                false => 0,
+            },
+        };
+        // SAFETY: the range is that of a mapping which lasts as long as the process
+        // and which nothing else in it reads or writes; KVM refuses slots that
+        // overlap.
+        unsafe { self.vm.set_user_memory_region(memslot) }.map_err(kvm(
+            "register a file as memory (KVM_SET_USER_MEMORY_REGION)",
+        ))
     }
 
     fn attach(&self, memory: &GuestMemory) -> Result<(), VmError> {

@@ -1,7 +1,9 @@
 //! Guests that break the rules: nobody but the device they break them with takes
 //! notice, and that one works again after a reset.
 
-use crate::machine::{Outcome, memory_file, pattern, probe};
+use std::io::Write;
+
+use crate::machine::{Outcome, memory_file, pattern, probe, sealed_file};
 
 /// Plays a scenario on a machine with one of each device, and an agent that
 /// accepts every connection and reads none.
@@ -13,7 +15,11 @@ fn play(scenario: &str) -> Option<Outcome> {
         .entropy()
         .vsock()
         .balloon()
+        .terminal()
+        .pmem(&sealed_file(&pattern(9, 8)), true)
         .start();
+    // For who has buffers for it.
+    running.terminal().keyboard.write_all(b"typed").unwrap();
     running.take_agent().accept_all();
     Some(running.finish())
 }
@@ -109,6 +115,42 @@ attacks! { "hostile-balloon" on "balloon":
     statistics_told_again_and_again, "statistics-again-and-again", answer;
     pages_by_an_indirect_table_of_no_length, "indirect-table-of-no-length", answer;
     reports_by_an_index_that_jumps, "available-index-jumps", reset;
+}
+
+attacks! { "hostile-console" on "console0":
+    text_outside_memory, "text-outside-memory", reset;
+    text_past_the_end, "text-past-the-end", reset;
+    text_in_a_device, "text-in-a-device", reset;
+    text_that_wraps_around, "text-that-wraps-around", reset;
+    text_of_four_gigabytes, "text-of-four-gigabytes", answer;
+    text_without_end, "text-without-end", answer;
+    text_that_loops, "text-that-loops", answer;
+    text_to_be_written, "text-to-be-written", answer;
+    text_by_an_indirect_table_of_no_length, "text-by-an-indirect-table-of-no-length", answer;
+    text_by_an_index_that_jumps, "text-by-an-index-that-jumps", reset;
+    a_buffer_for_input_outside_memory, "buffer-outside-memory", reset;
+    a_buffer_for_input_past_the_end, "buffer-past-the-end", reset;
+    a_buffer_for_input_that_is_not_writable, "buffer-not-writable", answer;
+    a_buffer_for_input_of_no_length, "buffer-of-no-length", answer;
+}
+
+attacks! { "hostile-pmem" on "pmem0":
+    a_request_of_no_kind, "request-of-no-kind", answer;
+    a_request_in_pieces, "request-in-pieces", answer;
+    an_answer_with_too_much_room, "answer-with-too-much-room", answer;
+    flushes_without_end, "flushes-without-end", answer;
+    a_flush_that_is_too_short, "request-too-short", reset;
+    a_flush_that_is_writable, "request-writable", reset;
+    a_flush_outside_memory, "request-outside-memory", reset;
+    a_flush_in_persistent_memory, "request-in-the-device-itself", reset;
+    a_flush_without_room_for_an_answer, "no-answer", reset;
+    an_answer_that_is_too_short, "answer-too-short", reset;
+    an_answer_past_the_end, "answer-past-the-end", reset;
+    an_answer_that_wraps_around, "answer-that-wraps-around", reset;
+    an_answer_in_persistent_memory, "answer-in-the-device-itself", reset;
+    a_flush_that_loops, "request-that-loops", reset;
+    flushes_by_an_indirect_table_of_no_length, "indirect-table-of-no-length", reset;
+    flushes_by_an_index_that_jumps, "available-index-jumps", reset;
 }
 
 /// Scenarios in which no device has reason to ask for reset.

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use jail::{Ended, Jail, Jailed};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{MemfdFlags, Mode, OFlags};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Signal, pidfd_send_signal};
 use vmm::event::{Event, EventKind};
 use vmm::spec::{
-    BalloonSpec, BootSpec, Descriptor, DiskSpec, ExtentSpec, LimitsSpec, NicSpec, SPEC_VERSION,
-    SerialSpec, VmSpec, VsockSpec,
+    BalloonSpec, BootSpec, ConsoleSpec, Descriptor, DiskSpec, ExtentSpec, LimitsSpec, NicSpec,
+    PmemSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
 };
 
 use crate::agent::Agent;
@@ -46,6 +46,13 @@ pub struct Machine {
     input: Option<io::PipeWriter>,
     agent: Option<Agent>,
     controller: Option<Controller>,
+    terminal: Option<Terminal>,
+}
+
+/// The other ends of a console.
+pub struct Terminal {
+    pub keyboard: io::PipeWriter,
+    pub screen: BufReader<io::PipeReader>,
 }
 
 /// A machine that boots the probe guest with this command line. `None`, and a line
@@ -87,6 +94,8 @@ impl Machine {
             generation_id: None,
             control: None,
             nics: Vec::new(),
+            consoles: Vec::new(),
+            pmem: Vec::new(),
             events: None,
         };
         let mut machine = Self {
@@ -97,6 +106,7 @@ impl Machine {
             input: None,
             agent: None,
             controller: None,
+            terminal: None,
         };
         machine.spec.kvm = machine.pass(kvm);
         machine.spec.boot.kernel = machine.pass(memory_file(probe_guests::PROBE));
@@ -239,6 +249,35 @@ impl Machine {
         self
     }
 
+    /// All of `file` as persistent memory.
+    pub fn pmem(mut self, file: &File, read_only: bool) -> Self {
+        let pmem = PmemSpec {
+            file: self.pass(file.try_clone().unwrap()),
+            length_bytes: file.metadata().unwrap().len(),
+            read_only,
+        };
+        self.spec.pmem.push(pmem);
+        self
+    }
+
+    /// A console of 80 by 25 characters; its other ends are [`Running::terminal`].
+    pub fn terminal(mut self) -> Self {
+        let (input, keyboard) = io::pipe().unwrap();
+        let (screen, output) = io::pipe().unwrap();
+        let console = ConsoleSpec {
+            input: Some(self.pass(input)),
+            output: self.pass(output),
+            columns: 80,
+            rows: 25,
+        };
+        self.spec.consoles.push(console);
+        self.terminal = Some(Terminal {
+            keyboard,
+            screen: BufReader::new(screen),
+        });
+        self
+    }
+
     /// A pipe into the serial port: [`Running::input`].
     pub fn serial_input(mut self) -> Self {
         let (reader, writer) = io::pipe().unwrap();
@@ -287,6 +326,7 @@ impl Machine {
             input: self.input.take(),
             agent: self.agent.take(),
             controller: self.controller.take(),
+            terminal: self.terminal.take(),
             child,
         }
     }
@@ -325,6 +365,15 @@ pub fn memory_file(content: &[u8]) -> File {
     file
 }
 
+/// A file in memory that nobody can shrink.
+pub fn sealed_file(content: &[u8]) -> File {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut file = File::from(rustix::fs::memfd_create("test", flags).unwrap());
+    file.write_all(content).unwrap();
+    rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK).unwrap();
+    file
+}
+
 /// A file without a name where the host keeps temporary ones: on a disk, mostly,
 /// unlike [`memory_file`].
 pub fn stored_file(content: &[u8]) -> File {
@@ -349,6 +398,7 @@ pub struct Running {
     pub input: Option<io::PipeWriter>,
     agent: Option<Agent>,
     controller: Option<Controller>,
+    terminal: Option<Terminal>,
     console: BufReader<io::PipeReader>,
     printed: String,
     errors: JoinHandle<String>,
@@ -364,6 +414,16 @@ impl Running {
     /// The agent's end of the control socket.
     pub fn controller(&mut self) -> &mut Controller {
         self.controller.as_mut().unwrap()
+    }
+
+    /// The other ends of the console.
+    pub fn terminal(&mut self) -> &mut Terminal {
+        self.terminal.as_mut().unwrap()
+    }
+
+    /// Nobody has the console any more.
+    pub fn drop_terminal(&mut self) {
+        self.terminal = None;
     }
 
     /// The controller, to go its own way. Dropped, it closes the socket.

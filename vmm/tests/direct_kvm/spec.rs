@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use vmm::spec::{LimitsSpec, RateSpec, VmSpec};
 
-use crate::machine::{Machine, Outcome, WRONG_USE, memory_file, pattern};
+use crate::machine::{Machine, Outcome, WRONG_USE, memory_file, pattern, sealed_file};
 
 const RATE: RateSpec = RateSpec {
     per_second: 1,
@@ -31,6 +31,8 @@ fn whole() -> Machine {
         .entropy()
         .vsock()
         .balloon()
+        .terminal()
+        .pmem(&sealed_file(&pattern(0, 4096)), false)
         .control()
         .serial_input()
         .initrd(memory_file(b"initrd"))
@@ -84,6 +86,8 @@ fn unknown_fields_are_refused_by_name_at_every_depth() {
         "/serial/colour",
         "/vsock/colour",
         "/balloon/colour",
+        "/consoles/0/colour",
+        "/pmem/0/colour",
         "/disks/0/colour",
         "/disks/0/extents/0/colour",
         "/disks/0/limits/colour",
@@ -105,6 +109,12 @@ fn missing_fields_are_refused_by_name() {
         ("/serial", "output"),
         ("/vsock", "guest_cid"),
         ("/vsock", "channel"),
+        ("/consoles/0", "output"),
+        ("/consoles/0", "columns"),
+        ("/consoles/0", "rows"),
+        ("/pmem/0", "file"),
+        ("/pmem/0", "length_bytes"),
+        ("/pmem/0", "read_only"),
         ("/disks/0", "read_only"),
         ("/disks/0", "extents"),
         ("/disks/0/extents/0", "file"),
@@ -167,7 +177,7 @@ fn context_ids_out_of_range_are_refused() {
     }
 }
 
-const DESCRIPTORS: [(&str, &str); 10] = [
+const DESCRIPTORS: [(&str, &str); 13] = [
     ("/kvm", "kvm"),
     ("/boot/kernel", "boot.kernel"),
     ("/boot/initrd", "boot.initrd"),
@@ -177,6 +187,9 @@ const DESCRIPTORS: [(&str, &str); 10] = [
     ("/entropy", "entropy"),
     ("/vsock/channel", "vsock.channel"),
     ("/control", "control"),
+    ("/consoles/0/input", "consoles[0].input"),
+    ("/consoles/0/output", "consoles[0].output"),
+    ("/pmem/0/file", "pmem[0].file"),
     ("/events", "events"),
 ];
 
@@ -238,6 +251,23 @@ fn descriptors_of_the_wrong_kind_are_refused_by_name() {
         refused_descriptor(pointer, stream, &[name, "SOCK_SEQPACKET"]);
     }
     refused_descriptor("/control", null(), &["control", "SOCK_SEQPACKET"]);
+    let input = "/consoles/0/input";
+    refused_descriptor(input, memory_file(b""), &["consoles[0].input", "pipe"]);
+    refused_descriptor(input, write_only(), &["consoles[0].input", "reading"]);
+    let output = "/consoles/0/output";
+    refused_descriptor(output, null(), &["consoles[0].output", "writing"]);
+    let file = "/pmem/0/file";
+    refused_descriptor(file, null(), &["pmem[0].file", "writing"]);
+    refused_descriptor(file, pipe(), &["pmem[0].file", "writing"]);
+    refused_descriptor(file, write_only(), &["pmem[0].file", "reading"]);
+    let unsealed = memory_file(&pattern(0, 4096));
+    refused_descriptor(file, unsealed, &["pmem[0].file", "F_SEAL_SHRINK"]);
+    let null_device = File::options().read(true).write(true).open("/dev/null");
+    refused_descriptor(
+        file,
+        null_device.unwrap(),
+        &["pmem[0].file", "regular file"],
+    );
     refused_descriptor("/events", null(), &["events", "writing"]);
 }
 
@@ -289,7 +319,7 @@ fn extents_without_end_are_refused() {
 fn more_devices_than_interrupts_are_refused() {
     let outcome = run_spoiled(whole(), |spec| {
         let disk = spec["disks"][0].clone();
-        spec["disks"] = vec![disk; 17].into();
+        spec["disks"] = vec![disk; 15].into();
     });
     outcome.expect_error(WRONG_USE, &["number of devices is 20", "at most 19"]);
 }
@@ -320,6 +350,37 @@ fn what_a_balloon_offers_is_yes_or_no() {
     for field in ["deflate_on_oom", "statistics", "free_page_reporting"] {
         refused(&format!("/balloon/{field}"), json!(1), &[field, "boolean"]);
     }
+}
+
+#[test]
+fn terminals_without_room_for_a_character_are_refused() {
+    for field in ["columns", "rows"] {
+        let name = format!("consoles[0].{field}");
+        let pointer = format!("/consoles/0/{field}");
+        refused(&pointer, json!(0), &[&name, "1 or more"]);
+        for number in [json!(65_536), json!(-1), json!("80")] {
+            refused(&pointer, number, &[&name]);
+        }
+    }
+}
+
+#[test]
+fn persistent_memory_of_another_size_than_its_file_is_refused() {
+    let length = "/pmem/0/length_bytes";
+    let name = "pmem[0].length_bytes";
+    for bytes in [0, (1_u64 << 40) + 1, u64::MAX] {
+        refused(length, json!(bytes), &[name, "1 to 1099511627776"]);
+    }
+    for bytes in [1, 4096, (2 << 20) - 1, 4 << 20] {
+        refused(length, json!(bytes), &[name, "size of its file, 2097152"]);
+    }
+    // What is behind the end of one that is written would be lost.
+    let mut machine = whole();
+    let number = machine.pass(sealed_file(&pattern(0, 8)));
+    let outcome = run_spoiled(machine, |spec| {
+        spec["pmem"][0] = json!({"file": number, "length_bytes": 4096, "read_only": false});
+    });
+    outcome.expect_error(WRONG_USE, &[name, "multiple of 2097152", "read_only"]);
 }
 
 #[test]

@@ -39,7 +39,12 @@ pub fn devices() -> Vec<(u32, Window)> {
 
 /// The device number `index` of type `kind`.
 pub fn find(kind: DeviceType, index: usize) -> Window {
-    let mut found = devices().into_iter().filter(|(id, _)| *id == kind as u32);
+    find_type(kind as u32, index)
+}
+
+/// The device number `index` of the type with this number (virtio 1.3, section 5).
+pub fn find_type(kind: u32, index: usize) -> Window {
+    let mut found = devices().into_iter().filter(|(id, _)| *id == kind);
     let (_, window) = found.nth(index).expect("the device is there");
     window
 }

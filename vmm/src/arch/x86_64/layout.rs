@@ -16,6 +16,7 @@
 //! 0xfee0_0000  local APICs
 //! 0xfffb_d000  three pages KVM needs on Intel (KVM_SET_TSS_ADDR)
 //! 0x1_0000_0000  memory beyond 3.25 GiB
+//!      …       persistent memory, each file at the next multiple of 2 MiB
 //! ```
 
 use vm_memory::GuestAddress;
@@ -54,6 +55,10 @@ pub const HIGH_MEMORY: u64 = 0x10_0000;
 pub const LOW_MEMORY_END: u64 = MMIO_WINDOWS;
 /// Where memory goes on above the hole.
 pub const MEMORY_ABOVE_4_GIB: u64 = 1 << 32;
+
+/// Where persistent memory begins, and its sizes: a huge page, and what Linux needs
+/// to have it as memory (`memremap_compat_align`).
+pub const PMEM_ALIGNMENT: u64 = 2 << 20;
 
 /// The virtio-mmio windows.
 pub const MMIO_WINDOWS: u64 = 0xd000_0000;
@@ -95,6 +100,13 @@ pub fn memory_regions(bytes: u64) -> Vec<(GuestAddress, u64)> {
     regions
 }
 
+/// Where persistent memory begins: above `memory_bytes` of other memory, and never
+/// below 4 GiB.
+pub fn pmem_start(memory_bytes: u64) -> GuestAddress {
+    let above_hole = memory_bytes.saturating_sub(LOW_MEMORY_END);
+    GuestAddress((MEMORY_ABOVE_4_GIB + above_hole).next_multiple_of(PMEM_ALIGNMENT))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,6 +128,17 @@ mod tests {
                 (GuestAddress(MEMORY_ABOVE_4_GIB), 4096)
             ]
         );
+    }
+
+    #[test]
+    fn persistent_memory_begins_above_all_other() {
+        for bytes in [4096, LOW_MEMORY_END, LOW_MEMORY_END + 4096, 16 << 40] {
+            let start = pmem_start(bytes).0;
+            let last = memory_regions(bytes).pop();
+            let end = last.map(|(start, length)| start.0 + length);
+            assert!(start >= MEMORY_ABOVE_4_GIB && Some(start) >= end);
+            assert!(start.is_multiple_of(PMEM_ALIGNMENT));
+        }
     }
 
     #[test]

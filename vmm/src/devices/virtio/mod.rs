@@ -6,6 +6,7 @@
 
 pub mod balloon;
 pub mod block;
+pub mod console;
 pub mod entropy;
 pub mod interrupt;
 pub mod limiter;
@@ -13,8 +14,10 @@ pub mod mmio;
 #[cfg(test)]
 mod mock;
 pub mod net;
+pub mod pmem;
 pub mod queues;
 pub mod vsock;
+pub mod watch;
 pub mod worker;
 
 use std::io;

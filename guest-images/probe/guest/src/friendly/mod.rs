@@ -3,7 +3,9 @@
 
 pub mod balloon;
 pub mod block;
+pub mod console;
 pub mod discard;
 pub mod entropy;
 pub mod net;
+pub mod pmem;
 pub mod vsock;

@@ -5,10 +5,12 @@
 
 pub mod balloon;
 pub mod block;
+pub mod console;
 pub mod discard;
 pub mod driver;
 pub mod entropy;
 pub mod net;
+pub mod pmem;
 pub mod transport;
 pub mod vsock;
 

@@ -1,6 +1,6 @@
 //! virtio-net (virtio 1.3, section 5.1) on a tap.
 //!
-//! [`tap`] is one queue of the host's interface, [`watch`] says which have frames.
+//! [`tap`] is one queue of the host's interface, [`super::watch`] says which have frames.
 //! [`receive`] and [`transmit`] move frames between a tap and guest memory without
 //! a copy; [`control`] answers the driver's commands. [`vhost`] has the host's kernel
 //! move the frames instead. This file is the device.
@@ -17,7 +17,6 @@ mod receive;
 pub mod tap;
 mod transmit;
 pub mod vhost;
-mod watch;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -32,6 +31,7 @@ use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::queues::{DeviceFault, Drained, Queues};
+use super::watch::Watch;
 use super::{VirtioDevice, read_config_bytes};
 use crate::event::{EventKind, EventSink};
 use crate::memory::GuestMemory;
@@ -40,7 +40,6 @@ use frame::MAX_FRAME_BYTES;
 use receive::{Acceptance, Receiver, Source};
 use tap::{Gone, HEADER_BYTES, Offloads, Tap};
 use vhost::{VhostFd, VhostPair};
-use watch::Watch;
 
 /// The most queue pairs of one device. Each costs two doorbells.
 pub const MAX_PAIRS: usize = 8;
