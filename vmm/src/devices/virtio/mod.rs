@@ -10,8 +10,9 @@ pub mod entropy;
 pub mod interrupt;
 pub mod limiter;
 pub mod mmio;
-#[cfg(test)]
-mod mock;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(missing_docs, reason = "for tests and fuzzing, not for users")]
+pub mod mock;
 pub mod net;
 pub mod queues;
 pub mod vsock;
