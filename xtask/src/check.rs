@@ -1,11 +1,10 @@
 //! `cargo xtask check`.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{cache, cargo, command, packages, progress, workspace};
+use crate::{cargo, command, progress, workspace};
 
 /// The version of cargo-deny that `deny.toml` is written for.
 const CARGO_DENY: &str = "0.20.2";
@@ -31,7 +30,7 @@ pub fn main(_options: &Options) -> Result<u8> {
         drop(step);
         eprintln!("{name}: ok");
     }
-    let deny = cargo_deny()?;
+    let deny = cargo::tool("cargo-deny", CARGO_DENY, "which checks dependencies")?;
     let step = progress::step("checking dependencies");
     let mut command = Command::new(deny);
     // Not advisories: their database is a git repository on the network, and
@@ -43,29 +42,4 @@ pub fn main(_options: &Options) -> Result<u8> {
     drop(step);
     eprintln!("dependencies: ok");
     Ok(0)
-}
-
-/// cargo-deny from `PATH`, or from the cache, built if it is not there.
-fn cargo_deny() -> Result<PathBuf> {
-    if let Some(found) = packages::find_program("cargo-deny") {
-        return Ok(found);
-    }
-    let entry = cache::entry(&format!("cargo-deny-{CARGO_DENY}"), |directory| {
-        let step = progress::step("building cargo-deny, which checks dependencies (once)");
-        let mut install = cargo::cargo();
-        install
-            .args([
-                "install",
-                "--locked",
-                "--version",
-                CARGO_DENY,
-                "cargo-deny",
-                "--root",
-            ])
-            .arg(directory)
-            // Elsewhere the workspace's configuration would ask for a static one.
-            .current_dir(directory);
-        command::lines(&mut install, |line| step.detail(line.trim()))
-    })?;
-    Ok(entry.join("bin/cargo-deny"))
 }
