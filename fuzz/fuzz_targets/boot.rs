@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use fuzz::{files, memory};
 use libfuzzer_sys::fuzz_target;
-use vm_memory::{Address, GuestAddress};
+use vm_memory::GuestAddress;
 use vmm::boot;
 use vmm::config::BootConfig;
 
@@ -37,7 +37,5 @@ fuzz_target!(|data: &[u8]| {
         // No longer than a valid configuration has it.
         command_line: "x".repeat(usize::from(head[2]) * 8),
     };
-    if let Ok(entry) = boot::finish(&memory, loaded, config, GuestAddress(0xe_0000)) {
-        assert_ne!(entry.raw_value(), u64::MAX);
-    }
+    let _ = boot::finish(&memory, loaded, config, GuestAddress(0xe_0000));
 });

@@ -62,7 +62,7 @@ fn replies(agent: &OwnedFd) -> Vec<Reply> {
     }
 }
 
-fuzz_target!(|data: &[u8]| {
+fuzz_target!(init: fuzz::signals::ignore_sigpipe(), |data: &[u8]| {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (agent, socket) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("sockets");

@@ -24,7 +24,7 @@ fn payload(u: &mut Unstructured) -> arbitrary::Result<Vec<u8>> {
     })
 }
 
-fuzz_target!(|data: &[u8]| {
+fuzz_target!(init: fuzz::signals::ignore_sigpipe(), |data: &[u8]| {
     let mut u = Unstructured::new(data);
     let pairs = u.int_in_range(1..=3).unwrap_or(1);
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

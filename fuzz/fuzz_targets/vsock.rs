@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use vmm::devices::virtio::mock::MockDriver;
 use vmm::devices::virtio::vsock::Vsock;
 
-fuzz_target!(|data: &[u8]| {
+fuzz_target!(init: fuzz::signals::ignore_sigpipe(), |data: &[u8]| {
     let (mut agent, channel) = Agent::new();
     let device = Vsock::new(GUEST, channel).expect("an epoll");
     let mut driver = MockDriver::in_memory(memory::for_driver(), |_| device);

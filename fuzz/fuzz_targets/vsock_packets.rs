@@ -37,7 +37,7 @@ fn step(u: &mut Unstructured, muxer: &mut Muxer, agent: &mut Agent) -> Result<()
     Ok(())
 }
 
-fuzz_target!(|data: &[u8]| {
+fuzz_target!(init: fuzz::signals::ignore_sigpipe(), |data: &[u8]| {
     let mut u = Unstructured::new(data);
     let (mut agent, channel) = Agent::new();
     let mut muxer = Muxer::new(GUEST, channel).expect("an epoll");

@@ -4,4 +4,5 @@
 pub mod acts;
 pub mod files;
 pub mod memory;
+pub mod signals;
 pub mod vsock;
