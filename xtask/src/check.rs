@@ -27,9 +27,9 @@ pub fn main(_options: &Options) -> Result<u8> {
         for workspace in ["", PROBE_GUESTS, FUZZ] {
             let mut command = cargo::cargo();
             command.args(arguments.split(' '));
-            if workspace == FUZZ {
-                // What it depends on is checked already.
-                command.env("CARGO_TARGET_DIR", workspace::target_directory());
+            if workspace == FUZZ && std::env::var_os("CARGO_TARGET_DIR").is_none() {
+                // What it depends on is there already, most of it.
+                command.env("CARGO_TARGET_DIR", workspace::root().join("target"));
             }
             command.current_dir(workspace::root().join(workspace));
             command::lines(&mut command, |line| step.detail(line.trim()))?;

@@ -25,8 +25,9 @@ const INTERRUPTED: u8 = 130;
 /// Feeds hostile input to everything that reads some.
 ///
 /// Each target of `fuzz/` runs for a while from its corpus, one on each processor.
-/// What it finds that reaches new code is kept under target/fuzz for the next time;
-/// the seeds in the repository stay as they are. Needs a nightly toolchain.
+/// What it finds that reaches new code is kept for the next time, in the directory
+/// fuzz beside what cargo builds; the seeds in the repository stay as they are.
+/// Needs a nightly toolchain.
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// How long each target runs

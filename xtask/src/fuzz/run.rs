@@ -105,6 +105,8 @@ fn one(plan: &Plan, target: &str, interrupted: &AtomicBool) -> Result<Option<Out
         .arg(format!("-timeout={INPUT_SECONDS}"))
         .arg(format!("-rss_limit_mb={MEMORY_MIB}"))
         .arg(format!("-max_len={INPUT_BYTES}"))
+        // From the first moment: a short run would see nothing but short inputs.
+        .arg("-len_control=0")
         // A slash at the end: files go into the directory.
         .arg(format!("-artifact_prefix={}/", artifacts.display()))
         .arg("-print_final_stats=1")
