@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::command::describe;
 use crate::progress::Step;
-use crate::workspace;
+use crate::{cache, command, packages, progress, workspace};
 
 /// A program or test that cargo has built.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +39,25 @@ pub fn cargo() -> Command {
     // cargo build everything again that looks at it.
     command.env_remove("CARGO_MANIFEST_DIR");
     command
+}
+
+/// A program of crates.io from `PATH`, or from the cache, built if it is not there.
+/// `purpose` goes on after its name, such as "which checks dependencies".
+pub fn tool(name: &str, version: &str, purpose: &str) -> Result<PathBuf> {
+    if let Some(found) = packages::find_program(name) {
+        return Ok(found);
+    }
+    let entry = cache::entry(&format!("{name}-{version}"), |directory| {
+        let step = progress::step(format!("building {name}, {purpose} (once)"));
+        let mut install = cargo();
+        install
+            .args(["install", "--locked", "--version", version, name, "--root"])
+            .arg(directory)
+            // Elsewhere the workspace's configuration would ask for a static one.
+            .current_dir(directory);
+        command::lines(&mut install, |line| step.detail(line.trim()))
+    })?;
+    Ok(entry.join("bin").join(name))
 }
 
 /// Runs `cargo ARGUMENTS`, shows on `step` what it is at, and returns what it

@@ -1,17 +1,18 @@
 //! `cargo xtask check`.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{cache, cargo, command, packages, progress, workspace};
+use crate::{cargo, command, progress, workspace};
 
 /// The version of cargo-deny that `deny.toml` is written for.
 const CARGO_DENY: &str = "0.20.2";
 
-/// A workspace of its own, whose programs run without an operating system.
+/// Workspaces of their own: programs that run without an operating system, and those
+/// that need a nightly toolchain to run.
 const PROBE_GUESTS: &str = "guest-images/probe/guest";
+const FUZZ: &str = "fuzz";
 
 /// Checks formatting, lints, and the licences and sources of dependencies.
 #[derive(Debug, clap::Args)]
@@ -23,49 +24,34 @@ pub fn main(_options: &Options) -> Result<u8> {
     let clippy = "clippy --workspace --all-targets -- -D warnings";
     for (name, arguments) in [("formatting", rustfmt), ("lints", clippy)] {
         let step = progress::step(format!("checking {name}"));
-        for workspace in [workspace::root(), workspace::root().join(PROBE_GUESTS)] {
+        for workspace in ["", PROBE_GUESTS, FUZZ] {
             let mut command = cargo::cargo();
-            command.args(arguments.split(' ')).current_dir(workspace);
+            command.args(arguments.split(' '));
+            if workspace == FUZZ && std::env::var_os("CARGO_TARGET_DIR").is_none() {
+                // What it depends on is there already, most of it.
+                command.env("CARGO_TARGET_DIR", workspace::root().join("target"));
+            }
+            command.current_dir(workspace::root().join(workspace));
             command::lines(&mut command, |line| step.detail(line.trim()))?;
         }
         drop(step);
         eprintln!("{name}: ok");
     }
-    let deny = cargo_deny()?;
+    let deny = cargo::tool("cargo-deny", CARGO_DENY, "which checks dependencies")?;
     let step = progress::step("checking dependencies");
-    let mut command = Command::new(deny);
-    // Not advisories: their database is a git repository on the network, and
-    // what is published there tomorrow does not make today's change wrong.
-    command.args(["--workspace", "check", "licenses", "bans", "sources"]);
-    command::lines(command.current_dir(workspace::root()), |line| {
-        step.detail(line)
-    })?;
+    for workspace in ["", FUZZ] {
+        let manifest = workspace::root().join(workspace).join("Cargo.toml");
+        let mut command = Command::new(&deny);
+        command.arg("--manifest-path").arg(manifest);
+        command.args(["--config", "deny.toml", "--workspace", "check"]);
+        // Not advisories: their database is a git repository on the network, and
+        // what is published there tomorrow does not make today's change wrong.
+        command.args(["licenses", "bans", "sources"]);
+        command::lines(command.current_dir(workspace::root()), |line| {
+            step.detail(line)
+        })?;
+    }
     drop(step);
     eprintln!("dependencies: ok");
     Ok(0)
-}
-
-/// cargo-deny from `PATH`, or from the cache, built if it is not there.
-fn cargo_deny() -> Result<PathBuf> {
-    if let Some(found) = packages::find_program("cargo-deny") {
-        return Ok(found);
-    }
-    let entry = cache::entry(&format!("cargo-deny-{CARGO_DENY}"), |directory| {
-        let step = progress::step("building cargo-deny, which checks dependencies (once)");
-        let mut install = cargo::cargo();
-        install
-            .args([
-                "install",
-                "--locked",
-                "--version",
-                CARGO_DENY,
-                "cargo-deny",
-                "--root",
-            ])
-            .arg(directory)
-            // Elsewhere the workspace's configuration would ask for a static one.
-            .current_dir(directory);
-        command::lines(&mut install, |line| step.detail(line.trim()))
-    })?;
-    Ok(entry.join("bin/cargo-deny"))
 }

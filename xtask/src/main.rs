@@ -10,6 +10,7 @@ mod debian_kernel;
 mod demo;
 mod demo_image;
 mod distribution;
+mod fuzz;
 mod kernel;
 mod lab;
 mod packages;
@@ -29,6 +30,7 @@ Examples:
   cargo xtask lab                       A shell on a machine with hardware virtualization
   cargo xtask lab -- mote doctor        One command there; its streams and exit code are yours
   cargo xtask check                     Formatting, lints, licences
+  cargo xtask fuzz --seconds 60 block   Hostile input for one device
   cargo xtask bench start               How fast a microVM starts, beside others
 
 What is missing is installed with apt-get on Debian, through sudo unless you are
@@ -52,6 +54,7 @@ enum Xtask {
     Build(distribution::Options),
     Check(check::Options),
     Bench(bench::Options),
+    Fuzz(fuzz::Options),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Xtask::Build(options) => distribution::main(&options),
         Xtask::Check(options) => check::main(&options),
         Xtask::Bench(options) => bench::main(&options),
+        Xtask::Fuzz(options) => fuzz::main(&options),
     };
     match result {
         Ok(code) => ExitCode::from(code),

@@ -85,14 +85,23 @@ impl ImageName {
     }
 
     /// The repository as people write it: `debian`, not `docker.io/library/debian`.
+    /// It stays as it is where less of it would mean another one.
     pub fn familiar_repository(&self) -> &str {
         let path = match self.repository.split_once('/') {
             Some((DEFAULT_DOMAIN, path)) => path,
             _ => return &self.repository,
         };
-        match path.strip_prefix(OFFICIAL_PREFIX) {
+        let familiar = match path.strip_prefix(OFFICIAL_PREFIX) {
             Some(name) if !name.contains('/') => name,
             _ => path,
+        };
+        // A path may begin as a domain does, and a name may look like an image id.
+        let is_itself = split_domain(familiar) == (DEFAULT_DOMAIN, familiar)
+            && Digest::from_hex(familiar).is_none();
+        if is_itself {
+            familiar
+        } else {
+            &self.repository
         }
     }
 }
@@ -285,6 +294,21 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_would_mean_another_when_shortened_is_shown_in_full() {
+        let id = Digest::of(b"config").hex();
+        for repository in [
+            "docker.io/evil.example/library/redis",
+            "docker.io/localhost/app",
+            "docker.io/index.docker.io/app",
+            &format!("docker.io/library/{id}"),
+        ] {
+            let name = name(repository);
+            assert_eq!(name.familiar_repository(), repository);
+            assert_eq!(name.to_string().parse(), Ok(name));
+        }
+    }
+
+    #[test]
     fn malformed_names_are_refused() {
         let long = "a".repeat(300);
         for text in [
@@ -322,7 +346,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_refused_or_reads_back_the_same(text in "[a-zA-Z0-9:/@._\\[\\]-]{0,40}|\\PC{0,20}") {
+        fn any_text_is_refused_or_reads_back_the_same(text in "(docker.io/)?(a.b/|localhost/)?[a-zA-Z0-9:/@._\\[\\]-]{0,40}|\\PC{0,20}") {
             if let Ok(name) = text.parse::<ImageName>() {
                 prop_assert_eq!(name.to_string().parse::<ImageName>(), Ok(name));
             }

@@ -1,6 +1,8 @@
-//! A driver for unit tests: it reaches a device through its registers and through
+//! A driver for unit tests and fuzzing: it reaches a device through its registers and through
 //! guest memory, as a guest does, and says exactly what it is told to.
 
+pub mod acts;
+#[cfg(test)]
 pub mod hostile;
 
 use std::fs::File;
@@ -75,7 +77,15 @@ impl MockDriver {
 
     /// A driver for a device that sends events of its own.
     pub fn with_events<D: VirtioDevice + 'static>(make: impl FnOnce(Arc<EventSink>) -> D) -> Self {
-        let memory = memory::create(MEMORY_BYTES).unwrap();
+        Self::in_memory(memory::create(MEMORY_BYTES).unwrap(), make)
+    }
+
+    /// The same in memory that is there already and zeroed, [`MEMORY_BYTES`] of it:
+    /// guest memory stays mapped for ever, so who makes many drivers makes it once.
+    pub fn in_memory<D: VirtioDevice + 'static>(
+        memory: GuestMemory,
+        make: impl FnOnce(Arc<EventSink>) -> D,
+    ) -> Self {
         let flags = rustix::fs::MemfdFlags::CLOEXEC;
         let events = File::from(rustix::fs::memfd_create("events", flags).unwrap());
         let sink = Arc::new(EventSink::new(Some(events.try_clone().unwrap())));

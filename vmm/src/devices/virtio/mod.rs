@@ -11,8 +11,9 @@ pub mod entropy;
 pub mod interrupt;
 pub mod limiter;
 pub mod mmio;
-#[cfg(test)]
-mod mock;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(missing_docs, reason = "for tests and fuzzing, not for users")]
+pub mod mock;
 pub mod net;
 pub mod pmem;
 pub mod queues;

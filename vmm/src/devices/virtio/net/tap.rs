@@ -193,7 +193,7 @@ impl Tap {
     }
 
     /// Any descriptor that carries a frame for each read and write, for tests.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn pretend(fd: OwnedFd) -> Self {
         Self { fd }
     }

@@ -1,0 +1,25 @@
+//! Archives of images: what `docker save` writes, and OCI layouts in a tar.
+#![no_main]
+
+use fuzz::files;
+use hostagent::image::archive::Archive;
+use hostagent::image::docker_archive::DockerArchive;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let Ok(archive) = Archive::open(files::with(data), "the archive".to_owned()) else {
+        return;
+    };
+    let Ok(archive) = DockerArchive::open(archive) else {
+        return;
+    };
+    let _ = archive.image(None);
+    let Ok(images) = archive.images() else { return };
+    for image in images {
+        assert!(image.layers.len() <= image.config.diff_ids.len());
+        for layer in &image.layers {
+            assert!(layer.region.length() <= data.len() as u64);
+            assert!(layer.region.read_to_vec(data.len() as u64).is_ok());
+        }
+    }
+});
