@@ -9,7 +9,7 @@ use fuzz::{files, memory};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::GuestAddress;
 use vmm::boot;
-use vmm::config::BootConfig;
+use vmm::config::boot::BootConfig;
 
 /// Files to be filled anew; each `File` made of one shares its position.
 fn file(place: &'static OnceLock<File>, content: &[u8]) -> File {

@@ -9,7 +9,7 @@ use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
 use crate::arch::layout;
-use crate::config::BootConfig;
+use crate::config::boot::BootConfig;
 use crate::memory::GuestMemory;
 
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";

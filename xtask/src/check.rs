@@ -10,7 +10,7 @@ use crate::{cargo, command, progress, workspace};
 const CARGO_DENY: &str = "0.20.2";
 
 /// Workspaces of their own: programs that run without an operating system, and those
-/// that need a nightly toolchain to run.
+/// that are built with a sanitizer.
 const PROBE_GUESTS: &str = "guest-images/probe/guest";
 const FUZZ: &str = "fuzz";
 

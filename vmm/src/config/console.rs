@@ -6,7 +6,8 @@ use crate::descriptors::Descriptors;
 use crate::devices::virtio::console::handle::Size;
 use crate::spec::ConsoleSpec;
 
-use super::{ConfigError, in_range, kind, readable, stored_size, writable};
+use super::descriptor::{readable, stored_size, writable};
+use super::error::{ConfigError, in_range, kind};
 
 /// A console.
 #[derive(Debug)]

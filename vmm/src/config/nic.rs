@@ -6,7 +6,7 @@ use crate::devices::virtio::net::vhost::VhostFd;
 use crate::devices::virtio::net::{MAX_PAIRS, MacAddress, NetOptions};
 use crate::spec::{Descriptor, NicSpec};
 
-use super::{ConfigError, in_range, kind};
+use super::error::{ConfigError, in_range, kind};
 
 /// `ETH_MIN_MTU` of Linux, and what IPv4 needs (RFC 791).
 const MIN_MTU: u16 = 68;

@@ -9,7 +9,8 @@ use crate::arch::layout::PMEM_ALIGNMENT;
 use crate::descriptors::{Descriptors, access};
 use crate::spec::PmemSpec;
 
-use super::{ConfigError, in_range, kind, readable};
+use super::descriptor::readable;
+use super::error::{ConfigError, in_range, kind};
 
 /// More than any image has; so many fit above all memory a guest may have.
 const MAX_PMEM_BYTES: u64 = 1 << 40;

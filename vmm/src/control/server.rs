@@ -235,7 +235,7 @@ impl ControlServer {
     }
 
     fn set_limits(&self, device: &str, limits: LimitsSpec) -> Verdict {
-        let limits = match config::limits(Some(limits), "limits") {
+        let limits = match config::limits::limits(Some(limits), "limits") {
             Ok(limits) => limits,
             Err(error) => return Verdict::Refused(error.to_string()),
         };

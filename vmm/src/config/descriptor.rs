@@ -1,0 +1,51 @@
+//! Descriptors of the kind that a field needs.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::FileType;
+
+use super::error::{ConfigError, kind};
+use crate::descriptors::{Descriptors, access};
+
+/// A descriptor open for reading.
+pub fn readable(number: i32, field: &str, fds: &mut Descriptors) -> Result<File, ConfigError> {
+    let file = File::from(fds.take(number, field)?);
+    if !access(&file).0 {
+        return Err(kind(field, "open for reading"));
+    }
+    Ok(file)
+}
+
+/// A descriptor open for writing.
+pub fn writable(number: i32, field: &str, fds: &mut Descriptors) -> Result<File, ConfigError> {
+    let file = File::from(fds.take(number, field)?);
+    if !access(&file).1 {
+        return Err(kind(field, "open for writing"));
+    }
+    Ok(file)
+}
+
+/// A socket that keeps messages apart.
+pub fn seqpacket(number: i32, field: &str, fds: &mut Descriptors) -> Result<OwnedFd, ConfigError> {
+    let socket = fds.take(number, field)?;
+    let seqpacket = rustix::net::sockopt::socket_type(&socket)
+        .is_ok_and(|kind| kind == rustix::net::SocketType::SEQPACKET);
+    if !seqpacket {
+        return Err(kind(field, "a SOCK_SEQPACKET socket"));
+    }
+    Ok(socket)
+}
+
+/// The size of a regular file or block device; `None` for anything else.
+pub fn stored_size(file: &File) -> Option<u64> {
+    let stat = rustix::fs::fstat(file).ok()?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => u64::try_from(stat.st_size).ok(),
+        FileType::BlockDevice => {
+            let end = rustix::fs::seek(file, rustix::fs::SeekFrom::End(0)).ok()?;
+            Some(end)
+        }
+        _ => None,
+    }
+}

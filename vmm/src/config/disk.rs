@@ -1,0 +1,97 @@
+//! Disks.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use super::descriptor::stored_size;
+use super::error::{ConfigError, in_range, kind};
+use super::limits::limits;
+use crate::block::extents::{Extent, ExtentDisk};
+use crate::descriptors::{Descriptors, access};
+use crate::devices::virtio::block::Serial;
+use crate::devices::virtio::limiter::Limits;
+use crate::spec::DiskSpec;
+
+const SECTOR_BYTES: u64 = 512;
+/// A disk is a list of an image's blobs; images have at most 256 layers.
+const MAX_EXTENTS: usize = 4096;
+
+/// A disk.
+#[derive(Debug)]
+pub struct DiskConfig {
+    /// Its content.
+    pub disk: ExtentDisk,
+    /// Its identity.
+    pub serial: Serial,
+    /// How much it may move.
+    pub limits: Limits,
+}
+
+/// Validates all disks.
+pub fn all(specs: Vec<DiskSpec>, fds: &mut Descriptors) -> Result<Vec<DiskConfig>, ConfigError> {
+    let disks = specs.into_iter().zip(0..);
+    disks.map(|(spec, index)| disk(spec, index, fds)).collect()
+}
+
+fn disk(spec: DiskSpec, index: usize, fds: &mut Descriptors) -> Result<DiskConfig, ConfigError> {
+    let field = format!("disks[{index}]");
+    in_range(
+        &format!("the number of extents of {field}"),
+        spec.extents.len() as u64,
+        1..=MAX_EXTENTS as u64,
+        format!("1 to {MAX_EXTENTS}"),
+    )?;
+    let mut extents = Vec::with_capacity(spec.extents.len());
+    for (extent, number) in spec.extents.into_iter().zip(0..) {
+        let field = format!("{field}.extents[{number}]");
+        let file: Arc<File> = fds.share(extent.file, &format!("{field}.file"))?;
+        let (may_read, may_write) = access(&file);
+        if !may_read || !(may_write || spec.read_only) {
+            return Err(kind(field, "open for what the disk is used for"));
+        }
+        let length = extent.length_bytes;
+        in_range(
+            &format!("{field}.length_bytes"),
+            length,
+            SECTOR_BYTES..,
+            "512 or more",
+        )?;
+        if length % SECTOR_BYTES != 0 {
+            return Err(ConfigError::Range {
+                field: format!("{field}.length_bytes"),
+                found: length,
+                wanted: "a multiple of 512".to_owned(),
+            });
+        }
+        let size = stored_size(&file)
+            .ok_or_else(|| kind(field.clone(), "a regular file or a block device"))?;
+        let end = extent.offset_bytes.saturating_add(length);
+        if end > size {
+            return Err(ConfigError::Extent { field, end, size });
+        }
+        extents.push(Extent {
+            file,
+            offset_bytes: extent.offset_bytes,
+            length_bytes: length,
+        });
+    }
+    let too_large = || kind(field.clone(), "smaller than 8 EiB");
+    Ok(DiskConfig {
+        disk: ExtentDisk::new(extents, spec.read_only).ok_or_else(too_large)?,
+        serial: disk_serial(spec.serial.as_deref())?,
+        limits: limits(spec.limits, &format!("{field}.limits"))?,
+    })
+}
+
+fn disk_serial(text: Option<&str>) -> Result<Serial, ConfigError> {
+    let mut serial = Serial::default();
+    let bytes = text.unwrap_or_default().as_bytes();
+    if bytes.len() > serial.len() || !bytes.iter().all(u8::is_ascii_graphic) {
+        return Err(ConfigError::Text {
+            field: "serial of a disk",
+            problem: "is not up to 20 visible ASCII characters",
+        });
+    }
+    serial[..bytes.len()].copy_from_slice(bytes);
+    Ok(serial)
+}
