@@ -277,9 +277,12 @@ fn specs() -> Vec<Vec<u8>> {
     let mut with_nic = small.clone();
     with_nic["nics"] =
         json!([{"mac": "02:00:00:00:00:01", "taps": [11], "mtu": 1400, "vhost": [19]}]);
+    let mut with_terminals = small.clone();
+    with_terminals["consoles"] = json!([{"output": 2, "input": 7, "columns": 80, "rows": 25}]);
+    with_terminals["pmem"] = json!([{"file": 4, "length_bytes": 4096, "read_only": true}]);
     let mut not_open = small.clone();
     not_open["kvm"] = json!(8);
-    [small, all, with_nic, not_open]
+    [small, all, with_nic, with_terminals, not_open]
         .iter()
         .map(|spec| spec.to_string().into_bytes())
         .collect()
@@ -319,6 +322,7 @@ fn conversations() -> Vec<Vec<u8>> {
             json!("power_button"),
         ])
         .into_bytes(),
+        say(&[json!({"resize": {"device": "console0", "columns": 1, "rows": 2}})]).into_bytes(),
         [say(&[json!("quit")]), "!s".to_owned()]
             .join("\n")
             .into_bytes(),

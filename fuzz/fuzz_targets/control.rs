@@ -20,6 +20,8 @@ use vmm::control::{MAX_REPLY_BYTES, Outcome, Reply};
 use vmm::devices::power::PowerButton;
 use vmm::devices::virtio::balloon::{Balloon, BalloonFeatures};
 use vmm::devices::virtio::block::Block;
+use vmm::devices::virtio::console::Console;
+use vmm::devices::virtio::console::handle::Size;
 use vmm::devices::virtio::limiter::Limits;
 use vmm::devices::virtio::mock::{MEMORY_BYTES, MockDriver};
 use vmm::event::EventSink;
@@ -28,6 +30,10 @@ use vmm::kvm::pause::PauseGate;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const MAX_LINES: usize = 24;
+const SIZE: Size = Size {
+    columns: 80,
+    rows: 25,
+};
 
 fn block() -> MockDriver {
     let extent = Extent {
@@ -73,6 +79,8 @@ fuzz_target!(init: fuzz::signals::ignore_sigpipe(), |data: &[u8]| {
     let (balloon, handle) = Balloon::new(features, MEMORY_BYTES).expect("event descriptors");
     let balloon = MockDriver::in_memory(memory::for_driver(), |_| balloon);
     let block = block();
+    let (_, console) = Console::new("console0".to_owned(), None, files::empty(), SIZE)
+        .expect("event descriptors");
     // Without vCPUs a pause is complete as soon as the devices rest.
     let gate = PauseGate::new(0).expect("a handler");
     let exit = ExitLine::new().expect("an event descriptor");
@@ -83,6 +91,7 @@ fuzz_target!(init: fuzz::signals::ignore_sigpipe(), |data: &[u8]| {
         power_button: PowerButton::new(EventFd::new(EFD_NONBLOCK).expect("an event descriptor")),
         devices: vec![block.transport.clone(), balloon.transport.clone()],
         balloon: Some(handle),
+        consoles: vec![console],
     };
     let server = ControlServer::new(socket, handles).expect("a timer");
     let mut manager = EventManager::<ControlServer>::new().expect("an epoll");

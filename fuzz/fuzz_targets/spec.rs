@@ -80,6 +80,11 @@ impl Table {
             .chain(files.map(|extent| &mut extent.file))
             .chain(serial)
             .chain(nics);
+        let consoles = spec.consoles.iter_mut();
+        let consoles = consoles
+            .flat_map(|console| console.input.iter_mut().chain([&mut console.output]))
+            .chain(spec.pmem.iter_mut().map(|pmem| &mut pmem.file));
+        let numbers = numbers.chain(consoles);
         // Enough to have all kinds several times; who has more runs out of them.
         for number in numbers.take(64) {
             self.replace(number);
@@ -108,6 +113,8 @@ fn descriptors(spec: &VmSpec) -> usize {
             .iter()
             .map(|nic| nic.taps.len() + nic.vhost.len())
             .sum::<usize>()
+        + 2 * spec.consoles.len()
+        + spec.pmem.len()
 }
 
 fuzz_target!(|data: &[u8]| {

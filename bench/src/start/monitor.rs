@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use jail::{Cgroup, Jail};
+use jail::{Cgroups, Jail, NewNetwork};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use tempfile::TempDir;
 use vmm::spec::{BootSpec, SPEC_VERSION, SerialSpec, VmSpec};
@@ -194,6 +194,7 @@ impl Monitor {
     /// As the agent does it: everything opened here and inherited, in a jail and a
     /// cgroup of its own.
     fn start_mote(&self, files: &Files, behaviour: Behaviour) -> Result<Started, BenchError> {
+        let network = NewNetwork::begin().map_err(host("make a network namespace"))?;
         let (console, output) = std::io::pipe().map_err(host("make a pipe"))?;
         let open = |path: &Path, flags| rustix::fs::open(path, flags, Mode::empty());
         let kvm = open(Path::new("/dev/kvm"), OFlags::RDWR | OFlags::CLOEXEC)
@@ -243,8 +244,10 @@ impl Monitor {
         let arguments = ["mote-vmm", "--spec-fd", &spec_number.to_string()];
         let (errors, errors_end) = std::io::pipe().map_err(host("make a pipe"))?;
         let name = format!("bench-{}-{spec_number}", std::process::id());
-        let cgroup =
-            Cgroup::create(&name, &vmm::limits::of_cgroup(&spec)).map_err(host("make a cgroup"))?;
+        let limits = vmm::limits::of_cgroup(&spec);
+        let cgroup = Cgroups::open()
+            .and_then(|cgroups| cgroups.map_or(Ok(None), |all| all.create(&name, &limits)))
+            .map_err(host("make a cgroup"))?;
         let child = Jail {
             program: program.as_fd(),
             arguments: arguments
@@ -258,6 +261,7 @@ impl Monitor {
                 spec_file.as_fd(),
             ],
             limits: vmm::limits::of(&spec, spec_number),
+            network: network.as_ref(),
             cgroup: cgroup.as_ref().map(AsFd::as_fd),
             dies_with_parent: true,
         }

@@ -11,7 +11,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jail::{Cgroup, Ended, Jail, JailError, Jailed};
+use jail::{Cgroup, Cgroups, Ended, Jail, JailError, Jailed, NewNetwork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -43,6 +43,9 @@ pub enum SpawnError {
     /// The cgroup could not be made, or not be limited.
     #[error("cannot make a cgroup for {PROGRAM}")]
     Cgroup(#[source] io::Error),
+    /// No network namespace for the process.
+    #[error("cannot make a network namespace for the VMM's process")]
+    Network(#[source] io::Error),
     /// The program did not start.
     #[error("cannot start {}; it is installed together with mote", program.display())]
     Start {
@@ -190,6 +193,11 @@ impl VmProcess {
     /// The process is killed when the calling thread ends, so call this from one
     /// that lasts as long as the machine shall.
     pub fn spawn(program: &Program, machine: Machine) -> Result<Self, SpawnError> {
+        // First, since it takes the longest of all.
+        let network = match program.confined {
+            true => NewNetwork::begin().map_err(SpawnError::Network)?,
+            false => None,
+        };
         let (channel, channel_end) = Channel::pair()?;
         // What is not read in time is lost: a full pipe must not stop the guest.
         let (events, events_end) = reader()?;
@@ -211,7 +219,10 @@ impl VmProcess {
         let arguments = [PROGRAM, "--spec-fd", &spec_number.to_string()];
         let arguments = arguments.map(|text| CString::new(text).unwrap_or_default());
         let limits = vmm::limits::of(&spec, inherited.greatest());
-        let cgroup = Cgroup::create(&id, &vmm::limits::of_cgroup(&spec));
+        let cgroups = Cgroups::open().map_err(SpawnError::Cgroup)?;
+        let cgroup = cgroups.as_ref().map_or(Ok(None), |cgroups| {
+            cgroups.create(&id, &vmm::limits::of_cgroup(&spec))
+        });
         let cgroup = cgroup.map_err(SpawnError::Cgroup)?;
         let open_flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let executable = rustix::fs::open(&program.path, open_flags, Mode::empty())
@@ -223,6 +234,7 @@ impl VmProcess {
             standard: [null.as_fd(), null.as_fd(), stderr_end.as_fd()],
             descriptors: inherited.all().collect(),
             limits,
+            network: network.as_ref(),
             cgroup: cgroup.as_ref().map(AsFd::as_fd),
             dies_with_parent: true,
         };
@@ -232,7 +244,11 @@ impl VmProcess {
         };
         let child = child.map_err(|error| program.start_failed(error.into()))?;
         // With them go the child's ends of everything.
-        drop((inherited, stderr_end));
+        drop((inherited, stderr_end, network));
+        // Now that the VMM is busy.
+        if let Some(cgroups) = cgroups {
+            cgroups.remove_abandoned();
+        }
         Ok(Self {
             child,
             _cgroup: cgroup,

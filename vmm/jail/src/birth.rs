@@ -18,11 +18,12 @@ use rustix::process::{
     set_dumpable_behavior, set_parent_process_death_signal, setsid,
 };
 use rustix::thread::{
-    CapabilitySet, UnshareFlags, capabilities, remove_capability_from_bounding_set,
-    set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+    CapabilitySet, LinkNameSpaceType, UnshareFlags, capabilities, move_into_link_name_space,
+    remove_capability_from_bounding_set, set_no_new_privs, set_thread_groups, set_thread_res_gid,
+    set_thread_res_uid,
 };
 
-use crate::{FIRST_ID, Jail, JailError, Jailed};
+use crate::{FIRST_ID, Jail, JailError, Jailed, NewNetwork};
 
 /// The kernel's `struct clone_args`, as of Linux 5.7.
 #[repr(C)]
@@ -48,7 +49,6 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 const NAMESPACES: u64 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNET
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP) as u64;
@@ -131,7 +131,7 @@ impl Jail<'_> {
     }
 }
 
-fn is_privileged() -> rustix::io::Result<bool> {
+pub(crate) fn is_privileged() -> rustix::io::Result<bool> {
     let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::SETUID | CapabilitySet::SETGID;
     Ok(capabilities(None)?.effective.contains(needed))
 }
@@ -149,6 +149,14 @@ struct Birth<'a> {
     failure: Option<Failure>,
 }
 
+impl<'a> Birth<'a> {
+    /// The network namespace that is made beside, if it is.
+    fn network(&self) -> Option<&'a NewNetwork> {
+        // Without privileges it must belong to the child's own user namespace.
+        self.jail.network.filter(|_| self.privileged)
+    }
+}
+
 /// The step that failed, and why.
 type Failure = (Step, Errno);
 
@@ -160,7 +168,9 @@ fn clone(birth: &mut Birth) -> io::Result<(Pid, OwnedFd)> {
     let mut pidfd: RawFd = -1;
     let mut arguments = CloneArgs {
         flags: CLONE_CLEAR_SIGHAND
-            | (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD) as u64
+            // Its descriptors too, until `arrange_descriptors`: one of them may be yet
+            // to come.
+            | (libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_VFORK | libc::CLONE_PIDFD) as u64
             | libc::CLONE_PARENT_SETTID as u64,
         pidfd: ptr::from_mut(&mut pidfd).addr() as u64,
         parent_tid: ptr::from_mut(&mut birth.pid).addr() as u64,
@@ -171,6 +181,9 @@ fn clone(birth: &mut Birth) -> io::Result<(Pid, OwnedFd)> {
     };
     if birth.confined {
         arguments.flags |= NAMESPACES;
+        if birth.network().is_none() {
+            arguments.flags |= libc::CLONE_NEWNET as u64;
+        }
         if !birth.privileged {
             arguments.flags |= libc::CLONE_NEWUSER as u64;
         }
@@ -239,6 +252,7 @@ enum Step {
     Session,
     Root,
     Limits,
+    Network,
     Ids,
     UserNamespace,
     Capabilities,
@@ -253,6 +267,7 @@ impl Step {
             Self::Session => "begin a session (setsid)",
             Self::Root => "make an empty root (mount, pivot_root)",
             Self::Limits => "set resource limits (setrlimit)",
+            Self::Network => "make a network namespace (unshare, setns)",
             Self::Ids => "take a uid and gid of its own (setresuid, setresgid)",
             Self::UserNamespace => "make a user namespace (unshare)",
             Self::Capabilities => "give up capabilities (prctl)",
@@ -303,6 +318,9 @@ fn confine(birth: &Birth) -> Result<(), Failure> {
     let at = |step| move |errno| (step, errno);
     enter_empty_root().map_err(at(Step::Root))?;
     birth.jail.limits.apply().map_err(at(Step::Limits))?;
+    if let Some(network) = birth.network() {
+        enter_network(network).map_err(at(Step::Network))?;
+    }
     if birth.privileged {
         take_ids(FIRST_ID + birth.pid as u32).map_err(at(Step::Ids))?;
         // SAFETY: this process has one thread and shares no user namespace with
@@ -328,6 +346,14 @@ fn enter_empty_root() -> rustix::io::Result<()> {
     rustix::process::pivot_root(c".", c".")?;
     unmount(c".", UnmountFlags::DETACH)?;
     rustix::process::chdir(c"/")
+}
+
+fn enter_network(network: &NewNetwork) -> rustix::io::Result<()> {
+    let descriptor = network.wait()?;
+    // SAFETY: the descriptor is open as long as `network` lives, which the parent's
+    // waiting frame keeps.
+    let descriptor = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    move_into_link_name_space(descriptor, Some(LinkNameSpaceType::Network))
 }
 
 /// Of this thread, which is all there is: the C library's functions would have the
@@ -364,22 +390,22 @@ fn die_with(parent: BorrowedFd) -> rustix::io::Result<()> {
 }
 
 fn arrange_descriptors(jail: &Jail) -> rustix::io::Result<()> {
-    let [input, output, error] = jail.standard;
-    rustix::stdio::dup2_stdin(input)?;
-    rustix::stdio::dup2_stdout(output)?;
-    rustix::stdio::dup2_stderr(error)?;
-    // SAFETY: marks descriptors of this process alone: its table is a copy.
+    // SAFETY: makes a copy of the table first, and marks descriptors there.
     let result = unsafe {
         libc::syscall(
             libc::SYS_close_range,
             3,
             u32::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
+            libc::CLOSE_RANGE_UNSHARE | libc::CLOSE_RANGE_CLOEXEC,
         )
     };
     if result < 0 {
         return Err(last_error());
     }
+    let [input, output, error] = jail.standard;
+    rustix::stdio::dup2_stdin(input)?;
+    rustix::stdio::dup2_stdout(output)?;
+    rustix::stdio::dup2_stderr(error)?;
     for descriptor in &jail.descriptors {
         fcntl_setfd(descriptor, FdFlags::empty())?;
     }

@@ -14,6 +14,10 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
 /// The parent of them all.
 const PARENT: &str = "mote";
+/// Where version 2 is mounted unless version 1 is used too (file-hierarchy(7)).
+const USUAL_MOUNT: &str = "/sys/fs/cgroup";
+/// `CGROUP2_SUPER_MAGIC` (statfs(2)).
+const CGROUP2_MAGIC: rustix::fs::FsWord = 0x6367_7270;
 /// What limits are for; a hierarchy may lack some.
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
 /// `cpu.max` counts in periods of this many microseconds.
@@ -32,6 +36,12 @@ pub struct CgroupLimits {
     pub threads: u64,
 }
 
+/// The part of the hierarchy that holds the cgroups of this agent and all others.
+#[derive(Debug)]
+pub struct Cgroups {
+    directory: PathBuf,
+}
+
 /// A cgroup. Dropping it removes it, if nothing runs in it any more.
 #[derive(Debug)]
 pub struct Cgroup {
@@ -39,41 +49,39 @@ pub struct Cgroup {
     directory: OwnedFd,
 }
 
-impl Cgroup {
-    /// Makes the cgroup `name`; `None` where there is no hierarchy of version 2, or
-    /// this user may not make cgroups in it.
-    pub fn create(name: &str, limits: &CgroupLimits) -> io::Result<Option<Self>> {
+impl Cgroups {
+    /// Finds the hierarchy and prepares it; `None` where there is none of version 2,
+    /// or this user may not make cgroups in it.
+    pub fn open() -> io::Result<Option<Self>> {
         match hierarchy()? {
-            Some(hierarchy) => Self::create_in(&hierarchy, name, limits),
+            Some(hierarchy) => Self::open_in(&hierarchy),
             None => Ok(None),
         }
     }
 
-    fn create_in(hierarchy: &Path, name: &str, limits: &CgroupLimits) -> io::Result<Option<Self>> {
-        let parent = hierarchy.join(PARENT);
-        match fs::create_dir(&parent) {
+    fn open_in(hierarchy: &Path) -> io::Result<Option<Self>> {
+        let directory = hierarchy.join(PARENT);
+        match fs::create_dir(&directory) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) if is_not_ours(&error) => return Ok(None),
             Err(error) => return Err(error),
         }
-        for above in [hierarchy, &parent] {
-            for controller in CONTROLLERS {
-                // Not there, or not to be given on: then its limit is not set.
-                let _ = write(
-                    &above.join("cgroup.subtree_control"),
-                    &format!("+{controller}"),
-                );
-            }
+        for above in [hierarchy, &directory] {
+            give_controllers_on(above);
         }
-        remove_abandoned(&parent);
-        let path = parent.join(name);
+        Ok(Some(Self { directory }))
+    }
+
+    /// Makes the cgroup `name`; `None` where this user may not.
+    pub fn create(&self, name: &str, limits: &CgroupLimits) -> io::Result<Option<Cgroup>> {
+        let path = self.directory.join(name);
         let directory = match make_and_lock(&path) {
             Ok(directory) => directory,
             Err(error) if is_not_ours(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let cgroup = Self { path, directory };
+        let cgroup = Cgroup { path, directory };
         let quota = limits.cpus.saturating_mul(CPU_PERIOD_US);
         cgroup.set("cpu.max", &format!("{quota} {CPU_PERIOD_US}"))?;
         cgroup.set("memory.max", &limits.memory_bytes.to_string())?;
@@ -83,6 +91,42 @@ impl Cgroup {
         Ok(Some(cgroup))
     }
 
+    /// Removes what agents that were killed have left behind. Looks at every cgroup
+    /// there is.
+    pub fn remove_abandoned(&self) {
+        let Ok(entries) = fs::read_dir(&self.directory) else {
+            return;
+        };
+        let is_directory = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+        for entry in entries.flatten().filter(is_directory) {
+            let path = entry.path();
+            let Ok(directory) = open_directory(&path) else {
+                continue;
+            };
+            if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                let _ = fs::remove_dir(&path);
+            }
+        }
+    }
+}
+
+/// Lets the cgroups below `directory` have what controllers it has itself.
+fn give_controllers_on(directory: &Path) {
+    let list = |file: &str| fs::read_to_string(directory.join(file)).unwrap_or_default();
+    let given_on = list("cgroup.subtree_control");
+    for controller in list("cgroup.controllers").split_whitespace() {
+        let is_given_on = given_on.split_whitespace().any(|one| one == controller);
+        if CONTROLLERS.contains(&controller) && !is_given_on {
+            // One that cannot be given on sets no limit.
+            let _ = write(
+                &directory.join("cgroup.subtree_control"),
+                &format!("+{controller}"),
+            );
+        }
+    }
+}
+
+impl Cgroup {
     /// Sets one limit, if the hierarchy has it.
     fn set(&self, file: &str, value: &str) -> io::Result<()> {
         match write(&self.path.join(file), value) {
@@ -119,8 +163,12 @@ fn is_not_ours(error: &io::Error) -> bool {
     )
 }
 
-/// Where cgroups of version 2 are mounted (proc_pid_mountinfo(5)).
+/// Where cgroups of version 2 are mounted: where nearly everyone has them, or where
+/// this process's mounts say (proc_pid_mountinfo(5)).
 pub fn hierarchy() -> io::Result<Option<PathBuf>> {
+    if rustix::fs::statfs(USUAL_MOUNT).is_ok_and(|found| found.f_type == CGROUP2_MAGIC) {
+        return Ok(Some(PathBuf::from(USUAL_MOUNT)));
+    }
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     Ok(mounts.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;
@@ -154,20 +202,6 @@ fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     Ok(open(path, flags, Mode::empty())?)
 }
 
-fn remove_abandoned(parent: &Path) {
-    let Ok(entries) = fs::read_dir(parent) else {
-        return;
-    };
-    for path in entries.flatten().map(|entry| entry.path()) {
-        let Ok(directory) = open_directory(&path) else {
-            continue;
-        };
-        if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            let _ = fs::remove_dir(&path);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,9 +218,11 @@ mod tests {
     fn a_cgroup_in_use_stays_and_an_abandoned_one_goes() {
         let hierarchy = tempfile::tempdir().unwrap();
         let parent = hierarchy.path().join(PARENT);
-        let used = Cgroup::create_in(hierarchy.path(), "used", &LIMITS).unwrap();
+        let cgroups = Cgroups::open_in(hierarchy.path()).unwrap().unwrap();
+        let used = cgroups.create("used", &LIMITS).unwrap();
         fs::create_dir(parent.join("abandoned")).unwrap();
-        let other = Cgroup::create_in(hierarchy.path(), "other", &LIMITS).unwrap();
+        let other = cgroups.create("other", &LIMITS).unwrap();
+        cgroups.remove_abandoned();
         assert!(parent.join("used").exists());
         assert!(!parent.join("abandoned").exists());
         drop((used, other));

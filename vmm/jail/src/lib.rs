@@ -16,13 +16,15 @@
 mod birth;
 mod cgroup;
 mod limits;
+mod network;
 mod process;
 
 use std::ffi::CString;
 use std::os::fd::BorrowedFd;
 
-pub use cgroup::{Cgroup, CgroupLimits, hierarchy as cgroup_hierarchy};
+pub use cgroup::{Cgroup, CgroupLimits, Cgroups, hierarchy as cgroup_hierarchy};
 pub use limits::Limits;
+pub use network::NewNetwork;
 pub use process::{Ended, Jailed};
 
 /// The uid and gid of a jailed process are this and its PID, so that no two that
@@ -44,6 +46,9 @@ pub struct Jail<'a> {
     pub descriptors: Vec<BorrowedFd<'a>>,
     /// What it may use of the host.
     pub limits: Limits,
+    /// The network namespace it gets, which nobody else may get, if this was begun
+    /// before. Omitted: one is made with the process.
+    pub network: Option<&'a NewNetwork>,
     /// A directory of a cgroup version 2 hierarchy. Omitted: that of this process.
     pub cgroup: Option<BorrowedFd<'a>>,
     /// Whether it is killed when the calling thread ends.

@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-use jail::{Ended, FIRST_ID, Jail, JailError, Jailed, Limits};
+use jail::{Ended, FIRST_ID, Jail, JailError, Jailed, Limits, NewNetwork};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 const LIMITS: Limits = Limits {
@@ -78,6 +78,7 @@ struct Unusual<'a> {
     program: Option<BorrowedFd<'a>>,
     descriptors: Vec<BorrowedFd<'a>>,
     cgroup: Option<BorrowedFd<'a>>,
+    network_with_process: bool,
 }
 
 fn start(what: &str) -> Inmate {
@@ -88,6 +89,11 @@ fn start_with(what: &str, unusual: Unusual) -> Result<Inmate, JailError> {
     let program = File::open("/proc/self/exe").unwrap();
     let (input_end, input) = std::io::pipe().unwrap();
     let (output, output_end) = std::io::pipe().unwrap();
+    // Beside, as an agent does it.
+    let network = match unusual.network_with_process {
+        false => NewNetwork::begin().unwrap(),
+        true => None,
+    };
     let jail = Jail {
         program: unusual.program.unwrap_or(program.as_fd()),
         arguments: ["confined", "inside", what]
@@ -96,6 +102,7 @@ fn start_with(what: &str, unusual: Unusual) -> Result<Inmate, JailError> {
         standard: [input_end.as_fd(), output_end.as_fd(), output_end.as_fd()],
         descriptors: unusual.descriptors,
         limits: LIMITS,
+        network: network.as_ref(),
         cgroup: unusual.cgroup,
         dies_with_parent: true,
     };
@@ -252,7 +259,15 @@ fn ids_and_capabilities() {
 }
 
 fn namespaces() {
-    let mut inmate = start("wait");
+    own_namespaces(Unusual::default());
+    own_namespaces(Unusual {
+        network_with_process: true,
+        ..Unusual::default()
+    });
+}
+
+fn own_namespaces(unusual: Unusual) {
+    let mut inmate = start_with("wait", unusual).unwrap();
     inmate.line();
     for name in ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"] {
         let name = format!("ns/{name}");

@@ -49,15 +49,18 @@ impl Outcome {
     /// Reads `log`, what `program` said until it ended with `status`.
     pub fn of(target: &str, program: &Path, status: ExitStatus, log: &str) -> Self {
         let stat = |name: &str| number_after(log, &format!("stat::{name}:"));
+        let executions = stat("number_of_executed_units");
+        // One that says nothing, or was given nothing, has tried nothing.
+        let came_to_its_end = status.success() && executions > 0;
         Self {
             target: target.to_owned(),
-            executions: stat("number_of_executed_units"),
+            executions,
             executions_per_second: stat("average_exec_per_sec"),
             edges: number_after(log, " cov:"),
             features: number_after(log, " ft:"),
             new_inputs: stat("new_units_added"),
             memory_mib: stat("peak_rss_mb"),
-            failure: (!status.success()).then(|| Failure {
+            failure: (!came_to_its_end).then(|| Failure {
                 input: input(log),
                 program: program.to_owned(),
                 status: status.to_string(),
@@ -211,5 +214,10 @@ stat::peak_rss_mb:              91
         assert!(outcome.failed());
         assert_eq!(outcome.executions, 0);
         assert!(outcome.failure_story().unwrap().contains("exit status: 1"));
+    }
+
+    #[test]
+    fn a_target_that_was_given_nothing_has_failed_however_it_ended() {
+        assert!(outcome(0, "").failed());
     }
 }
