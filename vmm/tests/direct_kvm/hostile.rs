@@ -199,3 +199,50 @@ fn rings_outside_memory_are_refused_at_the_start() {
             .all(|reason| reason.contains("rings"))
     );
 }
+
+/// Memory of a VMM whose guest has touched next to nothing of its own, in KiB.
+const MEMORY_KIB: u64 = 8 << 10;
+
+/// Plays a flood. While it lasts, another microVM reads its disk, and what the flood
+/// costs is looked at.
+fn flood(scenario: &str) {
+    let disk = memory_file(&pattern(8, 64));
+    let Some(machine) = probe(scenario) else {
+        return;
+    };
+    let mut flooding = machine.disk(&disk, true).serial_input().start();
+    assert_eq!(flooding.console_line(), "flooding");
+    let Some(other) = probe("block-read seed=8") else {
+        return;
+    };
+    other.disk(&disk, true).run().expect_success("64 sectors");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", flooding.child.id())).unwrap();
+    let most = status.lines().find_map(|line| {
+        let kib = line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?;
+        kib.parse::<u64>().ok()
+    });
+    assert!(most.is_some_and(|kib| kib < MEMORY_KIB), "{status}");
+    flooding.nudge();
+    let outcome = flooding.finish();
+    assert_eq!(outcome.code, Some(0), "{outcome:#?}");
+    assert_eq!(outcome.errors, "");
+    // It started, was confined, and powered off.
+    assert!(outcome.events.len() < 8, "{outcome:#?}");
+}
+
+macro_rules! floods {
+    ($($test:ident: $scenario:literal;)*) => {$(
+        #[test]
+        fn $test() {
+            flood($scenario);
+        }
+    )*};
+}
+
+floods! {
+    a_flood_of_port_accesses_costs_others_nothing: "flood-of-port-accesses";
+    a_flood_of_memory_accesses_costs_others_nothing: "flood-of-memory-accesses";
+    a_flood_of_doorbells_costs_others_nothing: "flood-of-doorbells";
+    a_flood_of_interrupts_costs_others_nothing: "flood-of-interrupts";
+    a_flood_of_text_that_nobody_reads_costs_others_nothing: "flood-of-text";
+}

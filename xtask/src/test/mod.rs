@@ -58,6 +58,9 @@ pub fn main(options: &Options) -> Result<u8> {
     for failure in &report.failed {
         println!("failed: {failure}");
     }
+    if report.hostile_cases > 0 {
+        println!("hostile cases survived: {}", report.hostile_cases);
+    }
     println!("{}", report.counts());
     Ok(u8::from(!report.is_success()))
 }

@@ -27,7 +27,15 @@ pub struct Report {
     pub unsteady: Vec<String>,
     /// How many labs were lost under their tests.
     pub lost_labs: usize,
+    /// What hostile drivers and guests have tried, and a device has survived: each
+    /// case of a property test, each test of a bare-metal guest's attack.
+    pub hostile_cases: usize,
 }
+
+/// What a property test says when that many cases more are done.
+const HOSTILE_CASES: &str = "hostile cases: ";
+/// The tests of attacks by bare-metal guests.
+const HOSTILE_TESTS: &str = "hostile::";
 
 /// Ends the name of a test that did not run to its end.
 const DID_NOT_RUN: &str = " (did not run)";
@@ -51,7 +59,13 @@ impl Report {
     /// has: those it tells nothing about have failed. So has the executable, if
     /// it neither ended well nor told of a failed test.
     pub fn read(name: &str, printed: &str, listed: &BTreeSet<String>, ended_well: bool) -> Self {
-        let mut report = Self::default();
+        let counts = printed
+            .lines()
+            .filter_map(|line| line.strip_prefix(HOSTILE_CASES)?.parse::<usize>().ok());
+        let mut report = Self {
+            hostile_cases: counts.sum(),
+            ..Self::default()
+        };
         let mut told = BTreeSet::new();
         // What our own executables say when they skip all they have.
         let common_reason = printed
@@ -70,7 +84,10 @@ impl Report {
                 (outcome, _) => outcome,
             };
             match outcome {
-                Outcome::Passed => report.passed += 1,
+                Outcome::Passed => {
+                    report.passed += 1;
+                    report.hostile_cases += usize::from(test.starts_with(HOSTILE_TESTS));
+                }
                 Outcome::Failed => report.failed.push(full),
                 Outcome::Skipped(reason) => report.skipped.push(Skip {
                     name: full,
@@ -95,6 +112,7 @@ impl Report {
         self.skipped.extend(other.skipped);
         self.unsteady.extend(other.unsteady);
         self.lost_labs += other.lost_labs;
+        self.hostile_cases += other.hostile_cases;
     }
 
     /// The names, with spaces between, of the tests of executable `name` that
@@ -288,6 +306,14 @@ test result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out
     #[test]
     fn nothing_run_is_no_success() {
         assert!(!Report::default().is_success());
+    }
+
+    #[test]
+    fn hostile_cases_are_counted_in_property_tests_and_guests() {
+        let printed = "hostile cases: 64\ntest hostile::a_loop ... ok\nhostile cases: 64\n\
+                       test hostile::a_jump ... FAILED\ntest block::reads ... ok\n";
+        let report = Report::read("vmm", printed, &BTreeSet::new(), true);
+        assert_eq!(report.hostile_cases, 129);
     }
 
     #[test]

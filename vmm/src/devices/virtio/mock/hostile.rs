@@ -2,6 +2,9 @@
 //! device: chains that loop or are too long, tables within tables, addresses past
 //! the end, rings on top of each other, resets in between.
 
+use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use proptest::prelude::*;
 
 use super::acts::{Act, OUTSIDE, Play, TABLE_BYTES, TABLE_COUNT, TABLES};
@@ -88,5 +91,18 @@ pub fn play(driver: &mut MockDriver, acts: &[Act]) -> Result<(), TestCaseError> 
     for act in acts {
         play.act(driver, act).map_err(TestCaseError::fail)?;
     }
-    play.end(driver).map_err(TestCaseError::fail)
+    play.end(driver).map_err(TestCaseError::fail)?;
+    count();
+    Ok(())
+}
+
+/// Tells `cargo xtask test` of what was survived, now and then.
+fn count() {
+    const AT_ONCE: u64 = 64;
+    static CASES: AtomicU64 = AtomicU64::new(0);
+    if (CASES.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(AT_ONCE) {
+        let line = format!("hostile cases: {AT_ONCE}\n");
+        // Not by `print!`, which the test harness keeps to itself.
+        let _ = std::io::stdout().write_all(line.as_bytes());
+    }
 }
