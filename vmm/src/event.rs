@@ -47,7 +47,13 @@ pub enum EventKind {
         /// What KVM reported.
         reason: String,
     },
-    /// A device refused what the guest's driver did and waits for its reset.
+    /// The host, or this program, failed the guest.
+    HostFailure {
+        /// What was attempted, and why it failed.
+        reason: String,
+    },
+    /// A device refused what the guest's driver did, or failed by itself (a panic in
+    /// it, which is a defect of this program), and waits for its reset.
     DeviceFault {
         /// Such as `blk0`.
         device: String,

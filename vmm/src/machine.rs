@@ -184,7 +184,9 @@ impl Machine {
             ExitReason::GuestFault(reason) => events.send(EventKind::GuestFault {
                 reason: reason.clone(),
             }),
-            ExitReason::HostFailure(_) => {}
+            ExitReason::HostFailure(reason) => events.send(EventKind::HostFailure {
+                reason: reason.clone(),
+            }),
         }
         // The vCPUs still run in it; it goes with the process.
         std::mem::forget((self.memory, self.vm, self.event_loop, self.generation_id));

@@ -22,6 +22,7 @@ use vmm::descriptors::Descriptors;
 use vmm::event::{EventKind, EventSink};
 use vmm::exit::ExitReason;
 use vmm::machine::Machine;
+use vmm::panics;
 use vmm::probe;
 use vmm::signals;
 use vmm::spec::VmSpec;
@@ -92,6 +93,7 @@ fn run(spec_fd: i32, started_ns: u64) -> ExitCode {
     let events = Arc::new(EventSink::new(config.events.take()));
     events.send_at(EventKind::ProcessStarted, started_ns);
     signals::handle();
+    panics::install_hook(Arc::clone(&events));
     let landlock = match confinement::enter() {
         Ok(landlock) => landlock,
         Err(error) => return fail(HOST_FAILURE, &error.into()),

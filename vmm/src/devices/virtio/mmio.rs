@@ -15,6 +15,7 @@ use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::VirtioDevice;
+use super::contained::Contained;
 use super::interrupt::Interrupt;
 use super::limiter::Limits;
 use super::queues::{DeviceFault, Drained, Queues};
@@ -85,7 +86,7 @@ pub struct MmioTransport {
 }
 
 struct State {
-    device: Box<dyn VirtioDevice>,
+    device: Contained,
     queues: Vec<Queue>,
     status: u32,
     offered_features: u64,
@@ -161,7 +162,7 @@ impl MmioTransport {
             doorbells,
             events,
             state: Mutex::new(State {
-                device,
+                device: Contained::new(device),
                 queues,
                 status: 0,
                 offered_features,
@@ -210,7 +211,7 @@ impl MmioTransport {
             }
             Err(fault) => self.fail(&mut state, &fault),
         }
-        self.announce_configuration_change(&mut state);
+        self.settle(&mut state);
     }
 
     /// Lets the device look at its backend.
@@ -222,7 +223,14 @@ impl MmioTransport {
         if let Err(fault) = device.process_backend(active.then_some(&mut queues)) {
             self.fail(&mut state, &fault);
         }
-        self.announce_configuration_change(&mut state);
+        self.settle(&mut state);
+    }
+
+    /// Whether the event loop shall wake the device for its backend and its timer. Not
+    /// after a panic: the device is not called until its reset, and could leave them
+    /// ready for ever. When that has changed for the better, a doorbell is rung.
+    pub fn listens(&self) -> bool {
+        self.lock().device.is_sound()
     }
 
     /// The device's name and how far a driver has brought it. For the event loop:
@@ -239,21 +247,30 @@ impl MmioTransport {
         (state.device.name().to_owned(), life_cycle)
     }
 
-    /// Tells the driver if the device has changed its configuration. The lock that
-    /// was held during the change keeps the driver from reading half of it.
-    fn announce_configuration_change(&self, state: &mut State) {
+    /// Follows each event. Tells the driver if the device has changed its
+    /// configuration: the lock that was held during the change keeps the driver from
+    /// reading half of it.
+    fn settle(&self, state: &mut State) {
         if state.device.take_configuration_change() {
             state.config_generation = state.config_generation.wrapping_add(1);
             if state.active() {
                 self.interrupt.signal_configuration_change();
             }
         }
+        self.look_for_panic(state);
+    }
+
+    /// Follows each call to the device that returns no fault.
+    fn look_for_panic(&self, state: &mut State) {
+        if let Some(fault) = state.device.take_fault() {
+            self.fail(state, &fault);
+        }
     }
 
     /// The number of the descriptor that wakes [`MmioTransport::process_backend`];
     /// open for as long as the device lives.
     pub fn backend(&self) -> Option<RawFd> {
-        self.lock().device.backend().map(|fd| fd.as_raw_fd())
+        self.lock().device.backend()
     }
 
     /// The number of the descriptor that wakes [`MmioTransport::process_timer`];
@@ -262,15 +279,12 @@ impl MmioTransport {
         let mut state = self.lock();
         state
             .device
-            .limiter()
-            .map(|limiter| limiter.timer().as_raw_fd())
+            .with_limiter(|limiter| limiter.timer().as_raw_fd())
     }
 
     /// Lets the device go on with what a limit made wait.
     pub fn process_timer(&self) {
-        if let Some(limiter) = self.lock().device.limiter() {
-            limiter.expired();
-        }
+        self.lock().device.with_limiter(|limiter| limiter.expired());
         for index in 0..self.doorbells.len() {
             self.process_queue(index);
         }
@@ -278,13 +292,10 @@ impl MmioTransport {
 
     /// Gives the device other limits from now on; returns whether it knows any.
     pub fn set_limits(&self, limits: Limits) -> bool {
-        match self.lock().device.limiter() {
-            Some(limiter) => {
-                limiter.set(limits);
-                true
-            }
-            None => false,
-        }
+        let mut state = self.lock();
+        let set = state.device.with_limiter(|limiter| limiter.set(limits));
+        self.look_for_panic(&mut state);
+        set.is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -299,6 +310,10 @@ impl MmioTransport {
         }
         state.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
         self.interrupt.signal_configuration_change();
+        self.tell_agent(state, fault);
+    }
+
+    fn tell_agent(&self, state: &State, fault: &DeviceFault) {
         self.events.send(EventKind::DeviceFault {
             device: state.device.name().to_owned(),
             reason: fault.to_string(),
@@ -350,6 +365,7 @@ impl MmioTransport {
             register::QUEUE_SEL => state.queue_select = value,
             _ => write_queue(&mut state, offset, value),
         }
+        self.look_for_panic(&mut state);
     }
 
     /// The driver's steps (virtio 1.3, section 3.1.1), in order or not at all.
@@ -362,7 +378,8 @@ impl MmioTransport {
         if added & VIRTIO_CONFIG_S_FEATURES_OK != 0 {
             let unknown = state.driver_features & !state.offered_features;
             let modern = state.driver_features & 1 << VIRTIO_F_VERSION_1 != 0;
-            if !state.has(VIRTIO_CONFIG_S_DRIVER) || unknown != 0 || !modern {
+            let refused = unknown != 0 || !modern || state.device.is_dead();
+            if !state.has(VIRTIO_CONFIG_S_DRIVER) || refused {
                 // Not setting the bit is how a device refuses features.
                 return;
             }
@@ -394,10 +411,9 @@ impl MmioTransport {
         state.status |= VIRTIO_CONFIG_S_DRIVER_OK;
         match fault {
             None => {
-                let features = state.driver_features;
-                state.device.activate(features);
                 let State { device, queues, .. } = state;
-                if let Err(fault) = device.hand_over(features, queues, &self.doorbells) {
+                let activated = device.activate(state.driver_features, queues, &self.doorbells);
+                if let Err(fault) = activated {
                     self.fail(state, &fault);
                 }
             }
@@ -406,12 +422,24 @@ impl MmioTransport {
     }
 
     fn reset(&self, state: &mut State) {
-        state.device.reset();
+        let was_sound = state.device.is_sound();
+        if let Err(fault) = state.device.reset() {
+            // Once in its life: a dead device is not reset again. Its driver finds out
+            // when no features are agreed on.
+            self.tell_agent(state, &fault);
+        }
         for queue in &mut state.queues {
             queue.reset();
         }
         for doorbell in &self.doorbells {
             let _ = doorbell.read();
+        }
+        if !was_sound
+            && state.device.is_sound()
+            && let Some(doorbell) = self.doorbells.get(state.device.handed_over())
+        {
+            // The event loop may listen to its backend again.
+            let _ = doorbell.write(1);
         }
         self.interrupt.acknowledge(u32::MAX);
         state.status = 0;
@@ -473,9 +501,9 @@ fn write_queue(state: &mut State, offset: u64, value: u32) {
 impl BusDevice for MmioTransport {
     fn read(&self, offset: u64, data: &mut [u8]) {
         if offset >= register::CONFIG {
-            self.lock()
-                .device
-                .read_config(offset - register::CONFIG, data);
+            let mut state = self.lock();
+            state.device.read_config(offset - register::CONFIG, data);
+            self.look_for_panic(&mut state);
             return;
         }
         // Registers are 32 bits wide and aligned; anything else reads as zero.
@@ -489,9 +517,9 @@ impl BusDevice for MmioTransport {
 
     fn write(&self, offset: u64, data: &[u8]) {
         if offset >= register::CONFIG {
-            self.lock()
-                .device
-                .write_config(offset - register::CONFIG, data);
+            let mut state = self.lock();
+            state.device.write_config(offset - register::CONFIG, data);
+            self.look_for_panic(&mut state);
             return;
         }
         if offset.is_multiple_of(4)

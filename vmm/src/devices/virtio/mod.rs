@@ -7,6 +7,7 @@
 pub mod balloon;
 pub mod block;
 pub mod console;
+pub mod contained;
 pub mod entropy;
 pub mod interrupt;
 pub mod limiter;
