@@ -24,6 +24,7 @@ use vmm::exit::ExitReason;
 use vmm::machine::Machine;
 use vmm::panics;
 use vmm::probe;
+use vmm::seccomp;
 use vmm::signals;
 use vmm::spec::VmSpec;
 
@@ -44,7 +45,7 @@ mote-vmm is started by mote with every descriptor it needs; it opens nothing.
 
 fn main() -> ExitCode {
     let started_ns = vmm::event::monotonic_ns();
-    share_one_heap();
+    seccomp::share_one_heap();
     let mut arguments = std::env::args().skip(1);
     let (Some(mode), Some(number), None) = (arguments.next(), arguments.next(), arguments.next())
     else {
@@ -57,16 +58,6 @@ fn main() -> ExitCode {
         "--spec-fd" => run(number, started_ns),
         "--probe-kvm" => probe_kvm(number),
         _ => usage(),
-    }
-}
-
-/// Lets all threads allocate from one heap, and all of it from `brk(2)`. Else the C
-/// library makes one for each vCPU thread, on the way to its first instruction, and
-/// maps large pieces apart, which the filters do not allow.
-fn share_one_heap() {
-    for (parameter, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_MAX, 0)] {
-        // SAFETY: sets a parameter of the allocator; no other thread runs yet.
-        unsafe { libc::mallopt(parameter, value) };
     }
 }
 

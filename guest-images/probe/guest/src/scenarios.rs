@@ -79,6 +79,8 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("hostile-net", hostile::net::play),
     ("net-resets", hostile::net::resets),
     ("hostile-pmem", hostile::pmem::play),
+    ("panics", hostile::panics::in_a_device),
+    ("panic-elsewhere", hostile::panics::elsewhere),
     ("hostile-vsock", hostile::vsock::play),
     ("vsock-strangers", hostile::vsock::strangers),
     ("vsock-past-credit", hostile::vsock::past_credit),

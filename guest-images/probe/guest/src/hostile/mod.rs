@@ -10,6 +10,7 @@ pub mod discard;
 pub mod driver;
 pub mod entropy;
 pub mod net;
+pub mod panics;
 pub mod pmem;
 pub mod transport;
 pub mod vsock;
