@@ -91,8 +91,8 @@ impl EventSink {
         }
     }
 
-    /// Writes one event. A reader that is gone or stuck never stops the VM: with
-    /// a non-blocking descriptor, what does not fit is lost.
+    /// Writes one event. A reader that is gone or stuck never stops the VM: the
+    /// descriptor does not block (`config` sees to it), and what does not fit is lost.
     pub fn send(&self, kind: EventKind) {
         if self.output.is_some() {
             self.send_at(kind, monotonic_ns());
