@@ -153,6 +153,11 @@ impl Contained {
         self.tell(|device| device.queue_taken_away(index));
     }
 
+    /// See [`VirtioDevice::is_unsettled`].
+    pub fn is_unsettled(&mut self) -> bool {
+        self.tell(|device| device.is_unsettled()) == Some(true)
+    }
+
     /// See [`VirtioDevice::process_backend`].
     pub fn process_backend(&mut self, queues: Option<&mut Queues>) -> Result<(), DeviceFault> {
         let result = self.call(|device| device.process_backend(queues))?;

@@ -94,6 +94,8 @@ struct State {
     device_features_select: u32,
     driver_features_select: u32,
     queue_select: u32,
+    /// A reset has begun and is not over ([`VirtioDevice::is_unsettled`]).
+    resetting: bool,
     /// `ConfigGeneration`: another number after each change of the configuration
     /// (section 2.5.1).
     config_generation: u32,
@@ -170,6 +172,7 @@ impl MmioTransport {
                 device_features_select: 0,
                 driver_features_select: 0,
                 queue_select: 0,
+                resetting: false,
                 config_generation: 0,
             }),
         }))
@@ -258,6 +261,10 @@ impl MmioTransport {
             }
         }
         self.look_for_panic(state);
+        if state.resetting && !state.device.is_unsettled() {
+            state.resetting = false;
+            state.status = 0;
+        }
     }
 
     /// Follows each call to the device that returns no fault.
@@ -331,13 +338,17 @@ impl MmioTransport {
             register::SHM_LEN_LOW..=register::SHM_BASE_HIGH => return u32::MAX,
             _ => {}
         }
-        let state = self.lock();
+        let mut state = self.lock();
+        let unsettled = offset == register::QUEUE_READY && state.device.is_unsettled();
         let queue = state.queues.get(state.queue_select as usize);
         match offset {
             register::DEVICE_ID => state.device.device_type(),
             register::DEVICE_FEATURES => half(state.offered_features, state.device_features_select),
             register::QUEUE_SIZE_MAX => queue.map_or(0, |queue| queue.max_size().into()),
-            register::QUEUE_READY => queue.map_or(0, |queue| queue.ready().into()),
+            register::QUEUE_READY => queue.map_or(0, |queue| {
+                // One that was taken away and is still used is not gone.
+                u32::from(queue.ready() || unsettled)
+            }),
             register::STATUS => state.status,
             register::CONFIG_GENERATION => state.config_generation,
             _ => 0,
@@ -363,13 +374,16 @@ impl MmioTransport {
             register::DRIVER_FEATURES_SEL => state.driver_features_select = value,
             register::DRIVER_FEATURES => write_features(&mut state, value),
             register::QUEUE_SEL => state.queue_select = value,
-            _ => write_queue(&mut state, offset, value),
+            _ => self.write_queue(&mut state, offset, value),
         }
         self.look_for_panic(&mut state);
     }
 
     /// The driver's steps (virtio 1.3, section 3.1.1), in order or not at all.
     fn write_status(&self, state: &mut State, value: u32) {
+        if state.resetting {
+            return;
+        }
         if value == 0 {
             self.reset(state);
             return;
@@ -421,6 +435,37 @@ impl MmioTransport {
         }
     }
 
+    fn write_queue(&self, state: &mut State, offset: u64, value: u32) {
+        if offset == register::QUEUE_READY && value == 0 {
+            // A driver takes a queue away at any time, and waits until it reads that
+            // it is gone (section 4.2.2.2).
+            let select = state.queue_select as usize;
+            if let Some(queue) = state.queues.get_mut(select) {
+                queue.set_ready(false);
+                state.device.queue_taken_away(select);
+                if state.device.is_unsettled() {
+                    self.fail(state, &DeviceFault::Unsettled);
+                }
+            }
+            return;
+        }
+        let Some(queue) = state.queue_to_set_up() else {
+            return;
+        };
+        match offset {
+            // What a queue refuses, it keeps as it was; `is_valid` judges the rest.
+            register::QUEUE_SIZE => queue.set_size(u16::try_from(value).unwrap_or(0)),
+            register::QUEUE_READY => queue.set_ready(value == 1),
+            register::QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
+            register::QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
+            register::QUEUE_DRIVER_LOW => queue.set_avail_ring_address(Some(value), None),
+            register::QUEUE_DRIVER_HIGH => queue.set_avail_ring_address(None, Some(value)),
+            register::QUEUE_DEVICE_LOW => queue.set_used_ring_address(Some(value), None),
+            register::QUEUE_DEVICE_HIGH => queue.set_used_ring_address(None, Some(value)),
+            _ => {}
+        }
+    }
+
     fn reset(&self, state: &mut State) {
         let was_sound = state.device.is_sound();
         if let Err(fault) = state.device.reset() {
@@ -442,7 +487,16 @@ impl MmioTransport {
             let _ = doorbell.write(1);
         }
         self.interrupt.acknowledge(u32::MAX);
-        state.status = 0;
+        state.resetting = state.device.is_unsettled();
+        if state.resetting {
+            // To a driver the reset is over when it reads 0 (section 2.4.2), and one that
+            // does not look finds that nothing it writes has an effect.
+            self.tell_agent(state, &DeviceFault::Unsettled);
+        }
+        state.status = match state.resetting {
+            true => VIRTIO_CONFIG_S_NEEDS_RESET,
+            false => 0,
+        };
         state.driver_features = 0;
         state.device_features_select = 0;
         state.driver_features_select = 0;
@@ -468,34 +522,6 @@ fn write_features(state: &mut State, value: u32) {
         1 => u64::from(value) << 32 | u64::from(low),
         _ => return,
     };
-}
-
-fn write_queue(state: &mut State, offset: u64, value: u32) {
-    if offset == register::QUEUE_READY && value == 0 {
-        // A driver takes a queue away at any time, and waits until it reads that
-        // it is gone (section 4.2.2.2).
-        let select = state.queue_select as usize;
-        if let Some(queue) = state.queues.get_mut(select) {
-            queue.set_ready(false);
-            state.device.queue_taken_away(select);
-        }
-        return;
-    }
-    let Some(queue) = state.queue_to_set_up() else {
-        return;
-    };
-    match offset {
-        // What a queue refuses, it keeps as it was; `is_valid` judges the rest.
-        register::QUEUE_SIZE => queue.set_size(u16::try_from(value).unwrap_or(0)),
-        register::QUEUE_READY => queue.set_ready(value == 1),
-        register::QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
-        register::QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
-        register::QUEUE_DRIVER_LOW => queue.set_avail_ring_address(Some(value), None),
-        register::QUEUE_DRIVER_HIGH => queue.set_avail_ring_address(None, Some(value)),
-        register::QUEUE_DEVICE_LOW => queue.set_used_ring_address(Some(value), None),
-        register::QUEUE_DEVICE_HIGH => queue.set_used_ring_address(None, Some(value)),
-        _ => {}
-    }
 }
 
 impl BusDevice for MmioTransport {

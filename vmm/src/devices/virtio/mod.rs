@@ -98,6 +98,13 @@ pub trait VirtioDevice: Send {
     /// whoever else serves it stop before this returns.
     fn queue_taken_away(&mut self, _index: usize) {}
 
+    /// Whether the reset, or the taking away of a queue, is not over: something that was
+    /// begun before may still read or write the driver's memory, for longer than a vCPU
+    /// may wait. The device looks after it in [`VirtioDevice::process_backend`].
+    fn is_unsettled(&self) -> bool {
+        false
+    }
+
     /// A descriptor of the device's own that the event loop shall watch for
     /// input, if it has one.
     fn backend(&self) -> Option<BorrowedFd<'_>> {

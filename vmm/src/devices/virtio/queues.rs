@@ -42,6 +42,13 @@ pub enum DeviceFault {
         /// What was wrong.
         reason: &'static str,
     },
+    /// The host has not ended what was in flight when the driver reset the device or took
+    /// a queue away.
+    #[error(
+        "the host still works on requests from before the reset; until they end, the device \
+         cannot be used"
+    )]
+    Unsettled,
     /// A call to the device panicked: a defect of it.
     #[error("the device panicked at {0}")]
     Panic(Panic),
