@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Exit codes: 0 the guest powered off or the agent asked for the end, 1 the
-//! microVM could not be built or the host failed, 2 wrong arguments or spec, 3
+//! microVM could not be built, the host failed or this program panicked, 2 wrong arguments or spec, 3
 //! the guest reset itself, 4 the guest crashed; 128 and its number for a signal
 //! that ended it, of those that can be handled.
 

@@ -146,8 +146,14 @@ impl RingDisk {
             self.free.push(slot);
             return result.or(Some(Ok(())));
         };
+        let served = self.storage[step.file] == Storage::Served;
         let entry = entry(step)
-            .flags(squeue::Flags::FIXED_FILE)
+            .flags(match served {
+                // By a worker from the start: else the kernel may try it in this thread
+                // first, and wait there, as it does for FUSE.
+                true => squeue::Flags::FIXED_FILE | squeue::Flags::ASYNC,
+                false => squeue::Flags::FIXED_FILE,
+            })
             .user_data(slot.into());
         // SAFETY: the entry points to the step's list of iovecs, which stays where
         // it is in `requests` until the completion is taken, and these to guest
@@ -251,12 +257,13 @@ fn create_ring(disk: &ExtentDisk) -> io::Result<(IoUring, EventFd)> {
     submitter.register_eventfd(event.as_raw_fd())?;
     submitter.register_iowq_max_workers(&mut { WORKERS })?;
     let fixed_file = squeue::Flags::FIXED_FILE.bits();
+    let asynchronous = squeue::Flags::ASYNC.bits();
     submitter.register_restrictions(&mut [
         Restriction::sqe_op(opcode::Readv::CODE),
         Restriction::sqe_op(opcode::Writev::CODE),
         Restriction::sqe_op(opcode::Fsync::CODE),
         Restriction::sqe_op(opcode::Fallocate::CODE),
-        Restriction::sqe_flags_allowed(fixed_file),
+        Restriction::sqe_flags_allowed(fixed_file | asynchronous),
         Restriction::sqe_flags_required(fixed_file),
     ])?;
     submitter.register_enable_rings()?;

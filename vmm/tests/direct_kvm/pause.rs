@@ -1,6 +1,6 @@
 //! Pause and resume: nothing of the guest's goes on, then everything does.
 
-use vmm::control::{Answer, Command, Outcome, RunState, VcpuState};
+use vmm::control::{Command, RunState, VcpuState};
 use vmm::event::EventKind;
 
 use crate::machine::{Machine, POWERED_OFF, Running, probe};

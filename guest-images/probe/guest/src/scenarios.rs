@@ -80,6 +80,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("hostile-net", hostile::net::play),
     ("net-resets", hostile::net::resets),
     ("hostile-pmem", hostile::pmem::play),
+    ("disk-hangs", hostile::hung::disk),
     ("panics", hostile::panics::in_a_device),
     ("panic-elsewhere", hostile::panics::elsewhere),
     ("hostile-vsock", hostile::vsock::play),

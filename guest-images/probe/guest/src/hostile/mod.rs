@@ -9,6 +9,7 @@ pub mod console;
 pub mod discard;
 pub mod driver;
 pub mod entropy;
+pub mod hung;
 pub mod net;
 pub mod panics;
 pub mod pmem;
