@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arbitrary::Unstructured;
 use fuzz::acts::Game;
@@ -84,8 +85,9 @@ impl BlockBackend for Moody {
         Some((ticket, self.run(ticket, operation)))
     }
 
-    fn wait(&mut self) {
+    fn wait(&mut self, _: Duration) -> bool {
         while self.complete().is_some() {}
+        true
     }
 }
 

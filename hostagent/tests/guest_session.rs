@@ -39,6 +39,8 @@ const TESTS: &[(&str, fn())] = tests![
     a_reader_that_goes_away_breaks_the_workloads_pipe,
     output_that_cannot_be_written_is_an_error,
     a_vmm_that_gives_up_is_reported_with_its_reason,
+    a_vmm_that_a_signal_ends_is_reported_with_what_the_signal_means,
+    a_vmm_that_fails_is_reported_with_its_reason,
     a_guest_that_panics_is_reported_with_its_console,
     a_guest_that_says_nothing_is_given_up_with_the_reason,
     a_vmm_that_is_killed_ends_the_run_at_once,
@@ -164,6 +166,19 @@ fn as_vmm(spec_number: i32) -> ExitCode {
             console.write_all(b"Waiting for a miracle\n").unwrap();
             fs::write(argument, "entered").unwrap();
             std::thread::sleep(Duration::from_secs(600));
+        }
+        "signal" => {
+            console.write_all(b"Linux version 6\r\n").unwrap();
+            let signal = argument.parse().unwrap();
+            // SAFETY: what the standard library handles, it does not any more.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+            // SAFETY: a signal to itself, which ends it.
+            unsafe { libc::raise(signal) };
+        }
+        "fail" => {
+            let reason = "out of luck".to_owned();
+            events.send(EventKind::HostFailure { reason });
+            return ExitCode::from(1);
         }
         "panic" => {
             console
@@ -432,6 +447,35 @@ fn a_vmm_that_gives_up_is_reported_with_its_reason() {
     assert!(said.contains("while the VM was being built"), "{said}");
 }
 
+fn a_vmm_that_a_signal_ends_is_reported_with_what_the_signal_means() {
+    for (signal, said) in [
+        (
+            libc::SIGSYS,
+            "a system call that its filter forbids (SIGSYS)",
+        ),
+        (libc::SIGSEGV, "killed by SIGSEGV"),
+        (libc::SIGBUS, "killed by SIGBUS"),
+        (libc::SIGKILL, "SIGKILL"),
+    ] {
+        let vmm = format!("signal={signal}");
+        let output = output(request(&json!({ "vmm": vmm, "workload": shell("true") })));
+        assert_eq!(output.status.code(), Some(125));
+        let stderr = text(&output.stderr);
+        assert!(stderr.contains(said), "{stderr}");
+        assert!(stderr.contains("before its init reported"), "{stderr}");
+        assert!(stderr.contains("| Linux version 6\n"), "{stderr}");
+    }
+}
+
+fn a_vmm_that_fails_is_reported_with_its_reason() {
+    let output = output(request(
+        &json!({ "vmm": "fail", "workload": shell("true") }),
+    ));
+    assert_eq!(output.status.code(), Some(125));
+    let said = text(&output.stderr);
+    assert!(said.contains("mote-vmm failed: out of luck"), "{said}");
+}
+
 fn a_guest_that_panics_is_reported_with_its_console() {
     let output = output(request(
         &json!({ "vmm": "panic", "workload": shell("true") }),
@@ -485,7 +529,7 @@ fn a_vmm_that_is_killed_ends_the_run_at_once() {
     assert_eq!(output.status.code(), Some(125));
     let said = text(&output.stderr);
     assert!(
-        said.contains("killed by signal 9, while the workload was running"),
+        said.contains("killed by SIGKILL (somebody ended it), while the workload was running"),
         "{said}"
     );
 }

@@ -22,7 +22,7 @@ use crate::devices::virtio::net::NetOptions;
 use crate::spec::{SPEC_VERSION, VmSpec};
 use boot::BootConfig;
 use console::ConsoleConfig;
-use descriptor::{readable, seqpacket, writable};
+use descriptor::{non_blocking, readable, seqpacket, writable};
 use disk::DiskConfig;
 pub use error::ConfigError;
 use error::in_range;
@@ -134,7 +134,7 @@ impl Config {
                 disks: disk::all(spec.disks, fds)?,
                 entropy: spec
                     .entropy
-                    .map(|number| readable(number, "entropy", fds))
+                    .map(|number| non_blocking(readable(number, "entropy", fds)?, "entropy"))
                     .transpose()?,
                 vsock: spec
                     .vsock
@@ -159,7 +159,7 @@ impl Config {
             },
             events: spec
                 .events
-                .map(|number| writable(number, "events", fds))
+                .map(|number| non_blocking(writable(number, "events", fds)?, "events"))
                 .transpose()?,
         })
     }

@@ -47,7 +47,13 @@ pub enum EventKind {
         /// What KVM reported.
         reason: String,
     },
-    /// A device refused what the guest's driver did and waits for its reset.
+    /// The host, or this program, failed the guest.
+    HostFailure {
+        /// What was attempted, and why it failed.
+        reason: String,
+    },
+    /// A device refused what the guest's driver did, or failed by itself (a panic in
+    /// it, which is a defect of this program), and waits for its reset.
     DeviceFault {
         /// Such as `blk0`.
         device: String,
@@ -85,8 +91,8 @@ impl EventSink {
         }
     }
 
-    /// Writes one event. A reader that is gone or stuck never stops the VM: with
-    /// a non-blocking descriptor, what does not fit is lost.
+    /// Writes one event. A reader that is gone or stuck never stops the VM: the
+    /// descriptor does not block (`config` sees to it), and what does not fit is lost.
     pub fn send(&self, kind: EventKind) {
         if self.output.is_some() {
             self.send_at(kind, monotonic_ns());

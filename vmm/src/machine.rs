@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::config::boot::BootConfig;
 use crate::confinement::Landlock;
 use crate::devices::generation_id::{GenerationId, GenerationIdError};
+use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::mmio::TransportError;
 use crate::event::{EventKind, EventSink};
 use crate::event_loop::{EventLoop, EventLoopError, Subscriber};
@@ -93,6 +94,15 @@ impl Machine {
     /// Builds all of the microVM but its guest. The order is that of the start
     /// path, cheapest first: see [`Vm::new`] for the one that matters most.
     pub fn build(config: Config, events: Arc<EventSink>) -> Result<Self, MachineError> {
+        Self::build_with(config, events, None)
+    }
+
+    /// The same with one device more, such as one for tests.
+    pub fn build_with(
+        config: Config,
+        events: Arc<EventSink>,
+        extra: Option<Box<dyn VirtioDevice>>,
+    ) -> Result<Self, MachineError> {
         let exit = ExitLine::new().map_err(host("an eventfd"))?;
         let gate = PauseGate::new(config.vcpus.into()).map_err(host("the pause gate"))?;
         let memory = memory::create(config.memory_bytes)?;
@@ -100,6 +110,9 @@ impl Machine {
 
         let mut builder = Builder::new(&vm, &memory, &exit, &gate, &events)?;
         let generation_id = builder.add_all(config.devices, config.memory_bytes)?;
+        if let Some(device) = extra {
+            builder.add_virtio(device)?;
+        }
         let Devices {
             ports,
             mmio,
@@ -184,7 +197,9 @@ impl Machine {
             ExitReason::GuestFault(reason) => events.send(EventKind::GuestFault {
                 reason: reason.clone(),
             }),
-            ExitReason::HostFailure(_) => {}
+            ExitReason::HostFailure(reason) => events.send(EventKind::HostFailure {
+                reason: reason.clone(),
+            }),
         }
         // The vCPUs still run in it; it goes with the process.
         std::mem::forget((self.memory, self.vm, self.event_loop, self.generation_id));

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Exit codes: 0 the guest powered off or the agent asked for the end, 1 the
-//! microVM could not be built or the host failed, 2 wrong arguments or spec, 3
+//! microVM could not be built, the host failed or this program panicked, 2 wrong arguments or spec, 3
 //! the guest reset itself, 4 the guest crashed; 128 and its number for a signal
 //! that ended it, of those that can be handled.
 
@@ -22,7 +22,9 @@ use vmm::descriptors::Descriptors;
 use vmm::event::{EventKind, EventSink};
 use vmm::exit::ExitReason;
 use vmm::machine::Machine;
+use vmm::panics;
 use vmm::probe;
+use vmm::seccomp;
 use vmm::signals;
 use vmm::spec::VmSpec;
 
@@ -43,7 +45,7 @@ mote-vmm is started by mote with every descriptor it needs; it opens nothing.
 
 fn main() -> ExitCode {
     let started_ns = vmm::event::monotonic_ns();
-    share_one_heap();
+    seccomp::share_one_heap();
     let mut arguments = std::env::args().skip(1);
     let (Some(mode), Some(number), None) = (arguments.next(), arguments.next(), arguments.next())
     else {
@@ -56,16 +58,6 @@ fn main() -> ExitCode {
         "--spec-fd" => run(number, started_ns),
         "--probe-kvm" => probe_kvm(number),
         _ => usage(),
-    }
-}
-
-/// Lets all threads allocate from one heap, and all of it from `brk(2)`. Else the C
-/// library makes one for each vCPU thread, on the way to its first instruction, and
-/// maps large pieces apart, which the filters do not allow.
-fn share_one_heap() {
-    for (parameter, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_MAX, 0)] {
-        // SAFETY: sets a parameter of the allocator; no other thread runs yet.
-        unsafe { libc::mallopt(parameter, value) };
     }
 }
 
@@ -92,6 +84,7 @@ fn run(spec_fd: i32, started_ns: u64) -> ExitCode {
     let events = Arc::new(EventSink::new(config.events.take()));
     events.send_at(EventKind::ProcessStarted, started_ns);
     signals::handle();
+    panics::install_hook(Arc::clone(&events));
     let landlock = match confinement::enter() {
         Ok(landlock) => landlock,
         Err(error) => return fail(HOST_FAILURE, &error.into()),

@@ -35,6 +35,16 @@ impl ThreadKind {
     }
 }
 
+/// Lets all threads allocate from one heap, and all of it from `brk(2)`. Else the C
+/// library makes one for each vCPU thread, on the way to its first instruction, and
+/// maps large pieces apart, which the filters do not allow.
+pub fn share_one_heap() {
+    for (parameter, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_MAX, 0)] {
+        // SAFETY: sets a parameter of the allocator; no other thread runs yet.
+        unsafe { libc::mallopt(parameter, value) };
+    }
+}
+
 /// Puts the calling thread behind the filter of `kind`, for good. Threads it has
 /// started, or will, are not affected: none may be started any more.
 pub fn install(kind: ThreadKind) -> io::Result<()> {

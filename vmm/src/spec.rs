@@ -60,7 +60,9 @@ pub struct VmSpec {
     /// virtio-pmem devices, in the order the guest sees them (`pmem0`, `pmem1`, …).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pmem: Vec<PmemSpec>,
-    /// Where [`crate::event::Event`]s go, one JSON document a line.
+    /// Where [`crate::event::Event`]s go, one JSON document a line. Made non-blocking,
+    /// for everyone who shares it (`O_NONBLOCK`): events that a reader leaves no room
+    /// for are lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<Descriptor>,
 }
@@ -79,11 +81,13 @@ pub struct BootSpec {
     pub command_line: String,
 }
 
-/// The serial console.
+/// The serial console. Its descriptors are made non-blocking, for everyone who shares
+/// them (`O_NONBLOCK`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SerialSpec {
-    /// Receives what the guest prints. May be a pipe, a file or a terminal.
+    /// Receives what the guest prints. May be a pipe, a file or a terminal. What a slow
+    /// reader does not take is lost: no vCPU waits for it.
     pub output: Descriptor,
     /// Bytes for the guest to read. Omitted: the guest reads nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]

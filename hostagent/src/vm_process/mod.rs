@@ -8,6 +8,7 @@
 mod channel;
 pub mod confinement;
 mod descriptors;
+mod ending;
 mod events;
 mod machine;
 mod process;
@@ -15,6 +16,7 @@ mod tail;
 
 pub use channel::{Channel, ChannelError, Connection};
 pub use descriptors::InheritedDescriptors;
+pub use ending::{Ending, OutOfMemory};
 pub use machine::{Disk, Extent, Machine, Nic};
-pub use process::{Ending, Program, SpawnError, VmProcess, Wakeup, WatchError, default_program};
+pub use process::{Program, SpawnError, VmProcess, Wakeup, WatchError, default_program};
 pub use tail::{Tail, printable, printable_lines};

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -21,12 +20,13 @@ use vmm::spec::VmSpec;
 
 use super::channel::{Channel, ChannelError, Connection};
 use super::descriptors::InheritedDescriptors;
+use super::ending::{self, Ending, OutOfMemory};
 use super::events::EventDecoder;
 use super::machine::{Ends, Machine};
-use super::tail::{Tail, printable};
+use super::tail::Tail;
 
 /// The VMM's file name; it is installed beside `mote`.
-const PROGRAM: &str = "mote-vmm";
+pub(super) const PROGRAM: &str = "mote-vmm";
 
 /// Why no VMM was started.
 #[derive(Debug, thiserror::Error)]
@@ -131,7 +131,9 @@ impl Program {
 pub struct VmProcess {
     child: Jailed,
     /// Until the process has ended: fields are dropped in order.
-    _cgroup: Option<Cgroup>,
+    cgroup: Option<Cgroup>,
+    /// When it was started.
+    host_kills_before: u64,
     channel: Channel,
     events: Option<File>,
     event_decoder: EventDecoder,
@@ -139,7 +141,7 @@ pub struct VmProcess {
     stderr_tail: Tail,
     console: Option<File>,
     console_tail: Tail,
-    /// The first fault, reset or power-off that was reported.
+    /// The first failure, fault, reset or power-off that was reported.
     last_word: Option<EventKind>,
     status: Option<ExitStatus>,
 }
@@ -155,36 +157,6 @@ pub struct Wakeup {
     pub ready: Vec<bool>,
     /// Whether the process has ended. All it wrote has been read then.
     pub ended: bool,
-}
-
-/// How a VMM ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ending {
-    /// The guest powered off, as it should.
-    PoweredOff,
-    /// The guest reset itself, which is what its kernel does after a panic, and
-    /// its init when it cannot reach the host.
-    Reset,
-    /// The guest reached a state in which a vCPU cannot go on.
-    GuestFault(String),
-    /// The VMM gave up or was killed.
-    Process(ExitStatus),
-}
-
-impl std::fmt::Display for Ending {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::PoweredOff => f.write_str("the guest powered off"),
-            Self::Reset => {
-                f.write_str("the guest reset itself, as it does when its kernel or init panics")
-            }
-            Self::GuestFault(reason) => write!(f, "the guest crashed: {reason}"),
-            Self::Process(status) => match status.signal() {
-                Some(signal) => write!(f, "{PROGRAM} was killed by signal {signal}"),
-                None => write!(f, "{PROGRAM} gave up ({status})"),
-            },
-        }
-    }
 }
 
 impl VmProcess {
@@ -251,7 +223,9 @@ impl VmProcess {
         }
         Ok(Self {
             child,
-            _cgroup: cgroup,
+            cgroup,
+            // Now that the VMM is busy.
+            host_kills_before: ending::host_kills(),
             channel,
             events: Some(events),
             event_decoder: EventDecoder::default(),
@@ -347,7 +321,10 @@ impl VmProcess {
         for event in events {
             let is_last = matches!(
                 event.kind,
-                EventKind::PoweredOff | EventKind::Reset | EventKind::GuestFault { .. }
+                EventKind::PoweredOff
+                    | EventKind::Reset
+                    | EventKind::GuestFault { .. }
+                    | EventKind::HostFailure { .. }
             );
             if is_last && self.last_word.is_none() {
                 self.last_word = Some(event.kind.clone());
@@ -358,12 +335,21 @@ impl VmProcess {
     /// How it ended; `None` while it runs.
     pub fn ending(&self) -> Option<Ending> {
         let status = self.status?;
-        Some(match &self.last_word {
-            Some(EventKind::PoweredOff) => Ending::PoweredOff,
-            Some(EventKind::Reset) => Ending::Reset,
-            Some(EventKind::GuestFault { reason }) => Ending::GuestFault(printable(reason)),
-            _ => Ending::Process(status),
-        })
+        Some(Ending::of(status, self.last_word.as_ref(), || {
+            self.out_of_memory()
+        }))
+    }
+
+    /// Whether somebody was killed for want of memory, in the VMM's cgroup or elsewhere.
+    fn out_of_memory(&self) -> Option<OutOfMemory> {
+        let of_cgroup = self.cgroup.as_ref().map_or(0, Cgroup::out_of_memory_kills);
+        if of_cgroup > 0 {
+            Some(OutOfMemory::Cgroup)
+        } else if ending::host_kills() > self.host_kills_before {
+            Some(OutOfMemory::Host)
+        } else {
+            None
+        }
     }
 
     /// What the VMM printed last.

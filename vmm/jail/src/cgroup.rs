@@ -136,6 +136,17 @@ impl Cgroup {
     }
 }
 
+impl Cgroup {
+    /// How many of its processes were killed for want of memory, by its own limit or
+    /// by one above (`oom_kill` of `memory.events`); 0 where the hierarchy has no
+    /// memory controller.
+    pub fn out_of_memory_kills(&self) -> u64 {
+        let text = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
+        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        count.and_then(|count| count.parse().ok()).unwrap_or(0)
+    }
+}
+
 impl AsFd for Cgroup {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
@@ -211,6 +222,17 @@ mod tests {
         memory_bytes: 64 << 20,
         threads: 4,
     };
+
+    #[test]
+    fn kills_for_want_of_memory_are_counted() {
+        let hierarchy = tempfile::tempdir().unwrap();
+        let cgroups = Cgroups::open_in(hierarchy.path()).unwrap().unwrap();
+        let cgroup = cgroups.create("vm", &LIMITS).unwrap().unwrap();
+        assert_eq!(cgroup.out_of_memory_kills(), 0);
+        let events = "low 0\nhigh 0\nmax 31\noom 2\noom_kill 1\noom_group_kill 1\n";
+        fs::write(cgroup.path.join("memory.events"), events).unwrap();
+        assert_eq!(cgroup.out_of_memory_kills(), 1);
+    }
 
     /// An ordinary directory stands in for the hierarchy: what matters here is who
     /// removes what.

@@ -12,6 +12,7 @@ pub mod step;
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use buffers::Buffers;
 use extents::ExtentDisk;
@@ -100,10 +101,19 @@ pub trait BlockBackend: Send {
     /// Makes [`BlockBackend::completions`] readable.
     fn wake(&mut self) {}
 
-    /// Waits until nothing is in flight, and forgets all of it. After that no
-    /// byte of guest memory is read or written by what was begun before.
-    fn wait(&mut self) {}
+    /// Waits until nothing is in flight, but no longer than `patience`, and forgets what
+    /// is done. Returns whether nothing is left; only then is no byte of guest memory
+    /// read or written by what was begun before.
+    fn wait(&mut self, _patience: Duration) -> bool {
+        true
+    }
 }
+
+/// How long a driver's reset of a disk may take before the driver is told that it is
+/// not over yet. What waits meanwhile is the vCPU, and the event loop if it has
+/// something for this device. A disk at work answers within milliseconds, a busy one
+/// within this; one that hangs, such as a file of a server that is gone, never does.
+pub const RESET_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The quickest backend that this host has for `disk`.
 pub fn open(disk: ExtentDisk) -> Box<dyn BlockBackend> {

@@ -7,7 +7,9 @@
 //! a thread of its own. A write into the page cache costs 2.0 µs by pwritev(2)
 //! and, as the kernel hands it to a worker thread, 8.4 µs through a ring, 5.3 µs
 //! where there are 32. So it is done at once, unless writes have turned out to
-//! wait for the disk.
+//! wait for the disk. Files that somebody else serves (FUSE, NFS and their like), and
+//! may cease to, are left to the ring altogether: the event loop never waits for them.
+//! It does wait for a disk of this host's that hangs in a write.
 //!
 //! After [`RingDisk::new`], io_uring_enter(2) is all that a ring needs. It is
 //! restricted to the four operations below and to the disk's own files: whoever
@@ -25,7 +27,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::extents::ExtentDisk;
 use super::step::{Action, PUNCH_HOLE, Progress, Step, ZERO_RANGE};
-use super::{BlockBackend, Operation, Ticket};
+use super::{BlockBackend, Operation, RESET_PATIENCE, Ticket};
 
 /// Requests in flight: as many as a queue holds chains. Each has one entry in the
 /// ring at a time.
@@ -39,6 +41,22 @@ const SLOW_WRITE: Duration = Duration::from_millis(1);
 const SLOW_SPELL: Duration = Duration::from_millis(100);
 /// `f_type` of files that are nothing but memory (statfs(2)): nothing waits there.
 const TMPFS_MAGIC: i64 = 0x0102_1994;
+/// `f_type` of files that somebody else serves, perhaps over a network, and may cease
+/// to: FUSE (virtiofs too), NFS, CIFS, SMB2, Ceph, 9P, AFS, Coda, Lustre, GFS2, OCFS2
+/// (linux/magic.h and the file systems' own sources).
+const SERVED_MAGICS: [i64; 11] = [
+    0x6573_5546,
+    0x6969,
+    0xff53_4d42,
+    0xfe53_4d42,
+    0x00c3_6400,
+    0x0102_1997,
+    0x5346_414f,
+    0x7375_7245,
+    0x0bd0_0bd0,
+    0x0116_1970,
+    0x7461_636f,
+];
 
 /// What may be done at once, without the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,8 +71,8 @@ enum Shortcuts {
 /// The disk.
 pub struct RingDisk {
     disk: ExtentDisk,
-    /// Which of its files are memory.
-    in_memory: Vec<bool>,
+    /// What each of its files lies on.
+    storage: Vec<Storage>,
     ring: IoUring,
     event: EventFd,
     requests: Vec<Option<Request>>,
@@ -87,10 +105,10 @@ impl RingDisk {
             Ok(made) => made,
             Err(error) => return Err((disk, error)),
         };
-        let in_memory = disk.files().iter().map(|file| in_memory(file)).collect();
+        let storage = disk.files().iter().map(|file| Storage::of(file)).collect();
         Ok(Self {
             disk,
-            in_memory,
+            storage,
             ring,
             event,
             requests: (0..IN_FLIGHT).map(|_| None).collect(),
@@ -106,7 +124,7 @@ impl RingDisk {
             let result = at_once(
                 step,
                 &self.disk,
-                &self.in_memory,
+                &self.storage,
                 self.shortcuts,
                 &mut self.writes_slow_until,
             )?;
@@ -128,8 +146,14 @@ impl RingDisk {
             self.free.push(slot);
             return result.or(Some(Ok(())));
         };
+        let served = self.storage[step.file] == Storage::Served;
         let entry = entry(step)
-            .flags(squeue::Flags::FIXED_FILE)
+            .flags(match served {
+                // By a worker from the start: else the kernel may try it in this thread
+                // first, and wait there, as it does for FUSE.
+                true => squeue::Flags::FIXED_FILE | squeue::Flags::ASYNC,
+                false => squeue::Flags::FIXED_FILE,
+            })
             .user_data(slot.into());
         // SAFETY: the entry points to the step's list of iovecs, which stays where
         // it is in `requests` until the completion is taken, and these to guest
@@ -155,16 +179,37 @@ impl RingDisk {
     }
 }
 
+/// What a file lies on, by how long it may make one wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Storage {
+    /// Memory: never.
+    Memory,
+    /// A disk of this host's.
+    Local,
+    /// Somebody serves it: without end.
+    Served,
+}
+
+impl Storage {
+    fn of(file: &File) -> Self {
+        match fstatfs(file).map(|stat| stat.f_type) {
+            Ok(TMPFS_MAGIC) => Self::Memory,
+            Ok(magic) if SERVED_MAGICS.contains(&magic) => Self::Served,
+            _ => Self::Local,
+        }
+    }
+}
+
 /// Whether `file` is nothing but memory.
 pub(super) fn in_memory(file: &File) -> bool {
-    fstatfs(file).is_ok_and(|stat| stat.f_type == TMPFS_MAGIC)
+    Storage::of(file) == Storage::Memory
 }
 
 /// Does `step` now if that does not wait for a disk.
 fn at_once(
     step: &Step,
     disk: &ExtentDisk,
-    in_memory: &[bool],
+    storage: &[Storage],
     shortcuts: Shortcuts,
     writes_slow_until: &mut Option<Instant>,
 ) -> Option<io::Result<u64>> {
@@ -172,8 +217,10 @@ fn at_once(
         return None;
     }
     let file = &disk.files()[step.file];
-    if in_memory[step.file] {
-        return Some(step.run(file));
+    match storage[step.file] {
+        Storage::Memory => return Some(step.run(file)),
+        Storage::Served => return None,
+        Storage::Local => {}
     }
     match &step.action {
         Action::Read(buffers) => match buffers.read(file, step.offset, libc::RWF_NOWAIT) {
@@ -210,12 +257,13 @@ fn create_ring(disk: &ExtentDisk) -> io::Result<(IoUring, EventFd)> {
     submitter.register_eventfd(event.as_raw_fd())?;
     submitter.register_iowq_max_workers(&mut { WORKERS })?;
     let fixed_file = squeue::Flags::FIXED_FILE.bits();
+    let asynchronous = squeue::Flags::ASYNC.bits();
     submitter.register_restrictions(&mut [
         Restriction::sqe_op(opcode::Readv::CODE),
         Restriction::sqe_op(opcode::Writev::CODE),
         Restriction::sqe_op(opcode::Fsync::CODE),
         Restriction::sqe_op(opcode::Fallocate::CODE),
-        Restriction::sqe_flags_allowed(fixed_file),
+        Restriction::sqe_flags_allowed(fixed_file | asynchronous),
         Restriction::sqe_flags_required(fixed_file),
     ])?;
     submitter.register_enable_rings()?;
@@ -322,21 +370,32 @@ impl BlockBackend for RingDisk {
         let _ = self.event.write(1);
     }
 
-    fn wait(&mut self) {
-        while self.free.len() < self.requests.len() {
-            // An error is a signal, or want of memory, and passes.
-            let _ = self.ring.submit_and_wait(1);
+    fn wait(&mut self, patience: Duration) -> bool {
+        let begin = Instant::now();
+        loop {
             while let Some((slot, ..)) = self.take_completed() {
                 self.free.push(slot);
             }
+            if self.free.len() == self.requests.len() {
+                self.acknowledge();
+                return true;
+            }
+            let left = patience.saturating_sub(begin.elapsed());
+            let timeout = types::Timespec::from(left);
+            let args = types::SubmitArgs::new().timespec(&timeout);
+            // An error is the end of the time, a signal, or want of memory, and passes.
+            let _ = self.ring.submitter().submit_with_args(1, &args);
+            if left.is_zero() && self.ring.completion().is_empty() {
+                return false;
+            }
         }
-        self.acknowledge();
     }
 }
 
 impl Drop for RingDisk {
     fn drop(&mut self) {
-        self.wait();
+        // Without end: the kernel has addresses of what is dropped.
+        while !self.wait(RESET_PATIENCE) {}
     }
 }
 

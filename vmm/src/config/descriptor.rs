@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl};
 
 use super::error::{ConfigError, kind};
 use crate::descriptors::{Descriptors, access};
@@ -23,6 +23,16 @@ pub fn writable(number: i32, field: &str, fds: &mut Descriptors) -> Result<File,
     if !access(&file).1 {
         return Err(kind(field, "open for writing"));
     }
+    Ok(file)
+}
+
+/// `file`, to be waited for by nobody who uses it: made non-blocking, for everyone who
+/// shares it too (`O_NONBLOCK`, fcntl(2)). No vCPU and no other device waits for who is
+/// at the other end.
+pub fn non_blocking(file: File, field: &str) -> Result<File, ConfigError> {
+    let flags = fcntl_getfl(&file);
+    let set = flags.and_then(|flags| fcntl_setfl(&file, flags | OFlags::NONBLOCK));
+    set.map_err(|_| kind(field, "a descriptor that can be made non-blocking"))?;
     Ok(file)
 }
 

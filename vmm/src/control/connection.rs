@@ -31,6 +31,8 @@ pub struct Connection {
     replies: VecDeque<Vec<u8>>,
     /// Whether there may be more requests.
     listening: bool,
+    /// Whether the agent has closed its end with replies unread.
+    was_reset: bool,
     /// What the event loop watches it for; `None` if it no longer does.
     watched: Option<EventSet>,
 }
@@ -43,6 +45,7 @@ impl Connection {
             event_data,
             replies: VecDeque::new(),
             listening: true,
+            was_reset: false,
             watched: None,
         }
     }
@@ -73,6 +76,13 @@ impl Connection {
         let length = match received {
             Ok(received) => received.bytes,
             Err(Errno::AGAIN | Errno::INTR) => return None,
+            // An agent that closes its end with replies unread is told of once, ahead of
+            // the requests it had sent (unix(7) does not say so; `unix_release_sock`
+            // sets the error of the other end). They are still to come.
+            Err(Errno::CONNRESET) if !self.was_reset => {
+                self.was_reset = true;
+                return None;
+            }
             Err(_) => {
                 self.listening = false;
                 return None;

@@ -43,7 +43,7 @@ impl SerialEvents for Drained {
     }
 }
 
-/// Writes what the guest prints and never fails: a full non-blocking pipe or a
+/// Writes what the guest prints, never fails and never waits: a full pipe or a
 /// reader that is gone costs the guest its output, not its life.
 struct Output(Option<File>);
 
@@ -64,7 +64,8 @@ impl Write for Output {
 }
 
 impl SerialPort {
-    /// A UART that prints to `output` and interrupts through `interrupt`.
+    /// A UART that prints to `output`, which does not block, and interrupts through
+    /// `interrupt`.
     pub fn new(output: File, interrupt: EventFd) -> io::Result<Arc<Self>> {
         let drained = Drained(EventFd::new(EFD_NONBLOCK)?);
         let uart = Serial::with_events(Interrupt(interrupt), drained, Output(Some(output)));

@@ -1,7 +1,6 @@
 //! One vCPU: enters the guest, hands its exits to the buses.
 
 use std::error::Error;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{
@@ -16,6 +15,7 @@ use crate::bus::Bus;
 use crate::event::{EventKind, EventSink};
 use crate::exit::{ExitLine, ExitReason};
 use crate::kvm::pause::{PauseGate, Seat};
+use crate::panics::contain;
 use crate::seccomp::{self, ThreadKind};
 
 /// Where the guest begins: empty until there is something to run.
@@ -48,10 +48,8 @@ pub fn live(mut vcpu: VcpuFd, index: u8, shared: &Shared) -> ! {
         let entry = *shared.start.wait();
         // A panic is a defect of the VMM. It must end the microVM, not leave it
         // hanging with a vCPU less.
-        catch_unwind(AssertUnwindSafe(|| {
-            start(&mut vcpu, index, entry, &seat, shared)
-        }))
-        .unwrap_or_else(|_| Err(format!("a panic in the thread of vCPU {index}")))
+        contain(|| start(&mut vcpu, index, entry, &seat, shared))
+            .unwrap_or_else(|panic| Err(format!("the thread of vCPU {index} panicked at {panic}")))
     });
     if let Err(reason) = outcome {
         shared.exit.pull(ExitReason::HostFailure(reason));

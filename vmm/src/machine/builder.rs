@@ -261,7 +261,7 @@ impl<'a> Builder<'a> {
 
     /// Gives a device the next window and interrupt. `config` has made sure
     /// that there are enough.
-    fn add_virtio(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), MachineError> {
+    pub fn add_virtio(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), MachineError> {
         let index = self.mmio_devices.len() as u32;
         let window = layout::MMIO_WINDOWS + u64::from(index) * layout::MMIO_WINDOW_BYTES;
         let gsi = layout::FIRST_DEVICE_GSI + index;

@@ -193,6 +193,25 @@ fn what_was_asked_before_the_socket_was_closed_is_done() {
 }
 
 #[test]
+fn what_was_asked_is_done_though_replies_were_never_read() {
+    use rustix::process::{Signal, kill_process};
+    let Some(mut running) = start() else { return };
+    let mut controller = running.take_controller();
+    controller.send(Command::Status);
+    // Its reply is there, and stays.
+    controller.wait_readable();
+    let pid = running.child.pid();
+    kill_process(pid, Signal::STOP).unwrap();
+    for _ in 0..10 {
+        controller.send(Command::Status);
+    }
+    controller.send(Command::Quit);
+    drop(controller);
+    kill_process(pid, Signal::CONT).unwrap();
+    assert_eq!(running.finish().code, Some(POWERED_OFF));
+}
+
+#[test]
 fn a_socket_closed_at_one_end_still_carries_replies() {
     let Some(mut running) = start() else { return };
     let mut controller = running.take_controller();

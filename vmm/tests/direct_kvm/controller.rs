@@ -50,6 +50,12 @@ impl Controller {
         id
     }
 
+    /// Waits until there is a reply, which stays unread.
+    #[track_caller]
+    pub fn wait_readable(&self) {
+        crate::machine::wait_readable(&self.socket);
+    }
+
     /// Waits for the next reply.
     #[track_caller]
     pub fn receive(&self) -> Reply {

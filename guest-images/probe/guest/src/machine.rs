@@ -91,6 +91,14 @@ pub fn count(context: &Context) {
     }
 }
 
+/// Prints `kib` KiB on the serial port, then waits for a byte from there.
+pub fn chatter(context: &Context) {
+    for _ in 0..context.arguments.number("kib") * 1024 {
+        port::write_u8(0x3f8, b'.');
+    }
+    while serial::read().is_none() {}
+}
+
 /// Waits for the power button.
 pub fn power_button(context: &Context) {
     const POWER_BUTTON_GSI: u32 = 1;

@@ -155,7 +155,7 @@ fn there_is_room_for_a_queue_of_requests_and_none_for_more() {
     }
     assert_eq!(u32::from(begun), IN_FLIGHT);
     disk.submit();
-    disk.wait();
+    assert!(disk.wait(Duration::from_secs(60)));
     assert!(disk.complete().is_none());
     assert_eq!(disk.free.len(), disk.requests.len());
     let read = Operation::Read(0, buffers(&memory, 0, 512));

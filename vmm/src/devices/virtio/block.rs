@@ -22,7 +22,7 @@ use vm_memory::Bytes;
 use super::limiter::{Limiter, Limits};
 use super::queues::{Chain, DeviceFault, Drained, Queues, Served, Taken};
 use super::{VirtioDevice, read_config_bytes};
-use crate::block::{BlockBackend, Operation, Ticket};
+use crate::block::{BlockBackend, Operation, RESET_PATIENCE, Ticket};
 use crate::event::{EventKind, EventSink, monotonic_ns};
 use crate::memory::GuestMemory;
 use request::{Command, Disk, Refusal, Request};
@@ -76,6 +76,8 @@ pub struct Block {
     features: u64,
     /// A chain was left in the queue because too much is in flight.
     stalled: bool,
+    /// What was in flight before a reset still is.
+    unsettled: bool,
     full: Full,
 }
 
@@ -114,6 +116,7 @@ impl Block {
             events,
             features: 0,
             stalled: false,
+            unsettled: false,
             full: Full::default(),
         })
     }
@@ -337,13 +340,17 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         // Whatever is in flight ends before its memory is the driver's again.
-        self.backend.wait();
+        self.unsettled = !self.backend.wait(RESET_PATIENCE);
         self.features = 0;
         self.stalled = false;
     }
 
     fn queue_taken_away(&mut self, _index: usize) {
-        self.backend.wait();
+        self.unsettled = !self.backend.wait(RESET_PATIENCE);
+    }
+
+    fn is_unsettled(&self) -> bool {
+        self.unsettled
     }
 
     fn backend(&self) -> Option<BorrowedFd<'_>> {
@@ -352,6 +359,10 @@ impl VirtioDevice for Block {
 
     fn process_backend(&mut self, mut queues: Option<&mut Queues>) -> Result<(), DeviceFault> {
         self.backend.acknowledge();
+        if self.unsettled {
+            self.unsettled = !self.backend.wait(Duration::ZERO);
+            return Ok(());
+        }
         let returned = self.return_completed(queues.as_deref_mut());
         let served = match queues {
             Some(queues) if self.stalled && returned.is_ok() => self.serve(queues),

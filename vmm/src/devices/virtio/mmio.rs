@@ -15,6 +15,7 @@ use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::VirtioDevice;
+use super::contained::Contained;
 use super::interrupt::Interrupt;
 use super::limiter::Limits;
 use super::queues::{DeviceFault, Drained, Queues};
@@ -85,7 +86,7 @@ pub struct MmioTransport {
 }
 
 struct State {
-    device: Box<dyn VirtioDevice>,
+    device: Contained,
     queues: Vec<Queue>,
     status: u32,
     offered_features: u64,
@@ -93,6 +94,8 @@ struct State {
     device_features_select: u32,
     driver_features_select: u32,
     queue_select: u32,
+    /// A reset has begun and is not over ([`VirtioDevice::is_unsettled`]).
+    resetting: bool,
     /// `ConfigGeneration`: another number after each change of the configuration
     /// (section 2.5.1).
     config_generation: u32,
@@ -161,7 +164,7 @@ impl MmioTransport {
             doorbells,
             events,
             state: Mutex::new(State {
-                device,
+                device: Contained::new(device),
                 queues,
                 status: 0,
                 offered_features,
@@ -169,6 +172,7 @@ impl MmioTransport {
                 device_features_select: 0,
                 driver_features_select: 0,
                 queue_select: 0,
+                resetting: false,
                 config_generation: 0,
             }),
         }))
@@ -210,7 +214,7 @@ impl MmioTransport {
             }
             Err(fault) => self.fail(&mut state, &fault),
         }
-        self.announce_configuration_change(&mut state);
+        self.settle(&mut state);
     }
 
     /// Lets the device look at its backend.
@@ -222,7 +226,14 @@ impl MmioTransport {
         if let Err(fault) = device.process_backend(active.then_some(&mut queues)) {
             self.fail(&mut state, &fault);
         }
-        self.announce_configuration_change(&mut state);
+        self.settle(&mut state);
+    }
+
+    /// Whether the event loop shall wake the device for its backend and its timer. Not
+    /// after a panic: the device is not called until its reset, and could leave them
+    /// ready for ever. When that has changed for the better, a doorbell is rung.
+    pub fn listens(&self) -> bool {
+        self.lock().device.is_sound()
     }
 
     /// The device's name and how far a driver has brought it. For the event loop:
@@ -239,21 +250,34 @@ impl MmioTransport {
         (state.device.name().to_owned(), life_cycle)
     }
 
-    /// Tells the driver if the device has changed its configuration. The lock that
-    /// was held during the change keeps the driver from reading half of it.
-    fn announce_configuration_change(&self, state: &mut State) {
+    /// Follows each event. Tells the driver if the device has changed its
+    /// configuration: the lock that was held during the change keeps the driver from
+    /// reading half of it.
+    fn settle(&self, state: &mut State) {
         if state.device.take_configuration_change() {
             state.config_generation = state.config_generation.wrapping_add(1);
             if state.active() {
                 self.interrupt.signal_configuration_change();
             }
         }
+        self.look_for_panic(state);
+        if state.resetting && !state.device.is_unsettled() {
+            state.resetting = false;
+            state.status = 0;
+        }
+    }
+
+    /// Follows each call to the device that returns no fault.
+    fn look_for_panic(&self, state: &mut State) {
+        if let Some(fault) = state.device.take_fault() {
+            self.fail(state, &fault);
+        }
     }
 
     /// The number of the descriptor that wakes [`MmioTransport::process_backend`];
     /// open for as long as the device lives.
     pub fn backend(&self) -> Option<RawFd> {
-        self.lock().device.backend().map(|fd| fd.as_raw_fd())
+        self.lock().device.backend()
     }
 
     /// The number of the descriptor that wakes [`MmioTransport::process_timer`];
@@ -262,15 +286,12 @@ impl MmioTransport {
         let mut state = self.lock();
         state
             .device
-            .limiter()
-            .map(|limiter| limiter.timer().as_raw_fd())
+            .with_limiter(|limiter| limiter.timer().as_raw_fd())
     }
 
     /// Lets the device go on with what a limit made wait.
     pub fn process_timer(&self) {
-        if let Some(limiter) = self.lock().device.limiter() {
-            limiter.expired();
-        }
+        self.lock().device.with_limiter(|limiter| limiter.expired());
         for index in 0..self.doorbells.len() {
             self.process_queue(index);
         }
@@ -278,13 +299,10 @@ impl MmioTransport {
 
     /// Gives the device other limits from now on; returns whether it knows any.
     pub fn set_limits(&self, limits: Limits) -> bool {
-        match self.lock().device.limiter() {
-            Some(limiter) => {
-                limiter.set(limits);
-                true
-            }
-            None => false,
-        }
+        let mut state = self.lock();
+        let set = state.device.with_limiter(|limiter| limiter.set(limits));
+        self.look_for_panic(&mut state);
+        set.is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -299,6 +317,10 @@ impl MmioTransport {
         }
         state.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
         self.interrupt.signal_configuration_change();
+        self.tell_agent(state, fault);
+    }
+
+    fn tell_agent(&self, state: &State, fault: &DeviceFault) {
         self.events.send(EventKind::DeviceFault {
             device: state.device.name().to_owned(),
             reason: fault.to_string(),
@@ -316,13 +338,17 @@ impl MmioTransport {
             register::SHM_LEN_LOW..=register::SHM_BASE_HIGH => return u32::MAX,
             _ => {}
         }
-        let state = self.lock();
+        let mut state = self.lock();
+        let unsettled = offset == register::QUEUE_READY && state.device.is_unsettled();
         let queue = state.queues.get(state.queue_select as usize);
         match offset {
             register::DEVICE_ID => state.device.device_type(),
             register::DEVICE_FEATURES => half(state.offered_features, state.device_features_select),
             register::QUEUE_SIZE_MAX => queue.map_or(0, |queue| queue.max_size().into()),
-            register::QUEUE_READY => queue.map_or(0, |queue| queue.ready().into()),
+            register::QUEUE_READY => queue.map_or(0, |queue| {
+                // One that was taken away and is still used is not gone.
+                u32::from(queue.ready() || unsettled)
+            }),
             register::STATUS => state.status,
             register::CONFIG_GENERATION => state.config_generation,
             _ => 0,
@@ -348,12 +374,16 @@ impl MmioTransport {
             register::DRIVER_FEATURES_SEL => state.driver_features_select = value,
             register::DRIVER_FEATURES => write_features(&mut state, value),
             register::QUEUE_SEL => state.queue_select = value,
-            _ => write_queue(&mut state, offset, value),
+            _ => self.write_queue(&mut state, offset, value),
         }
+        self.look_for_panic(&mut state);
     }
 
     /// The driver's steps (virtio 1.3, section 3.1.1), in order or not at all.
     fn write_status(&self, state: &mut State, value: u32) {
+        if state.resetting {
+            return;
+        }
         if value == 0 {
             self.reset(state);
             return;
@@ -362,7 +392,8 @@ impl MmioTransport {
         if added & VIRTIO_CONFIG_S_FEATURES_OK != 0 {
             let unknown = state.driver_features & !state.offered_features;
             let modern = state.driver_features & 1 << VIRTIO_F_VERSION_1 != 0;
-            if !state.has(VIRTIO_CONFIG_S_DRIVER) || unknown != 0 || !modern {
+            let refused = unknown != 0 || !modern || state.device.is_dead();
+            if !state.has(VIRTIO_CONFIG_S_DRIVER) || refused {
                 // Not setting the bit is how a device refuses features.
                 return;
             }
@@ -394,10 +425,9 @@ impl MmioTransport {
         state.status |= VIRTIO_CONFIG_S_DRIVER_OK;
         match fault {
             None => {
-                let features = state.driver_features;
-                state.device.activate(features);
                 let State { device, queues, .. } = state;
-                if let Err(fault) = device.hand_over(features, queues, &self.doorbells) {
+                let activated = device.activate(state.driver_features, queues, &self.doorbells);
+                if let Err(fault) = activated {
                     self.fail(state, &fault);
                 }
             }
@@ -405,16 +435,68 @@ impl MmioTransport {
         }
     }
 
+    fn write_queue(&self, state: &mut State, offset: u64, value: u32) {
+        if offset == register::QUEUE_READY && value == 0 {
+            // A driver takes a queue away at any time, and waits until it reads that
+            // it is gone (section 4.2.2.2).
+            let select = state.queue_select as usize;
+            if let Some(queue) = state.queues.get_mut(select) {
+                queue.set_ready(false);
+                state.device.queue_taken_away(select);
+                if state.device.is_unsettled() {
+                    self.fail(state, &DeviceFault::Unsettled);
+                }
+            }
+            return;
+        }
+        let Some(queue) = state.queue_to_set_up() else {
+            return;
+        };
+        match offset {
+            // What a queue refuses, it keeps as it was; `is_valid` judges the rest.
+            register::QUEUE_SIZE => queue.set_size(u16::try_from(value).unwrap_or(0)),
+            register::QUEUE_READY => queue.set_ready(value == 1),
+            register::QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
+            register::QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
+            register::QUEUE_DRIVER_LOW => queue.set_avail_ring_address(Some(value), None),
+            register::QUEUE_DRIVER_HIGH => queue.set_avail_ring_address(None, Some(value)),
+            register::QUEUE_DEVICE_LOW => queue.set_used_ring_address(Some(value), None),
+            register::QUEUE_DEVICE_HIGH => queue.set_used_ring_address(None, Some(value)),
+            _ => {}
+        }
+    }
+
     fn reset(&self, state: &mut State) {
-        state.device.reset();
+        let was_sound = state.device.is_sound();
+        if let Err(fault) = state.device.reset() {
+            // Once in its life: a dead device is not reset again. Its driver finds out
+            // when no features are agreed on.
+            self.tell_agent(state, &fault);
+        }
         for queue in &mut state.queues {
             queue.reset();
         }
         for doorbell in &self.doorbells {
             let _ = doorbell.read();
         }
+        if !was_sound
+            && state.device.is_sound()
+            && let Some(doorbell) = self.doorbells.get(state.device.handed_over())
+        {
+            // The event loop may listen to its backend again.
+            let _ = doorbell.write(1);
+        }
         self.interrupt.acknowledge(u32::MAX);
-        state.status = 0;
+        state.resetting = state.device.is_unsettled();
+        if state.resetting {
+            // To a driver the reset is over when it reads 0 (section 2.4.2), and one that
+            // does not look finds that nothing it writes has an effect.
+            self.tell_agent(state, &DeviceFault::Unsettled);
+        }
+        state.status = match state.resetting {
+            true => VIRTIO_CONFIG_S_NEEDS_RESET,
+            false => 0,
+        };
         state.driver_features = 0;
         state.device_features_select = 0;
         state.driver_features_select = 0;
@@ -442,40 +524,12 @@ fn write_features(state: &mut State, value: u32) {
     };
 }
 
-fn write_queue(state: &mut State, offset: u64, value: u32) {
-    if offset == register::QUEUE_READY && value == 0 {
-        // A driver takes a queue away at any time, and waits until it reads that
-        // it is gone (section 4.2.2.2).
-        let select = state.queue_select as usize;
-        if let Some(queue) = state.queues.get_mut(select) {
-            queue.set_ready(false);
-            state.device.queue_taken_away(select);
-        }
-        return;
-    }
-    let Some(queue) = state.queue_to_set_up() else {
-        return;
-    };
-    match offset {
-        // What a queue refuses, it keeps as it was; `is_valid` judges the rest.
-        register::QUEUE_SIZE => queue.set_size(u16::try_from(value).unwrap_or(0)),
-        register::QUEUE_READY => queue.set_ready(value == 1),
-        register::QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
-        register::QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
-        register::QUEUE_DRIVER_LOW => queue.set_avail_ring_address(Some(value), None),
-        register::QUEUE_DRIVER_HIGH => queue.set_avail_ring_address(None, Some(value)),
-        register::QUEUE_DEVICE_LOW => queue.set_used_ring_address(Some(value), None),
-        register::QUEUE_DEVICE_HIGH => queue.set_used_ring_address(None, Some(value)),
-        _ => {}
-    }
-}
-
 impl BusDevice for MmioTransport {
     fn read(&self, offset: u64, data: &mut [u8]) {
         if offset >= register::CONFIG {
-            self.lock()
-                .device
-                .read_config(offset - register::CONFIG, data);
+            let mut state = self.lock();
+            state.device.read_config(offset - register::CONFIG, data);
+            self.look_for_panic(&mut state);
             return;
         }
         // Registers are 32 bits wide and aligned; anything else reads as zero.
@@ -489,9 +543,9 @@ impl BusDevice for MmioTransport {
 
     fn write(&self, offset: u64, data: &[u8]) {
         if offset >= register::CONFIG {
-            self.lock()
-                .device
-                .write_config(offset - register::CONFIG, data);
+            let mut state = self.lock();
+            state.device.write_config(offset - register::CONFIG, data);
+            self.look_for_panic(&mut state);
             return;
         }
         if offset.is_multiple_of(4)

@@ -7,6 +7,7 @@
 pub mod balloon;
 pub mod block;
 pub mod console;
+pub mod contained;
 pub mod entropy;
 pub mod interrupt;
 pub mod limiter;
@@ -96,6 +97,13 @@ pub trait VirtioDevice: Send {
     /// likes with the buffers in it: forget all requests in flight there, and have
     /// whoever else serves it stop before this returns.
     fn queue_taken_away(&mut self, _index: usize) {}
+
+    /// Whether the reset, or the taking away of a queue, is not over: something that was
+    /// begun before may still read or write the driver's memory, for longer than a vCPU
+    /// may wait. The device looks after it in [`VirtioDevice::process_backend`].
+    fn is_unsettled(&self) -> bool {
+        false
+    }
 
     /// A descriptor of the device's own that the event loop shall watch for
     /// input, if it has one.

@@ -9,12 +9,13 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::interrupt::Interrupt;
 use crate::memory::GuestMemory;
+use crate::panics::Panic;
 
 /// A chain of descriptors the driver made available.
 pub type Chain<'m> = DescriptorChain<&'m GuestMemory>;
 
-/// The driver did something no driver may: the device stops and asks for reset
-/// (virtio 1.3, section 2.1.1, `DEVICE_NEEDS_RESET`).
+/// The driver did something no driver may, or the device failed: it stops and asks for
+/// reset (virtio 1.3, section 2.1.1, `DEVICE_NEEDS_RESET`).
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceFault {
     /// The rings hold what rings cannot hold, or lie outside guest memory.
@@ -41,6 +42,19 @@ pub enum DeviceFault {
         /// What was wrong.
         reason: &'static str,
     },
+    /// The host has not ended what was in flight when the driver reset the device or took
+    /// a queue away.
+    #[error(
+        "the host still works on requests from before the reset; until they end, the device \
+         cannot be used"
+    )]
+    Unsettled,
+    /// A call to the device panicked: a defect of it.
+    #[error("the device panicked at {0}")]
+    Panic(Panic),
+    /// The same, while it was being reset.
+    #[error("the device panicked while it was reset, and is dead, at {0}")]
+    PanicInReset(Panic),
 }
 
 /// The queues of one device, borrowed for the length of one event.

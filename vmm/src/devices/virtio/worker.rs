@@ -1,6 +1,7 @@
 //! The queue worker: wakes a device for doorbells, for its backend and for its
 //! limiter.
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -15,22 +16,52 @@ const TIMER: u32 = u32::MAX - 1;
 /// One device's place in the event loop.
 pub struct QueueWorker {
     transport: Arc<MmioTransport>,
+    /// Whether it waits for the device's backend and timer, not only for doorbells.
+    listens: bool,
+    /// These two, where the device has them, and their event data: a broken device is
+    /// not asked.
+    sources: [Option<(RawFd, u32)>; 2],
 }
 
 impl QueueWorker {
     /// A worker for the device behind `transport`.
     pub fn new(transport: Arc<MmioTransport>) -> Self {
-        Self { transport }
+        let backend = transport.backend().map(|fd| (fd, BACKEND));
+        let timer = transport.timer().map(|fd| (fd, TIMER));
+        Self {
+            transport,
+            listens: false,
+            sources: [backend, timer],
+        }
+    }
+
+    /// Begins to listen to the device's backend and timer, or ends it, as the
+    /// transport wants it.
+    fn follow(&mut self, ops: &mut EventOps) {
+        let listens = self.transport.listens();
+        if listens == self.listens {
+            return;
+        }
+        self.listens = listens;
+        for (fd, data) in self.sources.into_iter().flatten() {
+            let source = Events::with_data_raw(fd, data, EventSet::IN);
+            // Every descriptor here is registered once; epoll has no other objection.
+            let _ = match listens {
+                true => ops.add(source),
+                false => ops.remove(source),
+            };
+        }
     }
 }
 
 impl MutEventSubscriber for QueueWorker {
-    fn process(&mut self, events: Events, _ops: &mut EventOps) {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
         match events.data() {
             BACKEND => self.transport.process_backend(),
             TIMER => self.transport.process_timer(),
             queue => self.transport.process_queue(queue as usize),
         }
+        self.follow(ops);
     }
 
     fn init(&mut self, ops: &mut EventOps) {
@@ -38,11 +69,8 @@ impl MutEventSubscriber for QueueWorker {
         for (doorbell, index) in self.transport.own_doorbells() {
             let _ = ops.add(Events::with_data(doorbell, index, EventSet::IN));
         }
-        if let Some(backend) = self.transport.backend() {
-            let _ = ops.add(Events::with_data_raw(backend, BACKEND, EventSet::IN));
-        }
-        if let Some(timer) = self.transport.timer() {
-            let _ = ops.add(Events::with_data_raw(timer, TIMER, EventSet::IN));
-        }
+        // Anew after each pause.
+        self.listens = false;
+        self.follow(ops);
     }
 }

@@ -10,6 +10,8 @@ use super::super::mock::{
 };
 use super::*;
 
+mod panics;
+
 const CONFIG: [u8; 6] = [1, 2, 3, 4, 5, 6];
 const SIZES: [u16; 2] = [256, 4];
 const OWN_FEATURE: u64 = 1 << 5;

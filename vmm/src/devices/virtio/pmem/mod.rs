@@ -9,13 +9,14 @@ pub mod mapping;
 
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_PMEM;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::queues::{Chain, DeviceFault, Drained, Queues, Served, Taken};
 use super::{VirtioDevice, read_config_bytes};
-use crate::block::{BlockBackend, Operation, Ticket};
+use crate::block::{BlockBackend, Operation, RESET_PATIENCE, Ticket};
 use crate::memory::GuestMemory;
 
 /// The only kind of request (section 5.19.6, `VIRTIO_PMEM_REQ_TYPE_FLUSH`).
@@ -38,6 +39,8 @@ pub struct Pmem {
     backend: Option<Box<dyn BlockBackend>>,
     /// Requests wait until the backend has room.
     stalled: bool,
+    /// What was in flight before a reset still is.
+    unsettled: bool,
 }
 
 impl Pmem {
@@ -57,6 +60,7 @@ impl Pmem {
             config,
             backend,
             stalled: false,
+            unsettled: false,
         }
     }
 
@@ -124,11 +128,11 @@ impl Pmem {
         }
     }
 
-    /// Whatever is in flight ends before its memory is the driver's again.
-    fn wait(&mut self) {
-        if let Some(backend) = &mut self.backend {
-            backend.wait();
-        }
+    /// Whatever is in flight ends before its memory is the driver's again, or keeps the
+    /// device from being used.
+    fn wait(&mut self, patience: Duration) {
+        let backend = self.backend.as_mut();
+        self.unsettled = !backend.is_none_or(|backend| backend.wait(patience));
     }
 }
 
@@ -205,12 +209,16 @@ impl VirtioDevice for Pmem {
     }
 
     fn reset(&mut self) {
-        self.wait();
+        self.wait(RESET_PATIENCE);
         self.stalled = false;
     }
 
     fn queue_taken_away(&mut self, _index: usize) {
-        self.wait();
+        self.wait(RESET_PATIENCE);
+    }
+
+    fn is_unsettled(&self) -> bool {
+        self.unsettled
     }
 
     fn backend(&self) -> Option<BorrowedFd<'_>> {
@@ -220,6 +228,10 @@ impl VirtioDevice for Pmem {
     fn process_backend(&mut self, mut queues: Option<&mut Queues>) -> Result<(), DeviceFault> {
         if let Some(backend) = &mut self.backend {
             backend.acknowledge();
+        }
+        if self.unsettled {
+            self.wait(Duration::ZERO);
+            return Ok(());
         }
         let returned = self.return_completed(queues.as_deref_mut());
         let served = match queues {

@@ -19,6 +19,7 @@ struct Script {
     room: usize,
     waited: usize,
     started: usize,
+    hangs: bool,
 }
 
 /// A disk whose requests are done when the test says so.
@@ -56,11 +57,15 @@ impl BlockBackend for Scripted {
         self.event.write(1).unwrap();
     }
 
-    fn wait(&mut self) {
+    fn wait(&mut self, _: Duration) -> bool {
         let mut script = self.script.lock().unwrap();
+        if script.hangs {
+            return script.in_flight.is_empty();
+        }
         script.in_flight.clear();
         script.done.clear();
         script.waited += 1;
+        true
     }
 }
 
@@ -284,4 +289,52 @@ fn no_read_of_an_earlier_life_reaches_memory_after_a_reset() {
         request(&mut driver, VIRTIO_BLK_T_IN, 0, 512, WRITE),
         (OK, 513)
     );
+}
+
+#[test]
+fn a_reset_is_not_over_before_a_disk_that_hangs_has_ended_what_was_begun() {
+    let (mut driver, script) = scripted(4);
+    offer_reads(&mut driver, 2);
+    script.lock().unwrap().hangs = true;
+    driver.reset();
+    // Nobody waits; the driver sees that it is not over, and can do nothing meanwhile.
+    assert_ne!(driver.status(), 0);
+    assert!(!driver.negotiate(VERSION_1));
+    driver.reset();
+    driver.write(register::QUEUE_SEL, 0);
+    assert_eq!(
+        driver.read(register::QUEUE_READY),
+        1,
+        "it may be written to"
+    );
+    assert_eq!(driver.faults().len(), 1);
+    script.lock().unwrap().in_flight.pop_front();
+    driver.transport.process_backend();
+    assert_ne!(driver.status(), 0);
+    script.lock().unwrap().in_flight.pop_front();
+    driver.transport.process_backend();
+    assert_eq!(driver.status(), 0);
+    assert_eq!(driver.read(register::QUEUE_READY), 0);
+    script.lock().unwrap().hangs = false;
+    driver.start(VERSION_1);
+    offer_reads(&mut driver, 1);
+    complete(&driver, &script, 0, Ok(()));
+    assert_eq!(driver.take_used(0).len(), 1);
+    assert_eq!(driver.faults().len(), 1);
+}
+
+#[test]
+fn a_queue_of_a_disk_that_hangs_is_not_gone_and_the_device_asks_for_reset() {
+    let (mut driver, script) = scripted(4);
+    offer_reads(&mut driver, 1);
+    script.lock().unwrap().hangs = true;
+    driver.write(register::QUEUE_SEL, 0);
+    driver.write(register::QUEUE_READY, 0);
+    assert_eq!(driver.read(register::QUEUE_READY), 1);
+    assert!(driver.needs_reset());
+    script.lock().unwrap().in_flight.clear();
+    driver.transport.process_backend();
+    assert_eq!(driver.read(register::QUEUE_READY), 0);
+    driver.start(VERSION_1);
+    assert!(!driver.needs_reset());
 }
