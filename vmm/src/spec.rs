@@ -106,14 +106,16 @@ pub struct DiskSpec {
     pub limits: Option<LimitsSpec>,
 }
 
-/// Limits of a device; each omitted one is none.
+/// Limits of a disk, or of one direction of a NIC; each omitted one is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LimitsSpec {
-    /// Bytes moved, in both directions together.
+    /// Bytes moved: in both directions of a disk together, or of Ethernet frames
+    /// without their check sequence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<RateSpec>,
-    /// Requests of any kind.
+    /// Requests of any kind, or frames. A packet that is segmented after it has left
+    /// the guest, or was put together before it came there, is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operations: Option<RateSpec>,
 }
@@ -189,6 +191,23 @@ pub struct NicSpec {
     /// moves the frames. Omitted: the VMM does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub vhost: Vec<Descriptor>,
+    /// How much it may move. Not with `vhost`: the kernel keeps no limits. Omitted: as
+    /// much as the host can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<NicLimitsSpec>,
+}
+
+/// Limits of a NIC in each direction; each omitted one is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicLimitsSpec {
+    /// Of what the guest sends. Frames over the limit wait in the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transmit: Option<LimitsSpec>,
+    /// Of what the guest receives. Frames over the limit wait in the tap, whose queue
+    /// drops those for which it has no room.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receive: Option<LimitsSpec>,
 }
 
 /// A virtio-console device: a terminal. Its descriptors are made non-blocking, for

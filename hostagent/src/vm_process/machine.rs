@@ -4,8 +4,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vmm::spec::{
-    BalloonSpec, BootSpec, DiskSpec, ExtentSpec, NicSpec, SPEC_VERSION, SerialSpec, VmSpec,
-    VsockSpec,
+    BalloonSpec, BootSpec, DiskSpec, ExtentSpec, NicLimitsSpec, NicSpec, SPEC_VERSION, SerialSpec,
+    VmSpec, VsockSpec,
 };
 
 use super::descriptors::InheritedDescriptors;
@@ -56,6 +56,8 @@ pub struct Nic {
     pub taps: Vec<OwnedFd>,
     /// `/dev/vhost-net`, once for each of `taps`, or nothing.
     pub vhost: Vec<OwnedFd>,
+    /// How much it may move; not together with `vhost`.
+    pub limits: Option<NicLimitsSpec>,
 }
 
 /// A disk: extents, one after another.
@@ -138,6 +140,7 @@ impl Machine {
                             .into_iter()
                             .map(&mut pass)
                             .collect::<Result<_, _>>()?,
+                        limits: nic.limits,
                     })
                 })
                 .collect::<rustix::io::Result<_>>()?,

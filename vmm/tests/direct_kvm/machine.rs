@@ -14,8 +14,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Signal, pidfd_send_signal};
 use vmm::event::{Event, EventKind};
 use vmm::spec::{
-    BalloonSpec, BootSpec, ConsoleSpec, Descriptor, DiskSpec, ExtentSpec, LimitsSpec, NicSpec,
-    PmemSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
+    BalloonSpec, BootSpec, ConsoleSpec, Descriptor, DiskSpec, ExtentSpec, LimitsSpec,
+    NicLimitsSpec, NicSpec, PmemSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
 };
 
 use crate::agent::Agent;
@@ -203,7 +203,14 @@ impl Machine {
             taps,
             mtu: None,
             vhost: Vec::new(),
+            limits: None,
         });
+        self
+    }
+
+    /// Limits the last NIC.
+    pub fn nic_limits(mut self, limits: NicLimitsSpec) -> Self {
+        self.spec.nics.last_mut().unwrap().limits = Some(limits);
         self
     }
 

@@ -14,6 +14,7 @@ mod hostile;
 mod machine;
 mod memory;
 mod net;
+mod net_limits;
 mod pause;
 mod pmem;
 mod probe_kvm;

@@ -5,7 +5,6 @@ mod env;
 mod identity;
 mod limits;
 mod machine;
-mod size;
 mod timing;
 
 use std::path::PathBuf;
@@ -81,7 +80,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
     /// Memory: a number and b, k, m or g.
-    #[arg(short, long, value_name = "SIZE", value_parser = size::parse, allow_hyphen_values = true, default_value = limits::DEFAULT_MEMORY)]
+    #[arg(short, long, value_name = "SIZE", value_parser = hostagent::size::parse, allow_hyphen_values = true, default_value = limits::DEFAULT_MEMORY)]
     memory: u64,
     /// Virtual CPUs, 1 to 32.
     #[arg(
@@ -100,10 +99,12 @@ pub struct RunArgs {
     /// Give the guest a NIC, eth0, on the tap interface NAME of this host, which is
     /// made for the run if it does not exist; `none` gives it none. The address
     /// and route are set up in the guest; on the host they are yours to set.
-    /// vhost=on lets this host's kernel move the frames.
+    /// vhost=on lets this host's kernel move the frames. transmit-bps and receive-bps
+    /// limit the bytes a second from and to the guest, transmit-pps and receive-pps the
+    /// packets: RATE or RATE:BURST, sizes as for --memory.
     #[arg(
         long,
-        value_name = "tap=NAME[,mac=MAC][,ip=ADDRESS/PREFIX[,gateway=ADDRESS]][,vhost=on]",
+        value_name = "tap=NAME[,mac=MAC][,ip=ADDRESS/PREFIX[,gateway=ADDRESS]][,vhost=on|,transmit-bps=RATE...]",
         default_value = "none"
     )]
     network: String,
@@ -282,6 +283,7 @@ fn nic(network: &NetworkOption, id: &str, vcpus: u32) -> anyhow::Result<Nic> {
         },
         taps,
         vhost,
+        limits: network.limits,
     })
 }
 

@@ -1,5 +1,5 @@
 //! The queue worker: wakes a device for doorbells, for its backend and for its
-//! limiter.
+//! limiters.
 
 use std::sync::Arc;
 
@@ -9,8 +9,9 @@ use super::mmio::MmioTransport;
 
 /// Event data of the device's backend; doorbells have their queue's index.
 const BACKEND: u32 = u32::MAX;
-/// Event data of the timer of the device's limiter.
-const TIMER: u32 = u32::MAX - 1;
+/// Event data of the timer of the device's first limiter; others follow, far above
+/// all queues.
+const TIMERS: u32 = u32::MAX - 8;
 
 /// One device's place in the event loop.
 pub struct QueueWorker {
@@ -28,7 +29,7 @@ impl MutEventSubscriber for QueueWorker {
     fn process(&mut self, events: Events, _ops: &mut EventOps) {
         match events.data() {
             BACKEND => self.transport.process_backend(),
-            TIMER => self.transport.process_timer(),
+            timer @ TIMERS.. => self.transport.process_timer((timer - TIMERS) as usize),
             queue => self.transport.process_queue(queue as usize),
         }
     }
@@ -41,8 +42,8 @@ impl MutEventSubscriber for QueueWorker {
         if let Some(backend) = self.transport.backend() {
             let _ = ops.add(Events::with_data_raw(backend, BACKEND, EventSet::IN));
         }
-        if let Some(timer) = self.transport.timer() {
-            let _ = ops.add(Events::with_data_raw(timer, TIMER, EventSet::IN));
+        for (timer, data) in self.transport.timers().into_iter().zip(TIMERS..BACKEND) {
+            let _ = ops.add(Events::with_data_raw(timer, data, EventSet::IN));
         }
     }
 }
