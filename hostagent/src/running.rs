@@ -23,6 +23,9 @@ pub struct RunningMachine {
     pub image: String,
     /// The command and its arguments.
     pub command: Vec<String>,
+    /// What its CPUs are like, if not like the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_template: Option<String>,
     /// When it was started, in seconds since 1970.
     pub started_unix_seconds: u64,
     /// Its VMM.
@@ -167,6 +170,7 @@ mod tests {
             name: name.map(str::to_owned),
             image: "demo:latest".to_owned(),
             command: vec!["true".to_owned()],
+            cpu_template: None,
             started_unix_seconds: 1,
             vmm_pid: None,
             landlock: None,

@@ -85,6 +85,7 @@ fn as_mote(request: &Value) -> ExitCode {
         id: format!("test-{}", std::process::id()),
         kvm: null(),
         vcpus: 1,
+        cpu_template: None,
         memory_bytes: 64 << 20,
         kernel: null(),
         initrd: Some(null()),

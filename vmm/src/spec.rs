@@ -24,6 +24,11 @@ pub struct VmSpec {
     pub kvm: Descriptor,
     /// Number of vCPUs, 1 to 32.
     pub vcpus: u32,
+    /// What the CPUs are like: the name of a template, such as `x86-64-v3.1`, which gives
+    /// the same features on every host (`docs/cpu-templates.md`). Omitted: like this
+    /// host's, with all it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_template: Option<String>,
     /// Guest memory in bytes: a multiple of 4096, at least 2 MiB. `mote` gives Linux 64 MiB or more.
     pub memory_bytes: u64,
     /// What runs first.

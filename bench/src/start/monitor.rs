@@ -210,6 +210,7 @@ impl Monitor {
             version: SPEC_VERSION,
             kvm: kvm.as_raw_fd(),
             vcpus: 1,
+            cpu_template: None,
             memory_bytes: MEMORY_MIB << 20,
             boot: BootSpec {
                 kernel: kernel.as_raw_fd(),

@@ -31,6 +31,9 @@ pub struct Machine {
     /// Number of vCPUs, 1 to 32.
     pub vcpus: u32,
     /// Guest memory in bytes, a multiple of 4096.
+    /// What they are like, if not like the host's: a template of
+    /// [`vmm::arch::x86_64::cpuid::template`].
+    pub cpu_template: Option<String>,
     pub memory_bytes: u64,
     /// An ELF `vmlinux` or a `bzImage`.
     pub kernel: OwnedFd,
@@ -105,6 +108,7 @@ impl Machine {
             memory_bytes: self.memory_bytes,
             boot: BootSpec {
                 kernel: pass(self.kernel)?,
+            cpu_template: self.cpu_template,
                 initrd: self.initrd.map(&mut pass).transpose()?,
                 command_line: self.command_line,
             },

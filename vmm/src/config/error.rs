@@ -87,6 +87,16 @@ pub enum ConfigError {
         /// The interface that one belongs to.
         wanted: String,
     },
+    /// A name of nothing.
+    #[error("{field} is {found:?}, it must be one of {known}")]
+    Name {
+        /// The field of the spec.
+        field: &'static str,
+        /// What it holds.
+        found: String,
+        /// What it may hold.
+        known: String,
+    },
     /// Text that the guest could not be given as it is.
     #[error("{field} {problem}")]
     Text {

@@ -80,6 +80,7 @@ impl Machine {
             version: SPEC_VERSION,
             kvm: -1,
             vcpus: 1,
+            cpu_template: None,
             memory_bytes: 64 * MIB,
             boot: BootSpec {
                 kernel: -1,

@@ -8,6 +8,7 @@ mod boot;
 mod console;
 mod control;
 mod controller;
+mod cpu_template;
 mod end;
 mod entropy;
 mod hostile;

@@ -71,6 +71,7 @@ impl Boot {
             id: id.chars().take(SHORT_ID).collect(),
             kvm: kvm.into(),
             vcpus,
+            cpu_template: None,
             memory_bytes,
             kernel: OwnedFd::from(self.kernel),
             initrd: Some(OwnedFd::from(self.initrd)),

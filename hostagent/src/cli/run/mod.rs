@@ -24,6 +24,7 @@ use hostagent::stop_signal;
 use hostagent::store::{ImportError, Store, StoreError, StoredImage};
 use hostagent::vm_process::{Nic, Program};
 use hostagent::workload::{EnvChange, WorkloadOptions};
+use vmm::arch::x86_64::cpuid::template::Template;
 
 use super::interrupt;
 use super::progress::TerminalProgress;
@@ -90,6 +91,10 @@ pub struct RunArgs {
         allow_hyphen_values = true
     )]
     cpus: String,
+    /// Make the CPUs the same on every host that has what NAME promises
+    /// [default: like this host's].
+    #[arg(long, value_name = "NAME", value_parser = cpu_template)]
+    cpu_template: Option<&'static Template>,
     /// The guest's host name [default: the start of the microVM's id].
     #[arg(short = 'h', long, value_name = "NAME")]
     hostname: Option<String>,
@@ -210,7 +215,9 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     let nics = network
         .map(|network| nic(&network, &id, vcpus))
         .transpose()?;
-    let machine = boot.into_machine(&id, vcpus, memory_bytes, disk, Vec::from_iter(nics))?;
+    let mut machine = boot.into_machine(&id, vcpus, memory_bytes, disk, Vec::from_iter(nics))?;
+    let cpu_template = args.cpu_template.map(|template| template.name().to_owned());
+    machine.cpu_template.clone_from(&cpu_template);
     let streams = Streams::inherited(args.interactive == Some(true))
         .context("cannot use standard streams")?;
     let request = guest::Request {
@@ -228,6 +235,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
             name: name.map(str::to_owned),
             image: image.to_owned(),
             command: request.workload.args.clone(),
+            cpu_template,
             started_unix_seconds: unix_seconds(),
             vmm_pid: None,
             landlock: None,
@@ -235,6 +243,11 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         .context("cannot make the microVM known to `mote ps`")?;
     let outcome = guest::run(request, timeline, &mut registration)?;
     Ok(ExitCode::from(outcome.exit_code()))
+}
+
+fn cpu_template(name: &str) -> Result<&'static Template, String> {
+    let unknown = || format!("there is no such template; there are {}", Template::names());
+    Template::named(name).ok_or_else(unknown)
 }
 
 fn unix_seconds() -> u64 {
