@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod guest;
 pub mod guest_kernel;
 pub mod image;
+pub mod io_limits;
 pub mod network;
 pub mod open;
 pub mod running;

@@ -101,6 +101,7 @@ fn as_mote(request: &Value) -> ExitCode {
         }],
         entropy: Some(null()),
         nics: Vec::new(),
+        io_limits: Vec::new(),
     };
     timeline.image_is_ready();
     let timeout = request["timeout_ms"].as_u64();

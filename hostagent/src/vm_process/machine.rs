@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use jail::IoLimit;
 use vmm::spec::{
     BalloonSpec, BootSpec, DiskSpec, ExtentSpec, NicLimitsSpec, NicSpec, SPEC_VERSION, SerialSpec,
     VmSpec, VsockSpec,
@@ -30,10 +31,10 @@ pub struct Machine {
     pub kvm: OwnedFd,
     /// Number of vCPUs, 1 to 32.
     pub vcpus: u32,
-    /// Guest memory in bytes, a multiple of 4096.
     /// What they are like, if not like the host's: a template of
     /// [`vmm::arch::x86_64::cpuid::template`].
     pub cpu_template: Option<String>,
+    /// Guest memory in bytes, a multiple of 4096.
     pub memory_bytes: u64,
     /// An ELF `vmlinux` or a `bzImage`.
     pub kernel: OwnedFd,
@@ -48,6 +49,8 @@ pub struct Machine {
     pub entropy: Option<OwnedFd>,
     /// In the order the guest sees them.
     pub nics: Vec<Nic>,
+    /// What its VMM may read from and write to disks of this host.
+    pub io_limits: Vec<IoLimit>,
 }
 
 /// A network device.
@@ -105,10 +108,10 @@ impl Machine {
             version: SPEC_VERSION,
             kvm: pass(self.kvm)?,
             vcpus: self.vcpus,
+            cpu_template: self.cpu_template,
             memory_bytes: self.memory_bytes,
             boot: BootSpec {
                 kernel: pass(self.kernel)?,
-            cpu_template: self.cpu_template,
                 initrd: self.initrd.map(&mut pass).transpose()?,
                 command_line: self.command_line,
             },

@@ -11,7 +11,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jail::{Cgroup, Ended, Jail, JailError, Jailed};
+use jail::{Cgroup, CgroupLimits, Ended, Jail, JailError, Jailed};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -204,15 +204,18 @@ impl VmProcess {
             events: events_end,
             channel: channel_end,
         };
-        let id = machine.id.clone();
+        let (id, io_limits) = (machine.id.clone(), machine.io_limits.clone());
         let spec = machine.into_spec(ends, &mut inherited)?;
         let spec_number = inherited.pass(&Arc::new(spec_file(&spec)?))?;
 
         let arguments = [PROGRAM, "--spec-fd", &spec_number.to_string()];
         let arguments = arguments.map(|text| CString::new(text).unwrap_or_default());
         let limits = vmm::limits::of(&spec, inherited.greatest());
-        let cgroup = Cgroup::create(&id, &vmm::limits::of_cgroup(&spec));
-        let cgroup = cgroup.map_err(SpawnError::Cgroup)?;
+        let cgroup_limits = CgroupLimits {
+            io: io_limits,
+            ..vmm::limits::of_cgroup(&spec)
+        };
+        let cgroup = Cgroup::create(&id, &cgroup_limits).map_err(SpawnError::Cgroup)?;
         let open_flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let executable = rustix::fs::open(&program.path, open_flags, Mode::empty())
             .map_err(|errno| program.start_failed(io::Error::from(errno).into()))?;

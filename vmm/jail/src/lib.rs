@@ -21,7 +21,7 @@ mod process;
 use std::ffi::CString;
 use std::os::fd::BorrowedFd;
 
-pub use cgroup::{Cgroup, CgroupLimits, hierarchy as cgroup_hierarchy};
+pub use cgroup::{Cgroup, CgroupLimits, IoLimit, hierarchy as cgroup_hierarchy};
 pub use limits::Limits;
 pub use process::{Ended, Jailed};
 

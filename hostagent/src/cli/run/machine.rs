@@ -79,6 +79,7 @@ impl Boot {
             disks: vec![image],
             entropy: Some(entropy.into()),
             nics,
+            io_limits: Vec::new(),
         })
     }
 }

@@ -18,6 +18,7 @@ use hostagent::guest::{self, Streams, Timeline};
 use hostagent::image::oci_layout::OciLayout;
 use hostagent::image::progress::Progress;
 use hostagent::image::reference::ImageReference;
+use hostagent::io_limits;
 use hostagent::network::{self, NetworkOption};
 use hostagent::running::RunningMachine;
 use hostagent::stop_signal;
@@ -113,6 +114,19 @@ pub struct RunArgs {
         default_value = "none"
     )]
     network: String,
+    /// Limit the bytes a second that are read from a disk of this host, such as
+    /// /dev/sda:10m.
+    #[arg(long, value_name = "DISK:RATE")]
+    device_read_bps: Vec<String>,
+    /// Limit the bytes a second that are written to it.
+    #[arg(long, value_name = "DISK:RATE")]
+    device_write_bps: Vec<String>,
+    /// Limit the reads a second.
+    #[arg(long, value_name = "DISK:RATE")]
+    device_read_iops: Vec<String>,
+    /// Limit the writes a second.
+    #[arg(long, value_name = "DISK:RATE")]
+    device_write_iops: Vec<String>,
     /// Carry standard input to the command.
     #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     interactive: Option<bool>,
@@ -167,6 +181,12 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     let host_memory = limits::host_memory_bytes().context("cannot read this host's memory")?;
     let memory_bytes = limits::memory(args.memory, host_memory).map_err(anyhow::Error::msg)?;
     let network = NetworkOption::parse(&args.network)?;
+    let io_limits = io_limits::parse([
+        &args.device_read_bps,
+        &args.device_write_bps,
+        &args.device_read_iops,
+        &args.device_write_iops,
+    ])?;
     let id = new_id().context("cannot make an id")?;
     let options = WorkloadOptions {
         env: environment(&args)?,
@@ -218,6 +238,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     let mut machine = boot.into_machine(&id, vcpus, memory_bytes, disk, Vec::from_iter(nics))?;
     let cpu_template = args.cpu_template.map(|template| template.name().to_owned());
     machine.cpu_template.clone_from(&cpu_template);
+    machine.io_limits = io_limits;
     let streams = Streams::inherited(args.interactive == Some(true))
         .context("cannot use standard streams")?;
     let request = guest::Request {
