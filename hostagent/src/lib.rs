@@ -4,6 +4,7 @@
 //! `mote` is the binary of this package.
 
 pub mod assets;
+pub mod control;
 pub mod disk;
 pub mod doctor;
 pub mod guest;

@@ -10,13 +10,44 @@ use crate::size;
 pub const KEYS: [&str; 4] = ["transmit-bps", "transmit-pps", "receive-bps", "receive-pps"];
 
 /// The longest packet: so much may pass at once at least, for its parts not to wait.
-const MIN_BURST_BYTES: u64 = 64 << 10;
+pub const MIN_BURST_BYTES: u64 = 64 << 10;
 /// As many as come at once when somebody answers.
-const MIN_BURST_PACKETS: u64 = 16;
+pub const MIN_BURST_PACKETS: u64 = 16;
 /// Without another burst: what comes together in a tenth of a second.
 const BURSTS_PER_SECOND: u64 = 10;
 /// What the VMM takes.
 const MAX: u64 = 1 << 40;
+
+/// Reads a list of them with commas between, or `none`, which has all lifted.
+pub fn parse_list(text: &str) -> Result<NicLimitsSpec, String> {
+    let free = LimitsSpec {
+        bandwidth: None,
+        operations: None,
+    };
+    if text == "none" {
+        return Ok(NicLimitsSpec {
+            transmit: Some(free),
+            receive: Some(free),
+        });
+    }
+    let mut values = [None; KEYS.len()];
+    for part in text.split(',') {
+        let pair = part.split_once('=');
+        let found = pair.and_then(|(key, value)| {
+            let index = KEYS.iter().position(|known| *known == key)?;
+            Some((index, value))
+        });
+        let (index, value) = found
+            .ok_or_else(|| format!("{part:?} is not none or one of {}=RATE", KEYS.join(", ")))?;
+        if values[index].replace(value).is_some() {
+            return Err(format!("{} is given twice", KEYS[index]));
+        }
+    }
+    Ok(parse(values)?.unwrap_or(NicLimitsSpec {
+        transmit: None,
+        receive: None,
+    }))
+}
 
 /// Reads the values of [`KEYS`].
 pub fn parse(values: [Option<&str>; KEYS.len()]) -> Result<Option<NicLimitsSpec>, String> {
@@ -39,7 +70,9 @@ pub fn parse(values: [Option<&str>; KEYS.len()]) -> Result<Option<NicLimitsSpec>
     Ok(some.then_some(NicLimitsSpec { transmit, receive }))
 }
 
-fn rate(text: &str, least_burst: u64) -> Result<RateSpec, String> {
+/// Reads `RATE[:BURST]`; without a burst it is a tenth of a second's, and `least_burst` at
+/// least.
+pub fn rate(text: &str, least_burst: u64) -> Result<RateSpec, String> {
     let (per_second, burst) = match text.split_once(':') {
         Some((per_second, burst)) => (per_second, Some(burst)),
         None => (text, None),
@@ -90,6 +123,17 @@ mod tests {
     #[test]
     fn a_burst_holds_at_least_the_longest_packet() {
         assert_eq!(rate("1", MIN_BURST_BYTES).unwrap().burst, 64 << 10);
+    }
+
+    #[test]
+    fn a_list_changes_the_directions_it_names() {
+        let limits = parse_list("receive-pps=100,receive-bps=1m").unwrap();
+        assert_eq!(limits.transmit, None);
+        assert!(limits.receive.unwrap().bandwidth.is_some());
+        assert!(parse_list("none").unwrap().transmit.is_some());
+        for bad in ["", "receive-pps", "bps=1", "receive-pps=1,receive-pps=1"] {
+            assert!(parse_list(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The network of a microVM: `--network`, and the tap interface behind it.
 
-mod limits;
+pub mod limits;
 mod tap;
 mod vhost;
 

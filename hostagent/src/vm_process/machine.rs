@@ -49,6 +49,8 @@ pub struct Machine {
     pub entropy: Option<OwnedFd>,
     /// In the order the guest sees them.
     pub nics: Vec<Nic>,
+    /// Which of the guest's copies it is, 32 hexadecimal digits.
+    pub generation_id: Option<String>,
     /// What its VMM may read from and write to disks of this host.
     pub io_limits: Vec<IoLimit>,
 }
@@ -94,6 +96,7 @@ pub(super) struct Ends {
     pub console: OwnedFd,
     pub events: OwnedFd,
     pub channel: OwnedFd,
+    pub control: OwnedFd,
 }
 
 impl Machine {
@@ -125,8 +128,8 @@ impl Machine {
                 channel: pass(ends.channel)?,
             }),
             balloon: Some(BALLOON),
-            generation_id: None,
-            control: None,
+            generation_id: self.generation_id,
+            control: Some(pass(ends.control)?),
             events: Some(pass(ends.events)?),
             consoles: Vec::new(),
             pmem: Vec::new(),

@@ -15,6 +15,7 @@ use jail::{Cgroup, CgroupLimits, Ended, Jail, JailError, Jailed};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 use vmm::event::{Event, EventKind};
 use vmm::spec::VmSpec;
@@ -130,6 +131,7 @@ pub struct VmProcess {
     /// Until the process has ended: fields are dropped in order.
     _cgroup: Option<Cgroup>,
     channel: Channel,
+    control: Option<OwnedFd>,
     events: Option<File>,
     event_decoder: EventDecoder,
     stderr: Option<File>,
@@ -197,12 +199,19 @@ impl VmProcess {
         let (console, console_end) = reader()?;
         rustix::fs::fcntl_setfl(&console_end, OFlags::NONBLOCK)?;
         let (stderr, stderr_end) = reader()?;
+        let (control, control_end) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
 
         let mut inherited = InheritedDescriptors::default();
         let ends = Ends {
             console: console_end,
             events: events_end,
             channel: channel_end,
+            control: control_end,
         };
         let (id, io_limits) = (machine.id.clone(), machine.io_limits.clone());
         let spec = machine.into_spec(ends, &mut inherited)?;
@@ -240,6 +249,7 @@ impl VmProcess {
             child,
             _cgroup: cgroup,
             channel,
+            control: Some(control),
             events: Some(events),
             event_decoder: EventDecoder::default(),
             stderr: Some(stderr),
@@ -254,6 +264,11 @@ impl VmProcess {
     /// Its PID.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// This end of its control socket ([`vmm::control`]), once.
+    pub fn take_control(&mut self) -> Option<OwnedFd> {
+        self.control.take()
     }
 
     /// Waits until the VMM, the guest or one of `others` has something, or until

@@ -79,6 +79,7 @@ impl Boot {
             disks: vec![image],
             entropy: Some(entropy.into()),
             nics,
+            generation_id: None,
             io_limits: Vec::new(),
         })
     }

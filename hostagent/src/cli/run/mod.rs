@@ -239,9 +239,12 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     let cpu_template = args.cpu_template.map(|template| template.name().to_owned());
     machine.cpu_template.clone_from(&cpu_template);
     machine.io_limits = io_limits;
+    // Another run is another copy, and never the same.
+    machine.generation_id = Some(new_id().context("cannot make an id")?.split_off(32));
     let streams = Streams::inherited(args.interactive == Some(true))
         .context("cannot use standard streams")?;
-    let request = guest::Request {
+    let mut request = guest::Request {
+        control: None,
         program,
         machine,
         workload,
@@ -257,11 +260,13 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
             image: image.to_owned(),
             command: request.workload.args.clone(),
             cpu_template,
+            memory_bytes,
             started_unix_seconds: unix_seconds(),
             vmm_pid: None,
             landlock: None,
         })
         .context("cannot make the microVM known to `mote ps`")?;
+    request.control = Some(registration.control().clone());
     let outcome = guest::run(request, timeline, &mut registration)?;
     Ok(ExitCode::from(outcome.exit_code()))
 }
