@@ -8,9 +8,10 @@ use libfuzzer_sys::fuzz_target;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
+use vmm::devices::virtio::limiter::{Limits, Rate};
 use vmm::devices::virtio::mock::MockDriver;
 use vmm::devices::virtio::net::tap::Tap;
-use vmm::devices::virtio::net::{Net, NetOptions};
+use vmm::devices::virtio::net::{Net, NetLimits, NetOptions};
 
 /// A frame with its header, or a command of the control queue: class, command, pairs.
 fn payload(u: &mut Unstructured) -> arbitrary::Result<Vec<u8>> {
@@ -42,6 +43,7 @@ fuzz_target!(init: fuzz::signals::ignore_sigpipe(), |data: &[u8]| {
         taps,
         segments_udp: true,
         vhost: Vec::new(),
+        limits: limits(&mut u),
     };
     let guest_memory = memory::for_driver();
     let mut driver = MockDriver::in_memory(guest_memory.clone(), |events| {
@@ -77,6 +79,27 @@ fuzz_target!(init: fuzz::signals::ignore_sigpipe(), |data: &[u8]| {
     };
     game.play(&mut driver, &mut u);
 });
+
+/// Often none; else some frames or bytes pass, and then hardly any.
+fn limits(u: &mut Unstructured) -> NetLimits {
+    let mut direction = || {
+        let mut rate = |most| {
+            let burst = u.int_in_range(0..=2 * most).unwrap_or(0);
+            (1..=most).contains(&burst).then_some(Rate {
+                per_second: 1,
+                burst,
+            })
+        };
+        Limits {
+            bandwidth: rate(8000),
+            operations: rate(20),
+        }
+    };
+    NetLimits {
+        transmit: direction(),
+        receive: direction(),
+    }
+}
 
 /// What a device with so many pairs offers: checksums, MTU, MAC, segmentation and
 /// merged buffers, and with several pairs the control queue.

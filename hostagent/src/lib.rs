@@ -4,14 +4,17 @@
 //! `mote` is the binary of this package.
 
 pub mod assets;
+pub mod control;
 pub mod disk;
 pub mod doctor;
 pub mod guest;
 pub mod guest_kernel;
 pub mod image;
+pub mod io_limits;
 pub mod network;
 pub mod open;
 pub mod running;
+pub mod size;
 pub mod stop_signal;
 pub mod store;
 pub mod vm_process;

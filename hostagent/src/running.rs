@@ -1,6 +1,7 @@
 //! The microVMs that run: one file each, held by a lock for as long as its agent
 //! lives.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use vmm::confinement::Landlock;
 
+use crate::control::Place;
 use crate::guest::Observer;
 use crate::store::lock::FileLock;
 
@@ -23,6 +25,12 @@ pub struct RunningMachine {
     pub image: String,
     /// The command and its arguments.
     pub command: Vec<String>,
+    /// What its CPUs are like, if not like the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_template: Option<String>,
+    /// Its memory.
+    #[serde(default)]
+    pub memory_bytes: u64,
     /// When it was started, in seconds since 1970.
     pub started_unix_seconds: u64,
     /// Its VMM.
@@ -53,6 +61,7 @@ impl Registry {
             FileLock::try_acquire(&path)?.ok_or(io::ErrorKind::AlreadyExists)?
         };
         let registration = Registration {
+            control: self.control(&machine),
             _lock: lock,
             path,
             machine,
@@ -65,17 +74,20 @@ impl Registry {
     pub fn list(&self) -> io::Result<Vec<RunningMachine>> {
         // What dead agents left behind goes.
         let _gate = self.gate()?;
-        let gate_path = self.gate_path();
+        let own = [self.gate_path(), self.control_directory()];
         let mut machines = Vec::new();
+        let mut live = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
             let path = entry?.path();
-            if path == gate_path || FileLock::try_acquire(&path)?.is_some() {
+            if own.contains(&path) || FileLock::try_acquire(&path)?.is_some() {
                 continue;
             }
+            live.extend(path.file_name().map(ToOwned::to_owned));
             let Ok(text) = fs::read(&path) else { continue };
             // One that is being written is not there yet.
             machines.extend(serde_json::from_slice::<RunningMachine>(&text));
         }
+        self.remove_stale_sockets(&live);
         machines.sort_by(|a, b| {
             let key = |machine: &RunningMachine| (machine.started_unix_seconds, machine.id.clone());
             key(a).cmp(&key(b))
@@ -97,6 +109,28 @@ impl Registry {
             (None, _) => Err(FindError::None(wanted.to_owned())),
             (Some(_), Some(_)) => Err(FindError::Several(wanted.to_owned())),
             (Some(machine), None) => Ok(machine),
+        }
+    }
+
+    /// Where `machine` is asked for something.
+    pub fn control(&self, machine: &RunningMachine) -> Place {
+        Place::new(&self.control_directory(), &machine.id)
+    }
+
+    fn control_directory(&self) -> PathBuf {
+        self.directory.join(".control")
+    }
+
+    /// Removes what killed agents left behind; under the gate, so that none of those
+    /// whose machines are `live` is new.
+    fn remove_stale_sockets(&self, live: &[OsString]) {
+        let Ok(entries) = fs::read_dir(self.control_directory()) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            if !live.contains(&entry.file_name()) {
+                let _ = fs::remove_file(entry.path());
+            }
         }
     }
 
@@ -127,6 +161,7 @@ pub enum FindError {
 /// A microVM that is known while this exists.
 #[derive(Debug)]
 pub struct Registration {
+    control: Place,
     _lock: FileLock,
     path: PathBuf,
     machine: RunningMachine,
@@ -136,6 +171,11 @@ impl Registration {
     fn write(&self) -> io::Result<()> {
         // In place: the file is the lock too.
         fs::write(&self.path, serde_json::to_vec(&self.machine)?)
+    }
+
+    /// Where the microVM is asked for something.
+    pub fn control(&self) -> &Place {
+        &self.control
     }
 
     /// Where it is.
@@ -167,6 +207,8 @@ mod tests {
             name: name.map(str::to_owned),
             image: "demo:latest".to_owned(),
             command: vec!["true".to_owned()],
+            cpu_template: None,
+            memory_bytes: 64 << 20,
             started_unix_seconds: 1,
             vmm_pid: None,
             landlock: None,
@@ -192,8 +234,13 @@ mod tests {
         drop(two);
         assert_eq!(ids(&registry), ["ab12"]);
         // As after kill -9: the file is there, and nobody holds it.
-        fs::write(directory.path().join("dead"), "{}").unwrap();
+        let control = directory.path().join(".control");
+        fs::create_dir(&control).unwrap();
+        for file in ["dead", ".control/dead", ".control/ab12"] {
+            fs::write(directory.path().join(file), "{}").unwrap();
+        }
         assert_eq!(ids(&registry), ["ab12"]);
         assert!(!directory.path().join("dead").exists());
+        assert!(!control.join("dead").exists() && control.join("ab12").exists());
     }
 }

@@ -87,6 +87,7 @@ fn as_mote(request: &Value) -> ExitCode {
         id: format!("test-{}", std::process::id()),
         kvm: null(),
         vcpus: 1,
+        cpu_template: None,
         memory_bytes: 64 << 20,
         kernel: null(),
         initrd: Some(null()),
@@ -102,10 +103,13 @@ fn as_mote(request: &Value) -> ExitCode {
         }],
         entropy: Some(null()),
         nics: Vec::new(),
+        generation_id: None,
+        io_limits: Vec::new(),
     };
     timeline.image_is_ready();
     let timeout = request["timeout_ms"].as_u64();
     let request = Request {
+        control: None,
         program,
         machine,
         workload: serde_json::from_value::<Workload>(request["workload"].clone()).unwrap(),

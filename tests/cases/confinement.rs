@@ -1,6 +1,7 @@
 //! What confines the VMM of a real guest, read back from the kernel.
 
 use std::io::{BufRead, BufReader};
+use std::process::Command;
 
 use e2e::{finish, image, mote, mote_in_background_with_input};
 use serde_json::Value;
@@ -78,4 +79,57 @@ fn the_vmm_of_a_running_guest_has_every_wall_around_it() {
     assert_eq!(mote(["ps", "--format", "json"]).expect(0).text(), "");
     let gone = mote(["inspect", "walled"]).expect(125);
     assert!(gone.errors().contains("mote ps"), "{}", gone.errors());
+}
+
+/// A disk of the host, as long as it lives.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn new(file: &std::path::Path) -> Self {
+        std::fs::write(file, vec![0; 1 << 20]).expect("room for a file");
+        let output = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(file)
+            .output()
+            .expect("losetup is there");
+        assert!(output.status.success(), "{output:?}");
+        let path = String::from_utf8(output.stdout).expect("a path");
+        Self(path.trim_end().to_owned())
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+fn limits_on_a_disk_of_the_host_are_those_of_the_cgroup() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let device = LoopDevice::new(&directory.path().join("disk"));
+    let image = image();
+    let limit = format!("{}:1m", device.0);
+    let limits = ["--device-write-bps", &limit, "--device-read-iops", &limit];
+    let command = [&image, "/bin/sh", "-c", "echo ready; cat"];
+    let arguments = ["run", "-i", "--name", "limited"].into_iter();
+    let mut run = mote_in_background_with_input(arguments.chain(limits).chain(command));
+    let mut line = String::new();
+    BufReader::new(run.stdout.as_mut().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let told = mote(["inspect", "limited", "--format", "json"]).expect(0);
+    let told: Value = serde_json::from_str(&told.text()).expect("JSON");
+    let io_max = told["confinement"]["cgroup"]["limits"]["io.max"].to_string();
+    let expected = "rbps=max wbps=1048576 riops=1048576 wiops=max";
+    assert!(io_max.contains(expected), "{told}");
+    drop(run.stdin.take());
+    finish(run).expect(0);
+
+    let no_disk = mote(["run", "--device-read-bps", "/dev/null:1m", &image, "true"]).expect(125);
+    assert!(
+        no_disk.errors().contains("/dev/null is no disk"),
+        "{}",
+        no_disk.errors()
+    );
 }

@@ -83,6 +83,12 @@ fn a_guest_with_two_queues_connects_to_the_host_and_serves_it() {
 }
 
 #[test]
+fn so_it_does_within_limits() {
+    let limits = ",transmit-bps=4m,receive-bps=4m:128k,transmit-pps=4k,receive-pps=4k";
+    connects_and_serves("motetest3", limits);
+}
+
+#[test]
 fn so_it_does_where_the_hosts_kernel_moves_the_frames() {
     // Opening it loads the driver where that is not loaded.
     if let Err(error) = std::fs::File::open("/dev/vhost-net") {

@@ -2,6 +2,7 @@
 
 pub mod boot;
 pub mod console;
+pub mod cpu;
 mod descriptor;
 pub mod disk;
 mod error;
@@ -15,6 +16,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use crate::arch::layout;
+use crate::arch::x86_64::cpuid::template::Template;
 use crate::descriptors::Descriptors;
 use crate::devices::generation_id::GENERATION_ID_BYTES;
 use crate::devices::virtio::balloon::BalloonFeatures;
@@ -45,6 +47,8 @@ pub struct Config {
     pub kvm: OwnedFd,
     /// 1 to [`MAX_VCPUS`].
     pub vcpus: u8,
+    /// What they are like, if not like the host's.
+    pub cpu_template: Option<&'static Template>,
     /// A multiple of the page size.
     pub memory_bytes: u64,
     /// What runs first.
@@ -121,9 +125,11 @@ impl Config {
             ..=layout::MAX_DEVICES as u64,
             format!("at most {}", layout::MAX_DEVICES),
         )?;
+        let cpu_template = cpu::template(&spec)?;
         Ok(Self {
             kvm: fds.take(spec.kvm, "kvm")?,
             vcpus: vcpus as u8,
+            cpu_template,
             memory_bytes,
             boot: boot::boot(spec.boot, fds)?,
             devices: DevicesConfig {

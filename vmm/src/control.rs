@@ -23,6 +23,7 @@ pub mod server;
 
 use serde::{Deserialize, Serialize};
 
+use crate::devices::virtio::limiter::Direction;
 use crate::spec::LimitsSpec;
 
 /// The version of this protocol. A VMM refuses any other.
@@ -66,11 +67,14 @@ pub enum Command {
     },
     /// Ask the guest how it uses its memory.
     BalloonStatistics,
-    /// Give a disk other limits from now on.
+    /// Give a disk, or a NIC in one direction, other limits from now on.
     SetLimits {
-        /// Its name, such as `blk0`.
+        /// Its name, such as `blk0` or `net0`.
         device: String,
-        /// All of its limits: what is omitted is not limited any more.
+        /// Which frames of a NIC; a disk has none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        direction: Option<Direction>,
+        /// All of its limits there: what is omitted is not limited any more.
         limits: LimitsSpec,
     },
     /// A console's terminal has another size now.

@@ -74,6 +74,8 @@ pub fn of_cgroup(spec: &VmSpec) -> CgroupLimits {
             .saturating_add(pmem_bytes(spec) / 64)
             .saturating_add(HOST_BYTES),
         threads: threads(spec),
+        // Which disks of the host are behind its files is not in the spec.
+        io: Vec::new(),
     }
 }
 

@@ -9,6 +9,7 @@ use kvm_ioctls::VcpuFd;
 
 use crate::arch::x86_64::acpi::{self, AcpiError, Hardware};
 use crate::arch::x86_64::cpuid;
+use crate::arch::x86_64::cpuid::template::{Template, TemplateError};
 use crate::arch::x86_64::registers::{self, RegisterError};
 use crate::boot::{self, BootError};
 use crate::bus::{BusDevice, Overlap};
@@ -47,6 +48,9 @@ pub enum MachineError {
     /// The boot vCPU.
     #[error(transparent)]
     Registers(#[from] RegisterError),
+    /// The host does not have what a CPU template promises.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// A virtio device.
     #[error(transparent)]
     Transport(#[from] TransportError),
@@ -119,7 +123,7 @@ impl Machine {
             event_loop,
             hardware,
         } = builder.finish(config.vcpus);
-        let vcpus = create_vcpus(&vm, config.vcpus)?;
+        let vcpus = create_vcpus(&vm, config.vcpus, config.cpu_template)?;
         Ok(Self {
             memory,
             vm,
@@ -207,8 +211,15 @@ impl Machine {
     }
 }
 
-fn create_vcpus(vm: &Vm, count: u8) -> Result<Vec<VcpuFd>, MachineError> {
-    let supported = vm.supported_cpuid()?;
+fn create_vcpus(
+    vm: &Vm,
+    count: u8,
+    template: Option<&Template>,
+) -> Result<Vec<VcpuFd>, MachineError> {
+    let mut supported = vm.supported_cpuid()?;
+    if let Some(template) = template {
+        supported = template.apply(&supported)?;
+    }
     let mut vcpus = Vec::with_capacity(count.into());
     for index in 0..count {
         let vcpu = vm.create_vcpu(index)?;

@@ -24,6 +24,11 @@ pub struct VmSpec {
     pub kvm: Descriptor,
     /// Number of vCPUs, 1 to 32.
     pub vcpus: u32,
+    /// What the CPUs are like: the name of a template, such as `x86-64-v3.1`, which gives
+    /// the same features on every host (`docs/cpu-templates.md`). Omitted: like this
+    /// host's, with all it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_template: Option<String>,
     /// Guest memory in bytes: a multiple of 4096, at least 2 MiB. `mote` gives Linux 64 MiB or more.
     pub memory_bytes: u64,
     /// What runs first.
@@ -110,14 +115,16 @@ pub struct DiskSpec {
     pub limits: Option<LimitsSpec>,
 }
 
-/// Limits of a device; each omitted one is none.
+/// Limits of a disk, or of one direction of a NIC; each omitted one is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LimitsSpec {
-    /// Bytes moved, in both directions together.
+    /// Bytes moved: in both directions of a disk together, or of Ethernet frames
+    /// without their check sequence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<RateSpec>,
-    /// Requests of any kind.
+    /// Requests of any kind, or frames. A packet that is segmented after it has left
+    /// the guest, or was put together before it came there, is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operations: Option<RateSpec>,
 }
@@ -193,6 +200,23 @@ pub struct NicSpec {
     /// moves the frames. Omitted: the VMM does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub vhost: Vec<Descriptor>,
+    /// How much it may move. Not with `vhost`: the kernel keeps no limits. Omitted: as
+    /// much as the host can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<NicLimitsSpec>,
+}
+
+/// Limits of a NIC in each direction; each omitted one is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicLimitsSpec {
+    /// Of what the guest sends. Frames over the limit wait in the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transmit: Option<LimitsSpec>,
+    /// Of what the guest receives. Frames over the limit wait in the tap, whose queue
+    /// drops those for which it has no room.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receive: Option<LimitsSpec>,
 }
 
 /// A virtio-console device: a terminal. Its descriptors are made non-blocking, for

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use jail::{Cgroups, Jail, NewNetwork};
+use jail::{Cgroup, Cgroups, Jail, NewNetwork};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use tempfile::TempDir;
 use vmm::spec::{BootSpec, SPEC_VERSION, SerialSpec, VmSpec};
@@ -211,6 +211,7 @@ impl Monitor {
             version: SPEC_VERSION,
             kvm: kvm.as_raw_fd(),
             vcpus: 1,
+            cpu_template: None,
             memory_bytes: MEMORY_MIB << 20,
             boot: BootSpec {
                 kernel: kernel.as_raw_fd(),
@@ -246,7 +247,7 @@ impl Monitor {
         let name = format!("bench-{}-{spec_number}", std::process::id());
         let limits = vmm::limits::of_cgroup(&spec);
         let cgroup = Cgroups::open()
-            .and_then(|cgroups| cgroups.map_or(Ok(None), |all| all.create(&name, &limits)))
+            .and_then(|cgroups| Cgroup::create(cgroups.as_ref(), &name, &limits))
             .map_err(host("make a cgroup"))?;
         let child = Jail {
             program: program.as_fd(),

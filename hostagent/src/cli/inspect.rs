@@ -71,6 +71,10 @@ fn as_table(machine: &RunningMachine, confinement: &Confinement) -> String {
         row("id", machine.id.clone()),
         row("name", machine.name.clone().unwrap_or_default()),
         row("image", machine.image.clone()),
+        row(
+            "CPU template",
+            or_none(machine.cpu_template.clone().unwrap_or_default()),
+        ),
         row("VMM", format!("process {}", machine.vmm_pid.unwrap_or(0))),
         row(
             "user, group",

@@ -1,5 +1,6 @@
 //! The command line: Docker's verbs, flags and exit codes.
 
+mod control;
 mod doctor;
 mod images;
 mod inspect;
@@ -57,6 +58,10 @@ enum Command {
     Images(images::ImagesArgs),
     Ps(ps::PsArgs),
     Inspect(inspect::InspectArgs),
+    Pause(control::PauseArgs),
+    Unpause(control::UnpauseArgs),
+    Update(control::UpdateArgs),
+    Stop(control::StopArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -78,6 +83,10 @@ pub fn main() -> ExitCode {
         Command::Images(args) => images::main(&args),
         Command::Ps(args) => ps::main(&args),
         Command::Inspect(args) => inspect::main(&args),
+        Command::Pause(args) => control::pause(&args),
+        Command::Unpause(args) => control::unpause(&args),
+        Command::Update(args) => control::update(&args),
+        Command::Stop(args) => control::stop(&args),
         Command::Doctor(args) => doctor::main(&args),
     };
     done.unwrap_or_else(|error| {

@@ -1,5 +1,7 @@
 //! An image as a block device: the extents that make up its disk.
 
+pub mod limits;
+
 use std::fs::File;
 use std::sync::Arc;
 

@@ -8,7 +8,7 @@ use guest_protocol::{
     CONTROL_PORT, ExitStatus, GuestMessage, HostMessage, STDERR_PORT, STDIN_PORT, STDOUT_PORT,
     WireError, Workload,
 };
-use signal_hook::consts::SIGTERM;
+use signal_hook::consts::{SIGKILL, SIGTERM};
 use vmm::confinement::Landlock;
 use vmm::event::{Event, EventKind, monotonic_ns};
 
@@ -17,6 +17,7 @@ use super::error::{Diagnostics, RunError, Stage};
 use super::signals::{Insistence, Signals};
 use super::streams::{Movers, Streams};
 use super::timeline::Timeline;
+use crate::control::{Asked, Place, Server};
 use crate::vm_process::{Connection, Machine, Program, VmProcess, printable};
 
 /// How long each stage up to the start of the workload may take: the VMM, the
@@ -67,6 +68,8 @@ pub struct Request {
     /// The number of the signal that asks the workload to end. It is sent in
     /// place of SIGTERM, which is how this process is asked to end.
     pub stop_signal: i32,
+    /// Where others may ask for something while it runs.
+    pub control: Option<Place>,
     /// How long each stage up to the start of the workload may take;
     /// [`BOOT_TIMEOUT`] suits all.
     pub boot_timeout: Duration,
@@ -112,18 +115,25 @@ pub fn run(
         mut workload,
         streams,
         stop_signal,
+        control,
         boot_timeout,
     } = request;
     let signals = Signals::catch().map_err(host("catch signals"))?;
     let movers = Movers::new().map_err(host("make a socket pair"))?;
     workload.stdin = streams.stdin.is_some();
-    let vm = VmProcess::spawn(&program, machine)?;
+    let mut vm = VmProcess::spawn(&program, machine)?;
     observer.vmm_started(vm.pid());
+    let server = control
+        .zip(vm.take_control())
+        .map(|(place, vmm)| Server::new(place, vmm))
+        .transpose()
+        .map_err(host("listen for what others ask"))?;
     let session = Session {
         vm,
         signals,
         insistence: Insistence::default(),
         movers,
+        server,
         control: None,
         stage: Stage::VmmStart,
         workload: Some(workload),
@@ -148,6 +158,7 @@ struct Session<'a> {
     signals: Signals,
     insistence: Insistence,
     movers: Movers,
+    server: Option<Server>,
     control: Option<Control>,
     stage: Stage,
     /// Until it is sent.
@@ -226,6 +237,8 @@ impl Session<'_> {
     fn turn(&mut self, deadline: Option<Instant>) -> Result<bool, RunError> {
         let mut others = vec![self.signals.as_fd()];
         others.extend(self.control.as_ref().map(AsFd::as_fd));
+        let own = others.len();
+        others.extend(self.server.iter().flat_map(Server::descriptors));
         let wakeup = self.vm.wait(&others, deadline)?;
         for event in wakeup.events {
             self.note(&event);
@@ -235,11 +248,16 @@ impl Session<'_> {
         }
         // A message before a signal, so that one which arrived with the start
         // of the workload finds it started.
-        if wakeup.ready.get(1) == Some(&true) {
+        let (own, of_server) = wakeup.ready.split_at(own.min(wakeup.ready.len()));
+        if own.get(1) == Some(&true) {
             self.listen()?;
         }
-        if wakeup.ready.first() == Some(&true) {
+        if own.first() == Some(&true) {
             self.pass_signals_on()?;
+        }
+        let asked = self.server.as_mut().map(|server| server.turn(of_server));
+        for asked in asked.into_iter().flatten() {
+            self.obey(asked)?;
         }
         Ok(wakeup.ended)
     }
@@ -373,6 +391,24 @@ impl Session<'_> {
             self.send(&HostMessage::Signal(signal))?;
         }
         Ok(())
+    }
+
+    /// Does what another `mote` asked this one for.
+    fn obey(&mut self, asked: Asked) -> Result<(), RunError> {
+        let stage = self.stage;
+        match asked {
+            Asked::Stop if stage == Stage::Running => {
+                self.send(&HostMessage::Signal(self.stop_signal))
+            }
+            Asked::Stop => Err(RunError::Interrupted {
+                signal: SIGTERM,
+                stage,
+            }),
+            Asked::Kill => Err(RunError::Interrupted {
+                signal: SIGKILL,
+                stage,
+            }),
+        }
     }
 
     /// Waits until all output that has arrived is written, or a signal comes.

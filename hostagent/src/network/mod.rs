@@ -1,11 +1,13 @@
 //! The network of a microVM: `--network`, and the tap interface behind it.
 
+pub mod limits;
 mod tap;
 mod vhost;
 
 use std::net::IpAddr;
 
 use guest_protocol::{Network, NetworkAddress};
+use vmm::spec::NicLimitsSpec;
 
 pub use tap::{TapError, open_tap};
 pub use vhost::{VhostError, open_vhost};
@@ -21,7 +23,8 @@ pub struct NetworkOptionError {
     problem: String,
 }
 
-/// `tap=NAME[,mac=MAC][,ip=ADDRESS/PREFIX[,gateway=ADDRESS]][,vhost=on]`.
+/// `tap=NAME[,mac=MAC][,ip=ADDRESS/PREFIX[,gateway=ADDRESS]][,vhost=on]`, or, instead of
+/// `vhost`, the limits of [`limits`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkOption {
     /// The host's interface.
@@ -32,6 +35,8 @@ pub struct NetworkOption {
     pub address: Option<NetworkAddress>,
     /// Whether this host's kernel moves the frames (vhost-net).
     pub vhost: bool,
+    /// How much the NIC may move.
+    pub limits: Option<NicLimitsSpec>,
 }
 
 impl NetworkOption {
@@ -56,6 +61,7 @@ impl NetworkOption {
 
 fn parse(text: &str) -> Result<NetworkOption, String> {
     let (mut tap, mut mac, mut ip, mut gateway, mut vhost) = (None, None, None, None, None);
+    let mut limits = [None; limits::KEYS.len()];
     for part in text.split(',') {
         let (key, value) = part
             .split_once('=')
@@ -66,7 +72,15 @@ fn parse(text: &str) -> Result<NetworkOption, String> {
             "ip" => &mut ip,
             "gateway" => &mut gateway,
             "vhost" => &mut vhost,
-            _ => return Err(format!("{key:?} is not tap, mac, ip, gateway or vhost")),
+            _ => match limits::KEYS.iter().position(|known| *known == key) {
+                Some(index) => &mut limits[index],
+                None => {
+                    let known = limits::KEYS.join(", ");
+                    return Err(format!(
+                        "{key:?} is not tap, mac, ip, gateway, vhost, {known}"
+                    ));
+                }
+            },
         };
         if slot.replace(value).is_some() {
             return Err(format!("{key} is given twice"));
@@ -77,6 +91,10 @@ fn parse(text: &str) -> Result<NetworkOption, String> {
         (None, Some(_)) => return Err("gateway needs ip".to_owned()),
         (None, None) => None,
     };
+    let limits = limits::parse(limits)?;
+    if limits.is_some() && vhost == Some("on") {
+        return Err("with vhost=on the kernel moves the frames, and keeps no limits".to_owned());
+    }
     Ok(NetworkOption {
         tap: interface_name(tap.ok_or("the tap interface is missing: tap=NAME")?)?,
         mac: mac.map(hardware_address).transpose()?,
@@ -86,6 +104,7 @@ fn parse(text: &str) -> Result<NetworkOption, String> {
             Some("on") => true,
             Some(other) => return Err(format!("vhost is {other:?}, it must be on or off")),
         },
+        limits,
     })
 }
 
@@ -240,6 +259,11 @@ mod tests {
             ("tap=0123456789abcdef", "interface"),
             ("tap=a,tap=b", "twice"),
             ("tap=a,bridge=b", "bridge"),
+            ("tap=a,bridge=b", "receive-pps"),
+            ("tap=a,receive-pps=0", "receive-pps"),
+            ("tap=a,transmit-bps=fast", "transmit-bps"),
+            ("tap=a,transmit-bps=1m,transmit-bps=1m", "twice"),
+            ("tap=a,transmit-bps=1m,vhost=on", "keeps no limits"),
             ("tap=a,vhost=yes", "on or off"),
             ("tap=a,mac=01:00:00:00:00:00", "hardware address"),
             ("tap=a,mac=00:00:00:00:00:00", "hardware address"),

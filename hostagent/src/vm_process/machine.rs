@@ -3,9 +3,10 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use jail::IoLimit;
 use vmm::spec::{
-    BalloonSpec, BootSpec, DiskSpec, ExtentSpec, NicSpec, SPEC_VERSION, SerialSpec, VmSpec,
-    VsockSpec,
+    BalloonSpec, BootSpec, DiskSpec, ExtentSpec, NicLimitsSpec, NicSpec, SPEC_VERSION, SerialSpec,
+    VmSpec, VsockSpec,
 };
 
 use super::descriptors::InheritedDescriptors;
@@ -30,6 +31,9 @@ pub struct Machine {
     pub kvm: OwnedFd,
     /// Number of vCPUs, 1 to 32.
     pub vcpus: u32,
+    /// What they are like, if not like the host's: a template of
+    /// [`vmm::arch::x86_64::cpuid::template`].
+    pub cpu_template: Option<String>,
     /// Guest memory in bytes, a multiple of 4096.
     pub memory_bytes: u64,
     /// An ELF `vmlinux` or a `bzImage`.
@@ -45,6 +49,10 @@ pub struct Machine {
     pub entropy: Option<OwnedFd>,
     /// In the order the guest sees them.
     pub nics: Vec<Nic>,
+    /// Which of the guest's copies it is, 32 hexadecimal digits.
+    pub generation_id: Option<String>,
+    /// What its VMM may read from and write to disks of this host.
+    pub io_limits: Vec<IoLimit>,
 }
 
 /// A network device.
@@ -56,6 +64,8 @@ pub struct Nic {
     pub taps: Vec<OwnedFd>,
     /// `/dev/vhost-net`, once for each of `taps`, or nothing.
     pub vhost: Vec<OwnedFd>,
+    /// How much it may move; not together with `vhost`.
+    pub limits: Option<NicLimitsSpec>,
 }
 
 /// A disk: extents, one after another.
@@ -86,6 +96,7 @@ pub(super) struct Ends {
     pub console: OwnedFd,
     pub events: OwnedFd,
     pub channel: OwnedFd,
+    pub control: OwnedFd,
 }
 
 impl Machine {
@@ -100,6 +111,7 @@ impl Machine {
             version: SPEC_VERSION,
             kvm: pass(self.kvm)?,
             vcpus: self.vcpus,
+            cpu_template: self.cpu_template,
             memory_bytes: self.memory_bytes,
             boot: BootSpec {
                 kernel: pass(self.kernel)?,
@@ -116,8 +128,8 @@ impl Machine {
                 channel: pass(ends.channel)?,
             }),
             balloon: Some(BALLOON),
-            generation_id: None,
-            control: None,
+            generation_id: self.generation_id,
+            control: Some(pass(ends.control)?),
             events: Some(pass(ends.events)?),
             consoles: Vec::new(),
             pmem: Vec::new(),
@@ -138,6 +150,7 @@ impl Machine {
                             .into_iter()
                             .map(&mut pass)
                             .collect::<Result<_, _>>()?,
+                        limits: nic.limits,
                     })
                 })
                 .collect::<rustix::io::Result<_>>()?,

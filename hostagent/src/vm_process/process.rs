@@ -10,10 +10,11 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jail::{Cgroup, Cgroups, Ended, Jail, JailError, Jailed, NewNetwork};
+use jail::{Cgroup, CgroupLimits, Cgroups, Ended, Jail, JailError, Jailed, NewNetwork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 use vmm::event::{Event, EventKind};
 use vmm::spec::VmSpec;
@@ -135,6 +136,7 @@ pub struct VmProcess {
     /// When it was started.
     host_kills_before: u64,
     channel: Channel,
+    control: Option<OwnedFd>,
     events: Option<File>,
     event_decoder: EventDecoder,
     stderr: Option<File>,
@@ -177,24 +179,33 @@ impl VmProcess {
         let (console, console_end) = reader()?;
         rustix::fs::fcntl_setfl(&console_end, OFlags::NONBLOCK)?;
         let (stderr, stderr_end) = reader()?;
+        let (control, control_end) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
 
         let mut inherited = InheritedDescriptors::default();
         let ends = Ends {
             console: console_end,
             events: events_end,
             channel: channel_end,
+            control: control_end,
         };
-        let id = machine.id.clone();
+        let (id, io_limits) = (machine.id.clone(), machine.io_limits.clone());
         let spec = machine.into_spec(ends, &mut inherited)?;
         let spec_number = inherited.pass(&Arc::new(spec_file(&spec)?))?;
 
         let arguments = [PROGRAM, "--spec-fd", &spec_number.to_string()];
         let arguments = arguments.map(|text| CString::new(text).unwrap_or_default());
         let limits = vmm::limits::of(&spec, inherited.greatest());
+        let cgroup_limits = CgroupLimits {
+            io: io_limits,
+            ..vmm::limits::of_cgroup(&spec)
+        };
         let cgroups = Cgroups::open().map_err(SpawnError::Cgroup)?;
-        let cgroup = cgroups.as_ref().map_or(Ok(None), |cgroups| {
-            cgroups.create(&id, &vmm::limits::of_cgroup(&spec))
-        });
+        let cgroup = Cgroup::create(cgroups.as_ref(), &id, &cgroup_limits);
         let cgroup = cgroup.map_err(SpawnError::Cgroup)?;
         let open_flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let executable = rustix::fs::open(&program.path, open_flags, Mode::empty())
@@ -227,6 +238,7 @@ impl VmProcess {
             // Now that the VMM is busy.
             host_kills_before: ending::host_kills(),
             channel,
+            control: Some(control),
             events: Some(events),
             event_decoder: EventDecoder::default(),
             stderr: Some(stderr),
@@ -241,6 +253,11 @@ impl VmProcess {
     /// Its PID.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// This end of its control socket ([`vmm::control`]), once.
+    pub fn take_control(&mut self) -> Option<OwnedFd> {
+        self.control.take()
     }
 
     /// Waits until the VMM, the guest or one of `others` has something, or until

@@ -24,8 +24,9 @@ const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
 const CPU_PERIOD_US: u64 = 100_000;
 
 /// What a process and its threads may use of the host. A limit that the hierarchy has no controller
-/// for is not set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// for is not set, but for those of `io`, which somebody asked for: they are kept or
+/// refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CgroupLimits {
     /// Processors' worth of time (`cpu.max`).
     pub cpus: u64,
@@ -34,6 +35,46 @@ pub struct CgroupLimits {
     pub memory_bytes: u64,
     /// Threads (`pids.max`).
     pub threads: u64,
+    /// Reads and writes (`io.max`), of each disk at most once.
+    pub io: Vec<IoLimit>,
+}
+
+/// What may be read from and written to one disk of the host, past its page cache. What
+/// is `None` has no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IoLimit {
+    /// The number of the block device, of a whole disk.
+    pub major: u32,
+    /// Its second half.
+    pub minor: u32,
+    /// Bytes read a second.
+    pub read_bps: Option<u64>,
+    /// Bytes written a second.
+    pub write_bps: Option<u64>,
+    /// Reads a second.
+    pub read_iops: Option<u64>,
+    /// Writes a second.
+    pub write_iops: Option<u64>,
+}
+
+impl std::fmt::Display for IoLimit {
+    /// As `io.max` has it (cgroup-v2.rst of Linux).
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)?;
+        let limits = [
+            ("rbps", self.read_bps),
+            ("wbps", self.write_bps),
+            ("riops", self.read_iops),
+            ("wiops", self.write_iops),
+        ];
+        for (name, limit) in limits {
+            match limit {
+                Some(limit) => write!(f, " {name}={limit}")?,
+                None => write!(f, " {name}=max")?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The part of the hierarchy that holds the cgroups of this agent and all others.
@@ -73,8 +114,7 @@ impl Cgroups {
         Ok(Some(Self { directory }))
     }
 
-    /// Makes the cgroup `name`; `None` where this user may not.
-    pub fn create(&self, name: &str, limits: &CgroupLimits) -> io::Result<Option<Cgroup>> {
+    fn create(&self, name: &str, limits: &CgroupLimits) -> io::Result<Option<Cgroup>> {
         let path = self.directory.join(name);
         let directory = match make_and_lock(&path) {
             Ok(directory) => directory,
@@ -88,6 +128,9 @@ impl Cgroups {
         // A process that has lost a thread is of no use.
         cgroup.set("memory.oom.group", "1")?;
         cgroup.set("pids.max", &limits.threads.to_string())?;
+        for limit in &limits.io {
+            cgroup.limit_io(limit)?;
+        }
         Ok(Some(cgroup))
     }
 
@@ -127,6 +170,23 @@ fn give_controllers_on(directory: &Path) {
 }
 
 impl Cgroup {
+    /// Makes the cgroup `name`, if there is a place for it; `None` where this user may
+    /// not.
+    pub fn create(
+        cgroups: Option<&Cgroups>,
+        name: &str,
+        limits: &CgroupLimits,
+    ) -> io::Result<Option<Self>> {
+        let cgroup = match cgroups {
+            Some(cgroups) => cgroups.create(name, limits)?,
+            None => None,
+        };
+        match cgroup {
+            None if !limits.io.is_empty() => Err(no_io_controller()),
+            cgroup => Ok(cgroup),
+        }
+    }
+
     /// Sets one limit, if the hierarchy has it.
     fn set(&self, file: &str, value: &str) -> io::Result<()> {
         match write(&self.path.join(file), value) {
@@ -145,6 +205,27 @@ impl Cgroup {
         let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
         count.and_then(|count| count.parse().ok()).unwrap_or(0)
     }
+
+    fn limit_io(&self, limit: &IoLimit) -> io::Result<()> {
+        match write(&self.path.join("io.max"), &limit.to_string()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(no_io_controller()),
+            Err(error) => Err(io::Error::new(
+                error.kind(),
+                format!(
+                    "cannot set io.max to \"{limit}\" ({error}); it must be a whole disk, not a partition"
+                ),
+            )),
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+/// Version 1 has `blkio.throttle`, which knows nothing of writes through the page cache.
+fn no_io_controller() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        "this host cannot limit reads and writes: it has no cgroups of version 2 with the controller \"io\"",
+    )
 }
 
 impl AsFd for Cgroup {
@@ -221,6 +302,7 @@ mod tests {
         cpus: 2,
         memory_bytes: 64 << 20,
         threads: 4,
+        io: Vec::new(),
     };
 
     #[test]
@@ -232,6 +314,35 @@ mod tests {
         let events = "low 0\nhigh 0\nmax 31\noom 2\noom_kill 1\noom_group_kill 1\n";
         fs::write(cgroup.path.join("memory.events"), events).unwrap();
         assert_eq!(cgroup.out_of_memory_kills(), 1);
+    }
+
+    #[test]
+    fn a_limit_is_written_as_the_kernel_reads_it() {
+        let limit = IoLimit {
+            major: 8,
+            minor: 16,
+            read_bps: Some(1 << 20),
+            write_iops: Some(100),
+            ..IoLimit::default()
+        };
+        assert_eq!(
+            limit.to_string(),
+            "8:16 rbps=1048576 wbps=max riops=max wiops=100"
+        );
+    }
+
+    #[test]
+    fn a_limit_on_io_that_nobody_keeps_is_refused() {
+        let hierarchy = tempfile::tempdir().unwrap();
+        let limits = CgroupLimits {
+            io: vec![IoLimit::default()],
+            ..LIMITS
+        };
+        let cgroups = Cgroups::open_in(hierarchy.path()).unwrap().unwrap();
+        let error = Cgroup::create(Some(&cgroups), "it", &limits).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+        // And leaves nothing behind.
+        assert!(!hierarchy.path().join(PARENT).join("it").exists());
     }
 
     /// An ordinary directory stands in for the hierarchy: what matters here is who

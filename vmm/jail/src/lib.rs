@@ -22,7 +22,7 @@ mod process;
 use std::ffi::CString;
 use std::os::fd::BorrowedFd;
 
-pub use cgroup::{Cgroup, CgroupLimits, Cgroups, hierarchy as cgroup_hierarchy};
+pub use cgroup::{Cgroup, CgroupLimits, Cgroups, IoLimit, hierarchy as cgroup_hierarchy};
 pub use limits::Limits;
 pub use network::NewNetwork;
 pub use process::{Ended, Jailed};

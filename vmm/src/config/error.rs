@@ -63,6 +63,16 @@ pub enum ConfigError {
         /// The value of both.
         value: String,
     },
+    /// A field that another one makes impossible.
+    #[error("{field} cannot be given together with {other}: {reason}")]
+    NotWith {
+        /// The field of the spec.
+        field: String,
+        /// The field beside it that it contradicts.
+        other: &'static str,
+        /// Why.
+        reason: &'static str,
+    },
     /// Two descriptors that must belong together.
     #[error(
         "{field} is a queue of the interface {found}, {other} of {wanted}: they must be of one"
@@ -76,6 +86,16 @@ pub enum ConfigError {
         other: String,
         /// The interface that one belongs to.
         wanted: String,
+    },
+    /// A name of nothing.
+    #[error("{field} is {found:?}, it must be one of {known}")]
+    Name {
+        /// The field of the spec.
+        field: &'static str,
+        /// What it holds.
+        found: String,
+        /// What it may hold.
+        known: String,
     },
     /// Text that the guest could not be given as it is.
     #[error("{field} {problem}")]

@@ -3,10 +3,11 @@
 use crate::descriptors::{Descriptors, access};
 use crate::devices::virtio::net::tap::{InterfaceName, Tap, TapIdentity};
 use crate::devices::virtio::net::vhost::VhostFd;
-use crate::devices::virtio::net::{MAX_PAIRS, MacAddress, NetOptions};
+use crate::devices::virtio::net::{MAX_PAIRS, MacAddress, NetLimits, NetOptions};
 use crate::spec::{Descriptor, NicSpec};
 
 use super::error::{ConfigError, in_range, kind};
+use super::limits::limits;
 
 /// `ETH_MIN_MTU` of Linux, and what IPv4 needs (RFC 791).
 const MIN_MTU: u16 = 68;
@@ -56,6 +57,7 @@ fn nic(
             wanted,
         )?;
     }
+    let limits = net_limits(&spec, field)?;
     let mut taps = Vec::with_capacity(spec.taps.len());
     let mut segments_udp = true;
     let mut first: Option<InterfaceName> = None;
@@ -90,6 +92,25 @@ fn nic(
         taps,
         segments_udp,
         vhost,
+        limits,
+    })
+}
+
+fn net_limits(nic: &NicSpec, field: &str) -> Result<NetLimits, ConfigError> {
+    let Some(spec) = nic.limits else {
+        return Ok(NetLimits::default());
+    };
+    let field = format!("{field}.limits");
+    if !nic.vhost.is_empty() {
+        return Err(ConfigError::NotWith {
+            other: "vhost",
+            field,
+            reason: "the kernel, which then moves the frames, keeps no limits",
+        });
+    }
+    Ok(NetLimits {
+        transmit: limits(spec.transmit, &format!("{field}.transmit"))?,
+        receive: limits(spec.receive, &format!("{field}.receive"))?,
     })
 }
 

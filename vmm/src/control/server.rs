@@ -23,6 +23,7 @@ use crate::devices::power::PowerButton;
 use crate::devices::virtio::balloon::handle::BalloonHandle;
 use crate::devices::virtio::balloon::statistics::Statistics;
 use crate::devices::virtio::console::handle::ConsoleHandle;
+use crate::devices::virtio::limiter::Direction;
 use crate::devices::virtio::mmio::{LifeCycle, MmioTransport};
 use crate::event::{EventKind, EventSink};
 use crate::exit::{ExitLine, ExitReason};
@@ -101,7 +102,11 @@ impl ControlServer {
             Command::Status => Verdict::Answered(Answer::Status(self.status())),
             Command::SetBalloon { target_bytes } => self.set_balloon(target_bytes),
             Command::BalloonStatistics => self.ask_for_statistics(id),
-            Command::SetLimits { device, limits } => self.set_limits(&device, limits),
+            Command::SetLimits {
+                device,
+                direction,
+                limits,
+            } => self.set_limits(&device, direction, limits),
             Command::Resize {
                 device,
                 columns,
@@ -234,7 +239,12 @@ impl ControlServer {
         let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once);
     }
 
-    fn set_limits(&self, device: &str, limits: LimitsSpec) -> Verdict {
+    fn set_limits(
+        &self,
+        device: &str,
+        direction: Option<Direction>,
+        limits: LimitsSpec,
+    ) -> Verdict {
         let limits = match config::limits::limits(Some(limits), "limits") {
             Ok(limits) => limits,
             Err(error) => return Verdict::Refused(error.to_string()),
@@ -242,8 +252,10 @@ impl ControlServer {
         let mut devices = self.handles.devices.iter();
         match devices.find(|transport| transport.life_cycle().0 == device) {
             None => Verdict::Refused(format!("there is no device {device:?}")),
-            Some(transport) if transport.set_limits(limits) => Verdict::Answered(Answer::Done),
-            Some(_) => Verdict::Refused(format!("the device {device:?} knows no limits")),
+            Some(transport) => match transport.set_limits(direction, limits) {
+                Ok(()) => Verdict::Answered(Answer::Done),
+                Err(refused) => Verdict::Refused(format!("the device {device:?} {refused}")),
+            },
         }
     }
 

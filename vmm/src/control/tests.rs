@@ -27,6 +27,18 @@ fn requests_are_written_as_documented() {
     let set_balloon = Command::SetBalloon { target_bytes: 4096 };
     round_trip(set_balloon, "{\"set_balloon\":{\"target_bytes\":4096}}");
     round_trip(Command::BalloonStatistics, "\"balloon_statistics\"");
+    let set_limits = |device: &str, direction| Command::SetLimits {
+        device: device.to_owned(),
+        direction,
+        limits: LimitsSpec {
+            bandwidth: None,
+            operations: None,
+        },
+    };
+    let text = r#"{"set_limits":{"device":"blk0","limits":{}}}"#;
+    round_trip(set_limits("blk0", None), text);
+    let text = r#"{"set_limits":{"device":"net0","direction":"receive","limits":{}}}"#;
+    round_trip(set_limits("net0", Some(Direction::Receive)), text);
     let resize = Command::Resize {
         device: "console0".to_owned(),
         columns: 80,

@@ -3,6 +3,7 @@
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 use vmm::control::{Answer, Command, DeviceState, MAX_REQUEST_BYTES, Outcome, RunState};
+use vmm::devices::virtio::limiter::Direction;
 use vmm::spec::{LimitsSpec, RateSpec};
 
 use crate::machine::{POWERED_OFF, Running, memory_file, pattern, probe};
@@ -259,6 +260,7 @@ fn a_disk_takes_other_limits_while_it_runs() {
     let mut running = machine.entropy().control().start();
     let set = |device: &str, operations| Command::SetLimits {
         device: device.to_owned(),
+        direction: None,
         limits: LimitsSpec {
             bandwidth: None,
             operations,
@@ -267,6 +269,12 @@ fn a_disk_takes_other_limits_while_it_runs() {
     let controller = running.controller();
     controller.refused(set("blk1", one), &["no device", "blk1"]);
     controller.refused(set("rng", one), &["rng", "no limits"]);
+    let one_way = Command::SetLimits {
+        device: "blk0".to_owned(),
+        direction: Some(Direction::Transmit),
+        limits,
+    };
+    controller.refused(one_way, &["blk0", "both directions together"]);
     let none = Some(RateSpec {
         per_second: 0,
         burst: 1,

@@ -14,8 +14,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Signal, pidfd_send_signal};
 use vmm::event::{Event, EventKind};
 use vmm::spec::{
-    BalloonSpec, BootSpec, ConsoleSpec, Descriptor, DiskSpec, ExtentSpec, LimitsSpec, NicSpec,
-    PmemSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
+    BalloonSpec, BootSpec, ConsoleSpec, Descriptor, DiskSpec, ExtentSpec, LimitsSpec,
+    NicLimitsSpec, NicSpec, PmemSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
 };
 
 use crate::agent::Agent;
@@ -80,6 +80,7 @@ impl Machine {
             version: SPEC_VERSION,
             kvm: -1,
             vcpus: 1,
+            cpu_template: None,
             memory_bytes: 64 * MIB,
             boot: BootSpec {
                 kernel: -1,
@@ -203,7 +204,14 @@ impl Machine {
             taps,
             mtu: None,
             vhost: Vec::new(),
+            limits: None,
         });
+        self
+    }
+
+    /// Limits the last NIC.
+    pub fn nic_limits(mut self, limits: NicLimitsSpec) -> Self {
+        self.spec.nics.last_mut().unwrap().limits = Some(limits);
         self
     }
 

@@ -8,18 +8,18 @@ use vmm::event::EventKind;
 use crate::machine::{HOST_FAILURE, Machine, Outcome, WRONG_USE, probe};
 use crate::tap::{TapInterface, good_flags, interface};
 
-const MAC: &str = "02:00:00:00:00:07";
+pub const MAC: &str = "02:00:00:00:00:07";
 const MAC_BYTES: [u8; 6] = [2, 0, 0, 0, 0, 7];
 const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 8];
 
-fn frame(length: usize) -> Vec<u8> {
+pub fn frame(length: usize) -> Vec<u8> {
     let mut frame = [&MAC_BYTES[..], &HOST_MAC, &[0x88, 0xb5]].concat();
     frame.extend((14..length).map(|n| (n * 37 / 11 % 251) as u8));
     frame
 }
 
 /// The frame that comes back for [`frame`].
-fn echo_of(frame: &[u8]) -> Vec<u8> {
+pub fn echo_of(frame: &[u8]) -> Vec<u8> {
     [&HOST_MAC[..], &MAC_BYTES, &frame[12..]].concat()
 }
 
@@ -232,7 +232,7 @@ fn a_nic_can_be_reset_with_frames_on_their_way() {
 }
 
 /// A machine on what is not KVM: a good spec gets as far as that.
-fn machine() -> Machine {
+pub fn machine() -> Machine {
     let not_kvm = File::options()
         .read(true)
         .write(true)
@@ -241,7 +241,7 @@ fn machine() -> Machine {
     Machine::new(not_kvm, "hello")
 }
 
-fn tap(queues: usize) -> Option<TapInterface> {
+pub fn tap(queues: usize) -> Option<TapInterface> {
     interface(queues, good_flags(queues))
 }
 

@@ -174,12 +174,22 @@ interrupt:
     pop rax
     iretq
 
+// `clts` is how level 3 asks for CPUID as level 0 reads it.
+cpuid_at_level_0:
+    pop rax
+    cpuid
+    add rsp, 16
+    add qword ptr [rsp], 2
+    iretq
+
 // `hlt` is how level 3 asks to halt: until an interrupt, but only while the
 // counter RDI points at still holds RSI. The comparison and the halt cannot be
 // parted by an interrupt: `sti` takes effect one instruction later.
 general_protection:
     push rax
     mov rax, [rsp + 24]
+    cmp word ptr [rax], 0x060f
+    je cpuid_at_level_0
     cmp byte ptr [rax], 0xf4
     pop rax
     jne exception

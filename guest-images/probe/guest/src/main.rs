@@ -12,6 +12,7 @@ mod acpi;
 mod arguments;
 mod boot;
 mod boot_params;
+mod cpuid;
 mod cpus;
 mod friendly;
 mod heap;

@@ -2,7 +2,7 @@
 
 use crate::arguments::Arguments;
 use crate::boot_params::BootParams;
-use crate::{friendly, hostile, machine};
+use crate::{cpuid, friendly, hostile, machine};
 
 /// What a scenario is given.
 pub struct Context<'a> {
@@ -21,6 +21,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("initrd", machine::initrd),
     ("tables", machine::tables),
     ("processors", machine::processors),
+    ("cpuid", cpuid::tell),
     ("count", machine::count),
     ("chatter", machine::chatter),
     ("power-button", machine::power_button),

@@ -71,6 +71,7 @@ impl Boot {
             id: id.chars().take(SHORT_ID).collect(),
             kvm: kvm.into(),
             vcpus,
+            cpu_template: None,
             memory_bytes,
             kernel: OwnedFd::from(self.kernel),
             initrd: Some(OwnedFd::from(self.initrd)),
@@ -78,6 +79,8 @@ impl Boot {
             disks: vec![image],
             entropy: Some(entropy.into()),
             nics,
+            generation_id: None,
+            io_limits: Vec::new(),
         })
     }
 }

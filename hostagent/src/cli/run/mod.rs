@@ -5,7 +5,6 @@ mod env;
 mod identity;
 mod limits;
 mod machine;
-mod size;
 mod timing;
 
 use std::path::PathBuf;
@@ -19,12 +18,14 @@ use hostagent::guest::{self, Streams, Timeline};
 use hostagent::image::oci_layout::OciLayout;
 use hostagent::image::progress::Progress;
 use hostagent::image::reference::ImageReference;
+use hostagent::io_limits;
 use hostagent::network::{self, NetworkOption};
 use hostagent::running::RunningMachine;
 use hostagent::stop_signal;
 use hostagent::store::{ImportError, Store, StoreError, StoredImage};
 use hostagent::vm_process::{Nic, Program};
 use hostagent::workload::{EnvChange, WorkloadOptions};
+use vmm::arch::x86_64::cpuid::template::Template;
 
 use super::interrupt;
 use super::progress::TerminalProgress;
@@ -81,7 +82,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
     /// Memory: a number and b, k, m or g.
-    #[arg(short, long, value_name = "SIZE", value_parser = size::parse, allow_hyphen_values = true, default_value = limits::DEFAULT_MEMORY)]
+    #[arg(short, long, value_name = "SIZE", value_parser = hostagent::size::parse, allow_hyphen_values = true, default_value = limits::DEFAULT_MEMORY)]
     memory: u64,
     /// Virtual CPUs, 1 to 32.
     #[arg(
@@ -91,6 +92,10 @@ pub struct RunArgs {
         allow_hyphen_values = true
     )]
     cpus: String,
+    /// Make the CPUs the same on every host that has what NAME promises
+    /// [default: like this host's].
+    #[arg(long, value_name = "NAME", value_parser = cpu_template)]
+    cpu_template: Option<&'static Template>,
     /// The guest's host name [default: the start of the microVM's id].
     #[arg(short = 'h', long, value_name = "NAME")]
     hostname: Option<String>,
@@ -100,13 +105,28 @@ pub struct RunArgs {
     /// Give the guest a NIC, eth0, on the tap interface NAME of this host, which is
     /// made for the run if it does not exist; `none` gives it none. The address
     /// and route are set up in the guest; on the host they are yours to set.
-    /// vhost=on lets this host's kernel move the frames.
+    /// vhost=on lets this host's kernel move the frames. transmit-bps and receive-bps
+    /// limit the bytes a second from and to the guest, transmit-pps and receive-pps the
+    /// packets: RATE or RATE:BURST, sizes as for --memory.
     #[arg(
         long,
-        value_name = "tap=NAME[,mac=MAC][,ip=ADDRESS/PREFIX[,gateway=ADDRESS]][,vhost=on]",
+        value_name = "tap=NAME[,mac=MAC][,ip=ADDRESS/PREFIX[,gateway=ADDRESS]][,vhost=on|,transmit-bps=RATE...]",
         default_value = "none"
     )]
     network: String,
+    /// Limit the bytes a second that are read from a disk of this host, such as
+    /// /dev/sda:10m.
+    #[arg(long, value_name = "DISK:RATE")]
+    device_read_bps: Vec<String>,
+    /// Limit the bytes a second that are written to it.
+    #[arg(long, value_name = "DISK:RATE")]
+    device_write_bps: Vec<String>,
+    /// Limit the reads a second.
+    #[arg(long, value_name = "DISK:RATE")]
+    device_read_iops: Vec<String>,
+    /// Limit the writes a second.
+    #[arg(long, value_name = "DISK:RATE")]
+    device_write_iops: Vec<String>,
     /// Carry standard input to the command.
     #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     interactive: Option<bool>,
@@ -161,6 +181,12 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     let host_memory = limits::host_memory_bytes().context("cannot read this host's memory")?;
     let memory_bytes = limits::memory(args.memory, host_memory).map_err(anyhow::Error::msg)?;
     let network = NetworkOption::parse(&args.network)?;
+    let io_limits = io_limits::parse([
+        &args.device_read_bps,
+        &args.device_write_bps,
+        &args.device_read_iops,
+        &args.device_write_iops,
+    ])?;
     let id = new_id().context("cannot make an id")?;
     let options = WorkloadOptions {
         env: environment(&args)?,
@@ -209,10 +235,16 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     let nics = network
         .map(|network| nic(&network, &id, vcpus))
         .transpose()?;
-    let machine = boot.into_machine(&id, vcpus, memory_bytes, disk, Vec::from_iter(nics))?;
+    let mut machine = boot.into_machine(&id, vcpus, memory_bytes, disk, Vec::from_iter(nics))?;
+    let cpu_template = args.cpu_template.map(|template| template.name().to_owned());
+    machine.cpu_template.clone_from(&cpu_template);
+    machine.io_limits = io_limits;
+    // Another run is another copy, and never the same.
+    machine.generation_id = Some(new_id().context("cannot make an id")?.split_off(32));
     let streams = Streams::inherited(args.interactive == Some(true))
         .context("cannot use standard streams")?;
-    let request = guest::Request {
+    let mut request = guest::Request {
+        control: None,
         program,
         machine,
         workload,
@@ -227,13 +259,21 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
             name: name.map(str::to_owned),
             image: image.to_owned(),
             command: request.workload.args.clone(),
+            cpu_template,
+            memory_bytes,
             started_unix_seconds: unix_seconds(),
             vmm_pid: None,
             landlock: None,
         })
         .context("cannot make the microVM known to `mote ps`")?;
+    request.control = Some(registration.control().clone());
     let outcome = guest::run(request, timeline, &mut registration)?;
     Ok(ExitCode::from(outcome.exit_code()))
+}
+
+fn cpu_template(name: &str) -> Result<&'static Template, String> {
+    let unknown = || format!("there is no such template; there are {}", Template::names());
+    Template::named(name).ok_or_else(unknown)
 }
 
 fn unix_seconds() -> u64 {
@@ -282,6 +322,7 @@ fn nic(network: &NetworkOption, id: &str, vcpus: u32) -> anyhow::Result<Nic> {
         },
         taps,
         vhost,
+        limits: network.limits,
     })
 }
 

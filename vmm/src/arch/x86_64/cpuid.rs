@@ -1,5 +1,9 @@
 //! What the guest reads with CPUID: what KVM can give, corrected for the number
-//! of vCPUs and for each vCPU's place among them.
+//! of vCPUs and for each vCPU's place among them. A [`template`] makes it the same on
+//! every host.
+
+pub mod features;
+pub mod template;
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
@@ -27,7 +31,7 @@ const LEVEL_INVALID: u32 = 0;
 const LEVEL_THREAD: u32 = 1;
 const LEVEL_CORE: u32 = 2;
 
-/// Turns what the host supports (`KVM_GET_SUPPORTED_CPUID`) into what vCPU
+/// Turns what the host supports (`KVM_GET_SUPPORTED_CPUID`), or a template, into what vCPU
 /// `index` of `count` reads: one package, each vCPU a core with one thread.
 pub fn for_vcpu(supported: &CpuId, index: u8, count: u8) -> CpuId {
     let mut cpuid = supported.clone();

@@ -377,8 +377,8 @@ impl VirtioDevice for Block {
         Ok(())
     }
 
-    fn limiter(&mut self) -> Option<&mut Limiter> {
-        Some(&mut self.limiter)
+    fn limiters(&mut self) -> &mut [Limiter] {
+        std::slice::from_mut(&mut self.limiter)
     }
 }
 

@@ -170,9 +170,9 @@ impl Contained {
             .flatten()
     }
 
-    /// See [`VirtioDevice::limiter`]; `None` if there is none.
-    pub fn with_limiter<R>(&mut self, act: impl FnOnce(&mut Limiter) -> R) -> Option<R> {
-        self.tell(|device| device.limiter().map(act)).flatten()
+    /// See [`VirtioDevice::limiters`]; `None` if the device is broken.
+    pub fn with_limiters<R>(&mut self, act: impl FnOnce(&mut [Limiter]) -> R) -> Option<R> {
+        self.tell(|device| act(device.limiters()))
     }
 
     /// See [`VirtioDevice::reset`]. A broken device may be sound afterwards; `Err` is

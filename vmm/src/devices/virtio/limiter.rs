@@ -13,10 +13,21 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::event::monotonic_ns;
 
 const NS_PER_SECOND: u128 = 1_000_000_000;
+
+/// Which way a NIC's frames go, as its driver sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// From the guest.
+    Transmit,
+    /// To the guest.
+    Receive,
+}
 
 /// How much of something, how often. Neither is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,10 +38,10 @@ pub struct Rate {
     pub burst: u64,
 }
 
-/// The limits of one device; what is `None` has none.
+/// The limits of one device, or of one of its directions; what is `None` has none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes moved, in both directions together.
+    /// Bytes moved; in both directions together where limits are those of a device.
     pub bandwidth: Option<Rate>,
     /// Requests, or packets.
     pub operations: Option<Rate>,
@@ -89,7 +100,7 @@ fn scaled(tokens: u64) -> i128 {
     (u128::from(tokens) * NS_PER_SECOND) as i128
 }
 
-/// The buckets of one device.
+/// The buckets of one limiter.
 #[derive(Debug, Clone, Default)]
 struct Buckets {
     bandwidth: Option<Bucket>,

@@ -17,7 +17,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::VirtioDevice;
 use super::contained::Contained;
 use super::interrupt::Interrupt;
-use super::limiter::Limits;
+use super::limiter::{Direction, Limiter, Limits};
 use super::queues::{DeviceFault, Drained, Queues};
 use crate::bus::BusDevice;
 use crate::event::{EventKind, EventSink};
@@ -76,6 +76,23 @@ pub enum TransportError {
     QueueSize(#[from] virtio_queue::Error),
 }
 
+/// Why a device did not get other limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LimitsRefused {
+    /// It has none.
+    #[error("knows no limits; nor does a NIC with vhost, whose frames the kernel moves")]
+    None,
+    /// A disk.
+    #[error("has limits for both directions together: leave the direction out")]
+    OneForBoth,
+    /// A NIC.
+    #[error("has limits for each direction: direction must be \"transmit\" or \"receive\"")]
+    OneForEach,
+    /// It has panicked, and its driver has not reset it since.
+    #[error("is broken until its driver resets it")]
+    Broken,
+}
+
 /// A device's registers and life cycle.
 pub struct MmioTransport {
     memory: GuestMemory,
@@ -99,6 +116,8 @@ struct State {
     /// `ConfigGeneration`: another number after each change of the configuration
     /// (section 2.5.1).
     config_generation: u32,
+    /// Counts up: which queue is processed first when a limiter's timer expires.
+    first_after_timer: usize,
 }
 
 /// How far a driver has brought a device.
@@ -174,6 +193,7 @@ impl MmioTransport {
                 queue_select: 0,
                 resetting: false,
                 config_generation: 0,
+                first_after_timer: 0,
             }),
         }))
     }
@@ -280,29 +300,58 @@ impl MmioTransport {
         self.lock().device.backend()
     }
 
-    /// The number of the descriptor that wakes [`MmioTransport::process_timer`];
-    /// open for as long as the device lives.
-    pub fn timer(&self) -> Option<RawFd> {
+    /// The numbers of the descriptors that wake [`MmioTransport::process_timer`], one
+    /// for each limiter; open for as long as the device lives.
+    pub fn timers(&self) -> Vec<RawFd> {
         let mut state = self.lock();
-        state
-            .device
-            .with_limiter(|limiter| limiter.timer().as_raw_fd())
+        let timers = |limiters: &mut [Limiter]| {
+            let timers = limiters.iter().map(|one| one.timer().as_raw_fd());
+            timers.collect()
+        };
+        state.device.with_limiters(timers).unwrap_or_default()
     }
 
-    /// Lets the device go on with what a limit made wait.
-    pub fn process_timer(&self) {
-        self.lock().device.with_limiter(|limiter| limiter.expired());
-        for index in 0..self.doorbells.len() {
-            self.process_queue(index);
+    /// Lets the device go on with what its limiter `number` made wait.
+    pub fn process_timer(&self, number: usize) {
+        let first = {
+            let mut state = self.lock();
+            state.device.with_limiters(|limiters| {
+                if let Some(limiter) = limiters.get_mut(number) {
+                    limiter.expired();
+                }
+            });
+            state.first_after_timer = state.first_after_timer.wrapping_add(1);
+            state.first_after_timer
+        };
+        // Queues that share a limit take turns at being the first to have what there
+        // is of it.
+        let queues = self.doorbells.len();
+        for index in 0..queues {
+            self.process_queue((first % queues + index) % queues);
         }
     }
 
-    /// Gives the device other limits from now on; returns whether it knows any.
-    pub fn set_limits(&self, limits: Limits) -> bool {
+    /// Gives the device other limits from now on, for the given direction where it
+    /// has limits for each.
+    pub fn set_limits(
+        &self,
+        direction: Option<Direction>,
+        limits: Limits,
+    ) -> Result<(), LimitsRefused> {
         let mut state = self.lock();
-        let set = state.device.with_limiter(|limiter| limiter.set(limits));
+        let set = state.device.with_limiters(|limiters| {
+            let limiter = match (limiters, direction) {
+                ([], _) => return Err(LimitsRefused::None),
+                ([limiter], None) | ([limiter, _], Some(Direction::Transmit)) => limiter,
+                ([_, limiter], Some(Direction::Receive)) => limiter,
+                ([_], Some(_)) => return Err(LimitsRefused::OneForBoth),
+                _ => return Err(LimitsRefused::OneForEach),
+            };
+            limiter.set(limits);
+            Ok(())
+        });
         self.look_for_panic(&mut state);
-        set.is_some()
+        set.unwrap_or(Err(LimitsRefused::Broken))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

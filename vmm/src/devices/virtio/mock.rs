@@ -311,12 +311,11 @@ impl MockDriver {
     }
 
     /// Waits for the device's backend or its timer, and lets the device look.
-    fn wait_for_event(&self) {
+    pub fn wait_for_event(&self) {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let numbers = [self.transport.backend(), self.transport.timer()];
+        let backend = self.transport.backend();
+        let numbers = backend.into_iter().chain(self.transport.timers());
         let mut watched: Vec<_> = numbers
-            .into_iter()
-            .flatten()
             .map(|number| {
                 // SAFETY: open for as long as the device lives, which `self` holds.
                 let fd = unsafe { BorrowedFd::borrow_raw(number) };
@@ -325,14 +324,14 @@ impl MockDriver {
             .collect();
         let patience = Timespec::try_from(PATIENCE).unwrap();
         assert!(poll(&mut watched, Some(&patience)).unwrap() > 0, "no event");
-        let timer_only = self.transport.backend().is_none();
-        let last = watched.len() - 1;
-        let ready: Vec<bool> = watched.iter().map(|fd| !fd.revents().is_empty()).collect();
-        if !timer_only && ready[0] {
+        let mut ready = watched.iter().map(|fd| !fd.revents().is_empty());
+        if backend.is_some() && ready.next() == Some(true) {
             self.transport.process_backend();
         }
-        if self.transport.timer().is_some() && ready[last] {
-            self.transport.process_timer();
+        for (ready, timer) in ready.zip(0..) {
+            if ready {
+                self.transport.process_timer(timer);
+            }
         }
     }
 

@@ -116,10 +116,12 @@ pub trait VirtioDevice: Send {
         Ok(())
     }
 
-    /// What the device asks before it serves a request, if it knows limits. The
-    /// transport watches the timer and has the queues processed when it expires.
-    fn limiter(&mut self) -> Option<&mut Limiter> {
-        None
+    /// What the device asks before it serves a request, if it knows limits: one
+    /// limiter for all requests, or one for each [`limiter::Direction`] in their
+    /// order. The transport watches the timers and has the queues processed when one
+    /// expires.
+    fn limiters(&mut self) -> &mut [Limiter] {
+        &mut []
     }
 }
 

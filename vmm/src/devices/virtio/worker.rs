@@ -1,5 +1,5 @@
 //! The queue worker: wakes a device for doorbells, for its backend and for its
-//! limiter.
+//! limiters.
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -10,32 +10,33 @@ use super::mmio::MmioTransport;
 
 /// Event data of the device's backend; doorbells have their queue's index.
 const BACKEND: u32 = u32::MAX;
-/// Event data of the timer of the device's limiter.
-const TIMER: u32 = u32::MAX - 1;
+/// Event data of the timer of the device's first limiter; others follow, far above
+/// all queues.
+const TIMERS: u32 = u32::MAX - 8;
 
 /// One device's place in the event loop.
 pub struct QueueWorker {
     transport: Arc<MmioTransport>,
-    /// Whether it waits for the device's backend and timer, not only for doorbells.
+    /// Whether it waits for the device's backend and timers, not only for doorbells.
     listens: bool,
-    /// These two, where the device has them, and their event data: a broken device is
-    /// not asked.
-    sources: [Option<(RawFd, u32)>; 2],
+    /// These, and their event data: a broken device is not asked.
+    sources: Vec<(RawFd, u32)>,
 }
 
 impl QueueWorker {
     /// A worker for the device behind `transport`.
     pub fn new(transport: Arc<MmioTransport>) -> Self {
         let backend = transport.backend().map(|fd| (fd, BACKEND));
-        let timer = transport.timer().map(|fd| (fd, TIMER));
+        let timers = transport.timers().into_iter().zip(TIMERS..BACKEND);
+        let sources = backend.into_iter().chain(timers).collect();
         Self {
             transport,
             listens: false,
-            sources: [backend, timer],
+            sources,
         }
     }
 
-    /// Begins to listen to the device's backend and timer, or ends it, as the
+    /// Begins to listen to the device's backend and timers, or ends it, as the
     /// transport wants it.
     fn follow(&mut self, ops: &mut EventOps) {
         let listens = self.transport.listens();
@@ -43,7 +44,7 @@ impl QueueWorker {
             return;
         }
         self.listens = listens;
-        for (fd, data) in self.sources.into_iter().flatten() {
+        for (fd, data) in self.sources.iter().copied() {
             let source = Events::with_data_raw(fd, data, EventSet::IN);
             // Every descriptor here is registered once; epoll has no other objection.
             let _ = match listens {
@@ -58,7 +59,7 @@ impl MutEventSubscriber for QueueWorker {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         match events.data() {
             BACKEND => self.transport.process_backend(),
-            TIMER => self.transport.process_timer(),
+            timer @ TIMERS.. => self.transport.process_timer((timer - TIMERS) as usize),
             queue => self.transport.process_queue(queue as usize),
         }
         self.follow(ops);

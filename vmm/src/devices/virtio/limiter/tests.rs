@@ -43,6 +43,35 @@ proptest! {
         }
     }
 
+    /// The same from any moment to any later one.
+    #[test]
+    fn in_no_window_more_passes_than_burst_and_rate_allow(
+        rate in any_rate(),
+        requests in proptest::collection::vec((any_cost(), 0_u64..3_000_000_000), 1..40),
+    ) {
+        let mut now_ns = 0;
+        let mut bucket = Bucket::new(rate, now_ns);
+        let mut passed = Vec::new();
+        for (cost, pause_ns) in requests {
+            now_ns += pause_ns;
+            bucket.fill(now_ns);
+            if bucket.wait(cost).is_none() {
+                bucket.take(cost);
+                passed.push((now_ns, cost));
+            }
+        }
+        for (first, (begin_ns, _)) in passed.iter().enumerate() {
+            let (mut sum, mut largest) = (0_u128, 0);
+            for (end_ns, cost) in &passed[first..] {
+                largest = largest.max(*cost);
+                sum += u128::from(*cost) * NS_PER_SECOND;
+                let earned = u128::from(end_ns - begin_ns) * u128::from(rate.per_second);
+                let credit = u128::from(rate.burst.max(largest)) * NS_PER_SECOND;
+                prop_assert!(sum <= earned + credit);
+            }
+        }
+    }
+
     /// A request that waits as long as it is told passes, and not earlier: the
     /// simple model keeps a balance in whole tokens times 10⁹.
     #[test]

@@ -30,6 +30,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::limiter::{Direction, Limiter, Limits};
 use super::queues::{DeviceFault, Drained, Queues};
 use super::watch::Watch;
 use super::{VirtioDevice, read_config_bytes};
@@ -55,6 +56,15 @@ const ETHERNET_BYTES: usize = 14 + 8;
 /// An Ethernet address.
 pub type MacAddress = [u8; 6];
 
+/// How much a NIC may move in each direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NetLimits {
+    /// From the guest.
+    pub transmit: Limits,
+    /// To the guest.
+    pub receive: Limits,
+}
+
 /// What a NIC is like.
 #[derive(Debug)]
 pub struct NetOptions {
@@ -69,6 +79,8 @@ pub struct NetOptions {
     /// Who serves the queues: one for each of `taps`, or none, and the device does
     /// so itself.
     pub vhost: Vec<VhostFd>,
+    /// How much it may move: without limits if others serve the queues.
+    pub limits: NetLimits,
 }
 
 /// Frames that were lost on the way, as frames may be.
@@ -93,6 +105,8 @@ pub struct Net {
     vhost: Vec<VhostPair>,
     watch: Watch,
     events: Arc<EventSink>,
+    /// One for each direction, or none where others serve the queues.
+    limiters: Vec<Limiter>,
     link_up: bool,
     /// The driver has not been told of that yet.
     link_changed: bool,
@@ -123,6 +137,7 @@ impl Net {
             taps,
             segments_udp,
             vhost,
+            limits,
         } = options;
         let pairs = taps.len();
         let mut queue_sizes = vec![QUEUE_SIZE; 2 * pairs];
@@ -139,6 +154,13 @@ impl Net {
             watch: match vhost.is_empty() {
                 true => Watch::new(taps.iter().map(AsFd::as_fd))?,
                 false => Watch::new([])?,
+            },
+            limiters: match vhost.is_empty() {
+                true => vec![
+                    Limiter::new(limits.transmit)?,
+                    Limiter::new(limits.receive)?,
+                ],
+                false => Vec::new(),
             },
             vhost: vhost
                 .into_iter()
@@ -190,7 +212,8 @@ impl Net {
             .iter_mut()
             .skip(pair)
             .step_by(self.active_pairs);
-        let (drained, gone) = receiver.receive(sources, self.acceptance, queues)?;
+        let limiter = self.limiters.get_mut(Direction::Receive as usize);
+        let (drained, gone) = receiver.receive(sources, self.acceptance, limiter, queues)?;
         self.watch_link(gone);
         Ok(drained)
     }
@@ -203,7 +226,9 @@ impl Net {
     ) -> Result<Drained, DeviceFault> {
         let tap = self.sources.get(pair).map(|source| &source.tap);
         let tap = tap.filter(|_| self.link_up);
-        let (drained, gone) = transmit::transmit(index, tap, &mut self.dropped_sent, queues)?;
+        let limiter = self.limiters.get_mut(Direction::Transmit as usize);
+        let (drained, gone) =
+            transmit::transmit(index, tap, limiter, &mut self.dropped_sent, queues)?;
         self.watch_link(gone);
         Ok(drained)
     }
@@ -379,6 +404,10 @@ impl VirtioDevice for Net {
         self.acceptance = Acceptance::default();
         self.control_queue = None;
         self.active_pairs = 1;
+    }
+
+    fn limiters(&mut self) -> &mut [Limiter] {
+        &mut self.limiters
     }
 
     fn backend(&self) -> Option<BorrowedFd<'_>> {

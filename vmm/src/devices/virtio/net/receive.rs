@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 
 use vm_memory::GuestAddress;
 
+use super::super::limiter::Limiter;
 use super::super::queues::{BYTES_PER_TURN, DeviceFault, Drained, Queues};
 use super::frame::{self, MAX_FRAME_BYTES, MAX_PIECES};
 use super::tap::{self, Gone, HEADER_BYTES, Tap, Transfer};
@@ -45,7 +46,8 @@ struct Room {
     pieces: usize,
 }
 
-/// A frame of which `bytes - direct` are in the spare buffer.
+/// A frame that the driver has not been told of, of which `bytes - direct` are in the
+/// spare buffer.
 #[derive(Debug, Clone, Copy)]
 struct Partial {
     bytes: usize,
@@ -98,12 +100,16 @@ impl Receiver {
         self.wants_doorbell = true;
     }
 
-    /// Moves frames while there are both frames and buffers. Returns whether to
+    /// Moves frames while there are both frames and buffers, and `limiter` lets them
+    /// pass. It asks for a frame that is in the buffers already, as its length is not
+    /// known before, and which the driver is not told of as long as it must wait; those
+    /// after it stay in the tap, whose queue drops what is too much. Returns whether to
     /// come back without waiting, and whether a tap is gone.
     pub fn receive<'s>(
         &mut self,
         sources: impl Iterator<Item = &'s mut Source>,
         acceptance: Acceptance,
+        mut limiter: Option<&mut Limiter>,
         queues: &mut Queues,
     ) -> Result<(Drained, Option<Gone>), DeviceFault> {
         let size = usize::from(queues.size(self.queue));
@@ -117,8 +123,6 @@ impl Receiver {
         let mut used = false;
         let (mut frames, mut bytes) = (size, BYTES_PER_TURN);
         let drained = loop {
-            // A rate limiter for this direction belongs here: what it holds back
-            // stays in the tap, whose queue drops what is too much.
             if frames == 0 || bytes == 0 {
                 break Drained::Again;
             }
@@ -155,6 +159,15 @@ impl Receiver {
                 (None, None) => None,
             };
             if let Some(frame) = frame {
+                let cost = frame.saturating_sub(HEADER_BYTES) as u64;
+                if limiter.as_mut().is_some_and(|limiter| !limiter.admit(cost)) {
+                    self.partial = Some(Partial {
+                        bytes: frame,
+                        direct: frame,
+                    });
+                    // The limiter's timer tells when to go on.
+                    break Drained::Empty;
+                }
                 self.give(frame, queues)?;
                 used = true;
                 bytes = bytes.saturating_sub(frame as u64);

@@ -1,6 +1,7 @@
 //! Frames both ways: through a socket that pretends to be a tap, and through taps.
 
 mod hostile;
+mod limits;
 mod real_tap;
 
 use std::os::fd::OwnedFd;
@@ -60,6 +61,7 @@ fn options(taps: Vec<Tap>) -> NetOptions {
         taps,
         segments_udp: true,
         vhost: Vec::new(),
+        limits: NetLimits::default(),
     }
 }
 

@@ -1,26 +1,32 @@
 //! From the driver to the tap.
 
-use super::super::queues::{Chain, DeviceFault, Drained, Queues, Served};
+use super::super::limiter::Limiter;
+use super::super::queues::{Chain, DeviceFault, Drained, Queues, Served, Taken};
 use super::frame::{self, MAX_FRAME_BYTES};
-use super::tap::{self, Gone, Tap, Transfer};
+use super::tap::{self, Gone, HEADER_BYTES, Tap, Transfer};
 use crate::block::buffers::Buffers;
 use crate::memory::GuestMemory;
 
 /// Sends what the driver has put into queue `queue`, each frame by one system call
-/// from where it is. Returns how many were dropped, and whether the tap is gone.
+/// from where it is. What `limiter` holds back stays in the queue; there is none where
+/// there are no limits. Returns how many were dropped, and whether the tap is gone.
 pub fn transmit(
     queue: usize,
     tap: Option<&Tap>,
+    mut limiter: Option<&mut Limiter>,
     dropped: &mut u64,
     queues: &mut Queues,
 ) -> Result<(Drained, Option<Gone>), DeviceFault> {
     let memory = queues.memory();
     let mut tap = tap;
     let mut gone = None;
-    // A rate limiter for this direction belongs here: what it holds back stays in
-    // the queue.
-    let drained = queues.drain(queue, |chain| {
+    let drained = queues.take(queue, |chain| {
         let (bytes, buffers) = collect(memory, chain, queue)?;
+        // What is dropped is paid for too, so that it takes no more of the host.
+        let cost = bytes.saturating_sub(HEADER_BYTES as u64);
+        if limiter.as_mut().is_some_and(|limiter| !limiter.admit(cost)) {
+            return Ok(Taken::Refused);
+        }
         let transfer = match (tap, buffers) {
             (Some(tap), Some(buffers)) => tap::sent(buffers.send_frame(tap)),
             _ => Ok(Transfer::Dropped),
@@ -34,10 +40,10 @@ pub fn transmit(
                 gone = Some(error);
             }
         }
-        Ok(Served {
+        Ok(Taken::Used(Served {
             written: 0,
             moved: bytes,
-        })
+        }))
     })?;
     Ok((drained, gone))
 }

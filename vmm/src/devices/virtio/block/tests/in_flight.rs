@@ -222,7 +222,7 @@ fn a_limit_can_be_lifted_while_requests_wait_for_it() {
     assert_eq!(driver.take_used(0).len(), 1);
     driver.transport.process_queue(0);
     assert_eq!(driver.take_used(0), []);
-    assert!(driver.transport.set_limits(Limits::default()));
+    assert_eq!(driver.transport.set_limits(None, Limits::default()), Ok(()));
     assert_eq!(driver.wait_for_used(0, 4).len(), 4);
 }
 
@@ -239,8 +239,8 @@ fn a_limited_disk_can_be_reset() {
     offer_reads(&mut driver, 5);
     assert_eq!(driver.take_used(0).len(), 1);
     driver.start(VERSION_1);
-    assert!(driver.transport.set_limits(Limits::default()));
-    driver.transport.process_timer();
+    assert_eq!(driver.transport.set_limits(None, Limits::default()), Ok(()));
+    driver.transport.process_timer(0);
     assert_eq!(
         request(&mut driver, VIRTIO_BLK_T_IN, 0, 512, WRITE),
         (OK, 513)

@@ -26,7 +26,7 @@ enum Call {
     ProcessQueue,
     QueueTakenAway,
     ProcessBackend,
-    Limiter,
+    Limiters,
     Reset,
 }
 
@@ -40,7 +40,7 @@ const CALLS: [Call; 9] = [
     Call::ProcessQueue,
     Call::QueueTakenAway,
     Call::ProcessBackend,
-    Call::Limiter,
+    Call::Limiters,
 ];
 
 /// Panics in one call, once.
@@ -125,9 +125,9 @@ impl VirtioDevice for Fragile {
         let _ = self.backend.read();
         Ok(())
     }
-    fn limiter(&mut self) -> Option<&mut Limiter> {
-        self.trap.spring(Call::Limiter);
-        Some(&mut self.limiter)
+    fn limiters(&mut self) -> &mut [Limiter] {
+        self.trap.spring(Call::Limiters);
+        std::slice::from_mut(&mut self.limiter)
     }
 }
 
@@ -177,7 +177,10 @@ fn provoke(driver: &mut MockDriver, call: Call) {
             assert_eq!(driver.read(register::QUEUE_READY), 0);
         }
         Call::ProcessBackend => transport.process_backend(),
-        Call::Limiter => assert!(!transport.set_limits(Limits::default())),
+        Call::Limiters => assert_eq!(
+            transport.set_limits(None, Limits::default()),
+            Err(LimitsRefused::Broken)
+        ),
     }
 }
 

@@ -1,0 +1,33 @@
+//! CPU templates: names that are some, and memory that such a CPU can address.
+
+use super::error::{ConfigError, in_range};
+use crate::arch::layout;
+use crate::arch::x86_64::cpuid::template::{PHYSICAL_BITS, Template};
+use crate::spec::VmSpec;
+
+/// The template that `spec` names.
+pub fn template(spec: &VmSpec) -> Result<Option<&'static Template>, ConfigError> {
+    let Some(name) = &spec.cpu_template else {
+        return Ok(None);
+    };
+    let Some(template) = Template::named(name) else {
+        return Err(ConfigError::Name {
+            field: "cpu_template",
+            found: name.clone(),
+            known: Template::names(),
+        });
+    };
+    let start = layout::pmem_start(spec.memory_bytes).0;
+    let end = spec.pmem.iter().fold(start, |end, pmem| {
+        let next = end.saturating_add(pmem.length_bytes);
+        next.checked_next_multiple_of(layout::PMEM_ALIGNMENT)
+            .unwrap_or(u64::MAX)
+    });
+    in_range(
+        "the end of memory and pmem",
+        end,
+        ..=1 << PHYSICAL_BITS,
+        format!("at most 2^{PHYSICAL_BITS} with a cpu_template"),
+    )?;
+    Ok(Some(template))
+}
