@@ -24,6 +24,7 @@ use crate::kvm::pause::PauseGate;
 use crate::kvm::vcpu::{self, Shared, StartLine};
 use crate::kvm::vm::{Vm, VmError, kvm};
 use crate::memory::{self, GuestMemory, MemoryError};
+use crate::metrics::page::Metrics;
 use crate::seccomp::{self, ThreadKind};
 use crate::signals;
 use builder::{Builder, Devices};
@@ -98,13 +99,18 @@ impl Machine {
         let memory = memory::create(config.memory_bytes)?;
         let vm = Vm::new(config.kvm, &memory)?;
 
-        let mut builder = Builder::new(&vm, &memory, &exit, &gate, &events)?;
+        let metrics = match &config.metrics {
+            Some(options) => Metrics::map(options).map_err(host("a mapping of the metrics"))?,
+            None => Metrics::none(),
+        };
+        let mut builder = Builder::new(&vm, &memory, &exit, &gate, &events)?.counting(metrics);
         let generation_id = builder.add_all(config.devices, config.memory_bytes)?;
         let Devices {
             ports,
             mmio,
             event_loop,
             hardware,
+            metrics,
         } = builder.finish(config.vcpus);
         let vcpus = create_vcpus(&vm, config.vcpus)?;
         Ok(Self {
@@ -120,6 +126,7 @@ impl Machine {
                 start: StartLine::new(),
                 events,
                 gate,
+                metrics,
             }),
             event_loop,
             hardware,

@@ -229,6 +229,7 @@ impl Monitor {
             nics: Vec::new(),
             consoles: Vec::new(),
             pmem: Vec::new(),
+            metrics: None,
             events: None,
         };
         let memfd = rustix::fs::memfd_create("spec", MemfdFlags::CLOEXEC)

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use guest_protocol::{
@@ -74,8 +75,8 @@ pub struct Request {
 
 /// Who wants to know what becomes of a run.
 pub trait Observer {
-    /// Its VMM has been started.
-    fn vmm_started(&mut self, _pid: u32) {}
+    /// Its VMM has been started, with a page of metrics that is open there.
+    fn vmm_started(&mut self, _pid: u32, _metrics: &Path) {}
 
     /// Its VMM has confined itself.
     fn vmm_confined(&mut self, _landlock: Landlock) {}
@@ -118,7 +119,7 @@ pub fn run(
     let movers = Movers::new().map_err(host("make a socket pair"))?;
     workload.stdin = streams.stdin.is_some();
     let vm = VmProcess::spawn(&program, machine)?;
-    observer.vmm_started(vm.pid());
+    observer.vmm_started(vm.pid(), &vm.metrics());
     let session = Session {
         vm,
         signals,

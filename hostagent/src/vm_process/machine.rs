@@ -4,8 +4,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vmm::spec::{
-    BalloonSpec, BootSpec, DiskSpec, ExtentSpec, NicSpec, SPEC_VERSION, SerialSpec, VmSpec,
-    VsockSpec,
+    BalloonSpec, BootSpec, DiskSpec, ExtentSpec, MetricsSpec, NicSpec, SPEC_VERSION, SerialSpec,
+    VmSpec, VsockSpec,
 };
 
 use super::descriptors::InheritedDescriptors;
@@ -86,6 +86,7 @@ pub(super) struct Ends {
     pub console: OwnedFd,
     pub events: OwnedFd,
     pub channel: OwnedFd,
+    pub metrics: OwnedFd,
 }
 
 impl Machine {
@@ -121,6 +122,10 @@ impl Machine {
             events: Some(pass(ends.events)?),
             consoles: Vec::new(),
             pmem: Vec::new(),
+            metrics: Some(MetricsSpec {
+                page: pass(ends.metrics)?,
+                latencies: vmm::metrics::clock_is_cheap(),
+            }),
             nics: self
                 .nics
                 .into_iter()

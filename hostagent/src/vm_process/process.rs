@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -130,6 +130,8 @@ pub struct VmProcess {
     /// Until the process has ended: fields are dropped in order.
     _cgroup: Option<Cgroup>,
     channel: Channel,
+    /// Kept open for those who read it.
+    metrics: File,
     events: Option<File>,
     event_decoder: EventDecoder,
     stderr: Option<File>,
@@ -198,8 +200,10 @@ impl VmProcess {
         rustix::fs::fcntl_setfl(&console_end, OFlags::NONBLOCK)?;
         let (stderr, stderr_end) = reader()?;
 
+        let metrics = vmm::metrics::create().map_err(SpawnError::Descriptors)?;
         let mut inherited = InheritedDescriptors::default();
         let ends = Ends {
+            metrics: metrics.try_clone().map_err(SpawnError::Descriptors)?.into(),
             console: console_end,
             events: events_end,
             channel: channel_end,
@@ -237,6 +241,7 @@ impl VmProcess {
             child,
             _cgroup: cgroup,
             channel,
+            metrics,
             events: Some(events),
             event_decoder: EventDecoder::default(),
             stderr: Some(stderr),
@@ -251,6 +256,12 @@ impl VmProcess {
     /// Its PID.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Where its page of metrics is open as long as this lives: `/proc/PID/fd/N`.
+    pub fn metrics(&self) -> PathBuf {
+        let (pid, fd) = (std::process::id(), self.metrics.as_raw_fd());
+        format!("/proc/{pid}/fd/{fd}").into()
     }
 
     /// Waits until the VMM, the guest or one of `others` has something, or until

@@ -13,6 +13,7 @@ mod entropy;
 mod hostile;
 mod machine;
 mod memory;
+mod metrics;
 mod net;
 mod pause;
 mod pmem;

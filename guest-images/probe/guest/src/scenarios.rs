@@ -22,6 +22,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("tables", machine::tables),
     ("processors", machine::processors),
     ("count", machine::count),
+    ("counted", hostile::transport::counted),
     ("power-button", machine::power_button),
     ("generation-id", machine::generation_id),
     ("memory", machine::memory),

@@ -25,6 +25,7 @@ use super::{VirtioDevice, read_config_bytes};
 use crate::block::{BlockBackend, Operation, Ticket};
 use crate::event::{EventKind, EventSink, monotonic_ns};
 use crate::memory::GuestMemory;
+use crate::metrics::device::DeviceMetrics;
 use request::{Command, Disk, Refusal, Request};
 
 const QUEUE_SIZES: [u16; 1] = [256];
@@ -77,6 +78,7 @@ pub struct Block {
     /// A chain was left in the queue because too much is in flight.
     stalled: bool,
     full: Full,
+    metrics: DeviceMetrics,
 }
 
 impl Block {
@@ -115,6 +117,7 @@ impl Block {
             features: 0,
             stalled: false,
             full: Full::default(),
+            metrics: DeviceMetrics::default(),
         })
     }
 
@@ -149,6 +152,7 @@ impl Block {
                     written: written(&operation),
                     writes: needs_storage(&operation),
                 };
+                self.count(&operation);
                 match self.backend.start(ticket, operation) {
                     None => return Ok(Taken::Kept { moved }),
                     Some(result) => self.judge(ticket, &result),
@@ -165,6 +169,15 @@ impl Block {
         };
         let written = answer(memory, status, result)?;
         Ok(Taken::Used(Served { written, moved }))
+    }
+
+    /// Counts what is asked for, whether or not it succeeds.
+    fn count(&self, operation: &Operation) {
+        match operation {
+            Operation::Read(_, buffers) => self.metrics.to_guest(buffers.bytes()),
+            Operation::Write(_, buffers) => self.metrics.from_guest(buffers.bytes()),
+            _ => {}
+        }
     }
 
     /// What the driver is told of what the backend has done.
@@ -323,6 +336,11 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, features: u64) {
         self.features = features;
+    }
+
+    fn share_metrics(&mut self, metrics: DeviceMetrics) -> bool {
+        self.metrics = metrics;
+        true
     }
 
     fn process_queue(

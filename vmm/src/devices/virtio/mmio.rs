@@ -21,6 +21,7 @@ use super::queues::{DeviceFault, Drained, Queues};
 use crate::bus::BusDevice;
 use crate::event::{EventKind, EventSink};
 use crate::memory::GuestMemory;
+use crate::metrics::device::{DeviceMetrics, QueueMeter};
 
 /// "virt", little-endian.
 const MAGIC: u32 = 0x7472_6976;
@@ -81,6 +82,7 @@ pub struct MmioTransport {
     interrupt: Interrupt,
     doorbells: Vec<EventFd>,
     events: Arc<EventSink>,
+    metrics: DeviceMetrics,
     state: Mutex<State>,
 }
 
@@ -96,6 +98,7 @@ struct State {
     /// `ConfigGeneration`: another number after each change of the configuration
     /// (section 2.5.1).
     config_generation: u32,
+    meter: QueueMeter,
 }
 
 /// How far a driver has brought a device.
@@ -129,11 +132,12 @@ impl State {
 }
 
 impl MmioTransport {
-    /// Registers for `device`, in the state after reset.
+    /// Registers for `device`, in the state after reset; `metrics` count what it does.
     pub fn new(
         mut device: Box<dyn VirtioDevice>,
         memory: GuestMemory,
         events: Arc<EventSink>,
+        metrics: DeviceMetrics,
     ) -> Result<Arc<Self>, TransportError> {
         let queues = device
             .queue_sizes()
@@ -152,6 +156,9 @@ impl MmioTransport {
             0 => Interrupt::new()?,
             _ => Interrupt::shared()?,
         };
+        let interrupt = interrupt.counted_by(metrics);
+        let bytes_are_counted = device.share_metrics(metrics);
+        let meter = QueueMeter::new(metrics, bytes_are_counted, device.queue_sizes());
         device
             .share_interrupt(interrupt.line())
             .map_err(TransportError::ShareInterrupt)?;
@@ -160,6 +167,7 @@ impl MmioTransport {
             interrupt,
             doorbells,
             events,
+            metrics,
             state: Mutex::new(State {
                 device,
                 queues,
@@ -170,6 +178,7 @@ impl MmioTransport {
                 driver_features_select: 0,
                 queue_select: 0,
                 config_generation: 0,
+                meter,
             }),
         }))
     }
@@ -195,17 +204,24 @@ impl MmioTransport {
         let Some(doorbell) = self.doorbells.get(index) else {
             return;
         };
-        // Taken before the queue is looked at, so that no ring goes unheard.
-        let _ = doorbell.read();
         let mut state = self.lock();
+        // Taken before the queue is looked at, so that no ring goes unheard.
+        state.meter.doorbell(index, doorbell.read().unwrap_or(0));
         if !state.active() {
             return;
         }
-        let State { device, queues, .. } = &mut *state;
-        let mut queues = Queues::new(queues, &self.memory, &self.interrupt);
+        let State {
+            device,
+            queues,
+            meter,
+            ..
+        } = &mut *state;
+        meter.queue_run();
+        let mut queues = Queues::new(queues, &self.memory, &self.interrupt).counted_by(meter);
         match device.process_queue(index, &mut queues) {
             Ok(Drained::Empty) => {}
             Ok(Drained::Again) => {
+                meter.own_doorbell(index);
                 let _ = doorbell.write(1);
             }
             Err(fault) => self.fail(&mut state, &fault),
@@ -217,8 +233,13 @@ impl MmioTransport {
     pub fn process_backend(&self) {
         let mut state = self.lock();
         let active = state.active();
-        let State { device, queues, .. } = &mut *state;
-        let mut queues = Queues::new(queues, &self.memory, &self.interrupt);
+        let State {
+            device,
+            queues,
+            meter,
+            ..
+        } = &mut *state;
+        let mut queues = Queues::new(queues, &self.memory, &self.interrupt).counted_by(meter);
         if let Err(fault) = device.process_backend(active.then_some(&mut queues)) {
             self.fail(&mut state, &fault);
         }
@@ -270,6 +291,7 @@ impl MmioTransport {
     pub fn process_timer(&self) {
         if let Some(limiter) = self.lock().device.limiter() {
             limiter.expired();
+            self.metrics.limit_wait();
         }
         for index in 0..self.doorbells.len() {
             self.process_queue(index);
@@ -298,6 +320,7 @@ impl MmioTransport {
             return;
         }
         state.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+        self.metrics.fault();
         self.interrupt.signal_configuration_change();
         self.events.send(EventKind::DeviceFault {
             device: state.device.name().to_owned(),
@@ -406,12 +429,13 @@ impl MmioTransport {
     }
 
     fn reset(&self, state: &mut State) {
+        self.metrics.reset();
         state.device.reset();
         for queue in &mut state.queues {
             queue.reset();
         }
-        for doorbell in &self.doorbells {
-            let _ = doorbell.read();
+        for (doorbell, index) in self.doorbells.iter().zip(0..) {
+            state.meter.doorbell(index, doorbell.read().unwrap_or(0));
         }
         self.interrupt.acknowledge(u32::MAX);
         state.status = 0;
