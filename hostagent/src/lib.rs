@@ -12,6 +12,7 @@ pub mod image;
 pub mod network;
 pub mod open;
 pub mod running;
+pub mod stats;
 pub mod stop_signal;
 pub mod store;
 pub mod vm_process;

@@ -10,6 +10,7 @@ mod progress;
 mod ps;
 mod run;
 mod source;
+mod stats;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -57,6 +58,7 @@ enum Command {
     Images(images::ImagesArgs),
     Ps(ps::PsArgs),
     Inspect(inspect::InspectArgs),
+    Stats(stats::StatsArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -78,6 +80,7 @@ pub fn main() -> ExitCode {
         Command::Images(args) => images::main(&args),
         Command::Ps(args) => ps::main(&args),
         Command::Inspect(args) => inspect::main(&args),
+        Command::Stats(args) => stats::main(&args),
         Command::Doctor(args) => doctor::main(&args),
     };
     done.unwrap_or_else(|error| {
