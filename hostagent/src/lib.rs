@@ -15,6 +15,7 @@ pub mod network;
 pub mod open;
 pub mod running;
 pub mod size;
+pub mod stats;
 pub mod stop_signal;
 pub mod store;
 pub mod vm_process;

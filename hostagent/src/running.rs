@@ -39,6 +39,9 @@ pub struct RunningMachine {
     /// How much Landlock adds to its confinement, which only it can tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub landlock: Option<Landlock>,
+    /// Its page of metrics ([`vmm::metrics`]), as its agent has it open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<PathBuf>,
 }
 
 /// The directory of what runs.
@@ -185,8 +188,9 @@ impl Registration {
 }
 
 impl Observer for Registration {
-    fn vmm_started(&mut self, pid: u32) {
+    fn vmm_started(&mut self, pid: u32, metrics: &Path) {
         self.machine.vmm_pid = Some(pid);
+        self.machine.metrics = Some(metrics.to_owned());
         // A full disk leaves it less known, and running.
         let _ = self.write();
     }
@@ -212,6 +216,7 @@ mod tests {
             started_unix_seconds: 1,
             vmm_pid: None,
             landlock: None,
+            metrics: None,
         }
     }
 
@@ -221,7 +226,7 @@ mod tests {
         let registry = Registry::new(directory.path().to_owned());
         let mut one = registry.register(machine("ab12", Some("web"))).unwrap();
         let two = registry.register(machine("ab34", None)).unwrap();
-        one.vmm_started(7);
+        one.vmm_started(7, Path::new("/proc/6/fd/5"));
         let ids = |registry: &Registry| -> Vec<String> {
             let machines = registry.list().unwrap();
             machines.into_iter().map(|machine| machine.id).collect()

@@ -47,6 +47,7 @@ fn help_is_a_success_and_teaches_by_examples() {
         &["load", "--help"],
         &["images", "--help"],
         &["doctor", "--help"],
+        &["stats", "--help"],
     ] {
         let run = mote.run(command).expect(0);
         assert!(run.stdout.contains("Examples:"), "{run:?}");

@@ -7,6 +7,7 @@ mod descriptor;
 pub mod disk;
 mod error;
 pub mod limits;
+mod metrics;
 mod nic;
 pub mod pmem;
 pub mod serial;
@@ -21,6 +22,7 @@ use crate::descriptors::Descriptors;
 use crate::devices::generation_id::GENERATION_ID_BYTES;
 use crate::devices::virtio::balloon::BalloonFeatures;
 use crate::devices::virtio::net::NetOptions;
+use crate::metrics::page::Options;
 use crate::spec::{SPEC_VERSION, VmSpec};
 use boot::BootConfig;
 use console::ConsoleConfig;
@@ -55,6 +57,8 @@ pub struct Config {
     pub boot: BootConfig,
     /// What the guest finds.
     pub devices: DevicesConfig,
+    /// What is counted where.
+    pub metrics: Option<Options>,
     /// Where events go.
     pub events: Option<File>,
 }
@@ -163,6 +167,10 @@ impl Config {
                 consoles: console::all(spec.consoles, fds)?,
                 pmem: pmem::all(spec.pmem, fds)?,
             },
+            metrics: spec
+                .metrics
+                .map(|metrics| metrics::metrics(metrics, fds))
+                .transpose()?,
             events: spec
                 .events
                 .map(|number| non_blocking(writable(number, "events", fds)?, "events"))

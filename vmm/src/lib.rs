@@ -21,6 +21,7 @@ pub mod kvm;
 pub mod limits;
 pub mod machine;
 pub mod memory;
+pub mod metrics;
 pub mod panics;
 pub mod probe;
 pub mod seccomp;

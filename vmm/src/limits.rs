@@ -4,6 +4,7 @@
 use jail::{CgroupLimits, Limits};
 
 use crate::arch::layout;
+use crate::metrics::FILE_BYTES;
 use crate::spec::{Descriptor, VmSpec};
 
 /// The program, its heap, rings and tables: what does not grow with the guest.
@@ -50,6 +51,7 @@ pub fn of(spec: &VmSpec, greatest: Descriptor) -> Limits {
             .memory_bytes
             .saturating_add(2 * REGION_MARGIN_BYTES)
             .saturating_add(pmem_bytes(spec))
+            .saturating_add(metrics_bytes(spec))
             .saturating_add(PROGRAM_BYTES + vcpus.saturating_mul(THREAD_BYTES) + vsock_bytes),
         locked_memory_bytes: RING_BYTES * rings(spec),
         file_size_bytes: ends.max().unwrap_or(0),
@@ -95,6 +97,11 @@ fn pmem_bytes(spec: &VmSpec) -> u64 {
         sum.saturating_add(length)
             .saturating_add(2 * layout::PMEM_ALIGNMENT)
     })
+}
+
+/// Address space for what is shared with the agent.
+fn metrics_bytes(spec: &VmSpec) -> u64 {
+    spec.metrics.map_or(0, |_| FILE_BYTES)
 }
 
 /// Disks have one each, and so has persistent memory that is written.

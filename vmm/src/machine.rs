@@ -26,6 +26,7 @@ use crate::kvm::pause::PauseGate;
 use crate::kvm::vcpu::{self, Shared, StartLine};
 use crate::kvm::vm::{Vm, VmError, kvm};
 use crate::memory::{self, GuestMemory, MemoryError};
+use crate::metrics::page::Metrics;
 use crate::seccomp::{self, ThreadKind};
 use crate::signals;
 use builder::{Builder, Devices};
@@ -112,7 +113,11 @@ impl Machine {
         let memory = memory::create(config.memory_bytes)?;
         let vm = Vm::new(config.kvm, &memory)?;
 
-        let mut builder = Builder::new(&vm, &memory, &exit, &gate, &events)?;
+        let metrics = match &config.metrics {
+            Some(options) => Metrics::map(options).map_err(host("a mapping of the metrics"))?,
+            None => Metrics::none(),
+        };
+        let mut builder = Builder::new(&vm, &memory, &exit, &gate, &events)?.counting(metrics);
         let generation_id = builder.add_all(config.devices, config.memory_bytes)?;
         if let Some(device) = extra {
             builder.add_virtio(device)?;
@@ -122,6 +127,7 @@ impl Machine {
             mmio,
             event_loop,
             hardware,
+            metrics,
         } = builder.finish(config.vcpus);
         let vcpus = create_vcpus(&vm, config.vcpus, config.cpu_template)?;
         Ok(Self {
@@ -137,6 +143,7 @@ impl Machine {
                 start: StartLine::new(),
                 events,
                 gate,
+                metrics,
             }),
             event_loop,
             hardware,

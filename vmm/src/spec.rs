@@ -65,6 +65,9 @@ pub struct VmSpec {
     /// virtio-pmem devices, in the order the guest sees them (`pmem0`, `pmem1`, …).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pmem: Vec<PmemSpec>,
+    /// Counters and latencies for the agent to read. Omitted: nothing is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<MetricsSpec>,
     /// Where [`crate::event::Event`]s go, one JSON document a line. Made non-blocking,
     /// for everyone who shares it (`O_NONBLOCK`): events that a reader leaves no room
     /// for are lost.
@@ -253,4 +256,15 @@ pub struct PmemSpec {
     /// What the guest writes is lost. Else it is in the file at once, and survives a
     /// power loss after a flush.
     pub read_only: bool,
+}
+
+/// Memory in which the VMM counts what it does; see [`crate::metrics`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsSpec {
+    /// What [`crate::metrics::create`] makes, open for reading and writing.
+    pub page: Descriptor,
+    /// Measure times as well, which takes two looks at the clock for each exit and each
+    /// request: see [`crate::metrics::clock_is_cheap`].
+    pub latencies: bool,
 }

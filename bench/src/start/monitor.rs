@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use jail::{Cgroup, Cgroups, Jail, NewNetwork};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use tempfile::TempDir;
-use vmm::spec::{BootSpec, SPEC_VERSION, SerialSpec, VmSpec};
+use vmm::spec::{BootSpec, MetricsSpec, SPEC_VERSION, SerialSpec, VmSpec};
 
 use super::MEMORY_MIB;
 use super::error::{BenchError, host};
@@ -207,6 +207,7 @@ impl Monitor {
             path: self.path.clone(),
             source: error.into(),
         })?;
+        let page = vmm::metrics::create().map_err(host("make a page of metrics"))?;
         let spec = VmSpec {
             version: SPEC_VERSION,
             kvm: kvm.as_raw_fd(),
@@ -231,6 +232,10 @@ impl Monitor {
             nics: Vec::new(),
             consoles: Vec::new(),
             pmem: Vec::new(),
+            metrics: Some(MetricsSpec {
+                page: page.as_raw_fd(),
+                latencies: vmm::metrics::clock_is_cheap(),
+            }),
             events: None,
         };
         let memfd = rustix::fs::memfd_create("spec", MemfdFlags::CLOEXEC)
@@ -259,6 +264,7 @@ impl Monitor {
                 kvm.as_fd(),
                 kernel.as_fd(),
                 output.as_fd(),
+                page.as_fd(),
                 spec_file.as_fd(),
             ],
             limits: vmm::limits::of(&spec, spec_number),

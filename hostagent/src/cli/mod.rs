@@ -11,6 +11,7 @@ mod progress;
 mod ps;
 mod run;
 mod source;
+mod stats;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -62,6 +63,7 @@ enum Command {
     Unpause(control::UnpauseArgs),
     Update(control::UpdateArgs),
     Stop(control::StopArgs),
+    Stats(stats::StatsArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -87,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Unpause(args) => control::unpause(&args),
         Command::Update(args) => control::update(&args),
         Command::Stop(args) => control::stop(&args),
+        Command::Stats(args) => stats::main(&args),
         Command::Doctor(args) => doctor::main(&args),
     };
     done.unwrap_or_else(|error| {

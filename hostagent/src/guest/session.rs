@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use guest_protocol::{
@@ -77,8 +78,8 @@ pub struct Request {
 
 /// Who wants to know what becomes of a run.
 pub trait Observer {
-    /// Its VMM has been started.
-    fn vmm_started(&mut self, _pid: u32) {}
+    /// Its VMM has been started, with a page of metrics that is open there.
+    fn vmm_started(&mut self, _pid: u32, _metrics: &Path) {}
 
     /// Its VMM has confined itself.
     fn vmm_confined(&mut self, _landlock: Landlock) {}
@@ -122,7 +123,7 @@ pub fn run(
     let movers = Movers::new().map_err(host("make a socket pair"))?;
     workload.stdin = streams.stdin.is_some();
     let mut vm = VmProcess::spawn(&program, machine)?;
-    observer.vmm_started(vm.pid());
+    observer.vmm_started(vm.pid(), &vm.metrics());
     let server = control
         .zip(vm.take_control())
         .map(|(place, vmm)| Server::new(place, vmm))

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use jail::IoLimit;
 use vmm::spec::{
-    BalloonSpec, BootSpec, DiskSpec, ExtentSpec, NicLimitsSpec, NicSpec, SPEC_VERSION, SerialSpec,
-    VmSpec, VsockSpec,
+    BalloonSpec, BootSpec, DiskSpec, ExtentSpec, MetricsSpec, NicLimitsSpec, NicSpec, SPEC_VERSION,
+    SerialSpec, VmSpec, VsockSpec,
 };
 
 use super::descriptors::InheritedDescriptors;
@@ -97,6 +97,7 @@ pub(super) struct Ends {
     pub events: OwnedFd,
     pub channel: OwnedFd,
     pub control: OwnedFd,
+    pub metrics: OwnedFd,
 }
 
 impl Machine {
@@ -133,6 +134,10 @@ impl Machine {
             events: Some(pass(ends.events)?),
             consoles: Vec::new(),
             pmem: Vec::new(),
+            metrics: Some(MetricsSpec {
+                page: pass(ends.metrics)?,
+                latencies: vmm::metrics::clock_is_cheap(),
+            }),
             nics: self
                 .nics
                 .into_iter()

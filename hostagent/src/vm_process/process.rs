@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -137,6 +137,8 @@ pub struct VmProcess {
     host_kills_before: u64,
     channel: Channel,
     control: Option<OwnedFd>,
+    /// Kept open for those who read it.
+    metrics: File,
     events: Option<File>,
     event_decoder: EventDecoder,
     stderr: Option<File>,
@@ -186,8 +188,10 @@ impl VmProcess {
             None,
         )?;
 
+        let metrics = vmm::metrics::create().map_err(SpawnError::Descriptors)?;
         let mut inherited = InheritedDescriptors::default();
         let ends = Ends {
+            metrics: metrics.try_clone().map_err(SpawnError::Descriptors)?.into(),
             console: console_end,
             events: events_end,
             channel: channel_end,
@@ -239,6 +243,7 @@ impl VmProcess {
             host_kills_before: ending::host_kills(),
             channel,
             control: Some(control),
+            metrics,
             events: Some(events),
             event_decoder: EventDecoder::default(),
             stderr: Some(stderr),
@@ -258,6 +263,12 @@ impl VmProcess {
     /// This end of its control socket ([`vmm::control`]), once.
     pub fn take_control(&mut self) -> Option<OwnedFd> {
         self.control.take()
+    }
+
+    /// Where its page of metrics is open as long as this lives: `/proc/PID/fd/N`.
+    pub fn metrics(&self) -> PathBuf {
+        let (pid, fd) = (std::process::id(), self.metrics.as_raw_fd());
+        format!("/proc/{pid}/fd/{fd}").into()
     }
 
     /// Waits until the VMM, the guest or one of `others` has something, or until

@@ -15,6 +15,8 @@ use crate::bus::Bus;
 use crate::event::{EventKind, EventSink};
 use crate::exit::{ExitLine, ExitReason};
 use crate::kvm::pause::{PauseGate, Seat};
+use crate::metrics::page::Metrics;
+use crate::metrics::vcpu::VcpuMetrics;
 use crate::panics::contain;
 use crate::seccomp::{self, ThreadKind};
 
@@ -35,6 +37,8 @@ pub struct Shared {
     pub start: StartLine,
     /// Where events go.
     pub events: Arc<EventSink>,
+    /// Where exits are counted.
+    pub metrics: Metrics,
 }
 
 /// The life of a vCPU's thread: behind its filter first of all, then waiting for
@@ -71,11 +75,12 @@ fn start(
         set_boot_registers(vcpu, entry).map_err(|error| with_sources(&error))?;
         shared.events.send(EventKind::GuestEntered);
     }
+    let metrics = shared.metrics.vcpu(index);
     while shared.exit.reason().is_none() {
         let result = if seat.is_wanted_outside() {
-            settle(vcpu, seat, shared).map(|()| seat.park())
+            settle(vcpu, seat, shared, &metrics).map(|()| seat.park())
         } else {
-            enter(vcpu, shared)
+            enter(vcpu, shared, &metrics)
         };
         if let Err(reason) = result {
             shared.exit.pull(reason);
@@ -98,10 +103,15 @@ fn with_sources(error: &dyn Error) -> String {
 /// Lets KVM finish the access that the guest left for, so that all there is to
 /// know of the vCPU can be read from it. KVM does not enter the guest meanwhile,
 /// so only the rest of one instruction's accesses can follow.
-fn settle(vcpu: &mut VcpuFd, seat: &Seat, shared: &Shared) -> Result<(), ExitReason> {
+fn settle(
+    vcpu: &mut VcpuFd,
+    seat: &Seat,
+    shared: &Shared,
+    metrics: &VcpuMetrics,
+) -> Result<(), ExitReason> {
     loop {
         seat.stay_outside();
-        if step(vcpu, shared)? != Stepped::Handled {
+        if step(vcpu, shared, metrics)? != Stepped::Handled {
             return Ok(());
         }
     }
@@ -112,9 +122,9 @@ fn settle(vcpu: &mut VcpuFd, seat: &Seat, shared: &Shared) -> Result<(), ExitRea
 const MAX_REFUSALS: u32 = 1000;
 
 /// Enters the guest until something comes of it.
-fn enter(vcpu: &mut VcpuFd, shared: &Shared) -> Result<(), ExitReason> {
+fn enter(vcpu: &mut VcpuFd, shared: &Shared, metrics: &VcpuMetrics) -> Result<(), ExitReason> {
     for _ in 0..MAX_REFUSALS {
-        if step(vcpu, shared)? != Stepped::Refused {
+        if step(vcpu, shared, metrics)? != Stepped::Refused {
             return Ok(());
         }
     }
@@ -135,9 +145,11 @@ enum Stepped {
 }
 
 /// Enters the guest once.
-fn step(vcpu: &mut VcpuFd, shared: &Shared) -> Result<Stepped, ExitReason> {
+fn step(vcpu: &mut VcpuFd, shared: &Shared, metrics: &VcpuMetrics) -> Result<Stepped, ExitReason> {
     let fault = |reason: &str| Err(ExitReason::GuestFault(reason.to_owned()));
-    match vcpu.run() {
+    let result = vcpu.run();
+    let exit = metrics.count(&result);
+    match result {
         Ok(VcpuExit::IoOut(port, data)) => shared.ports.write(port.into(), data),
         Ok(VcpuExit::IoIn(port, data)) => shared.ports.read(port.into(), data),
         Ok(VcpuExit::MmioWrite(address, data)) => shared.mmio.write(address, data),
@@ -165,6 +177,7 @@ fn step(vcpu: &mut VcpuFd, shared: &Shared) -> Result<Stepped, ExitReason> {
         Err(e) if e.errno() == libc::EAGAIN => return Ok(Stepped::Refused),
         Err(e) => return fault(&format!("KVM cannot run the vCPU (KVM_RUN): {e}")),
     }
+    metrics.served(exit);
     Ok(Stepped::Handled)
 }
 

@@ -39,6 +39,7 @@ use crate::exit::ExitLine;
 use crate::kvm::pause::PauseGate;
 use crate::kvm::vm::Vm;
 use crate::memory::GuestMemory;
+use crate::metrics::page::Metrics;
 
 /// What grows while devices are added.
 pub struct Builder<'a> {
@@ -57,6 +58,7 @@ pub struct Builder<'a> {
     has_serial: bool,
     has_power_button: bool,
     has_generation_id: bool,
+    metrics: Metrics,
 }
 
 /// All devices, where the vCPUs reach them and who serves them.
@@ -69,6 +71,8 @@ pub struct Devices {
     pub event_loop: EventLoop,
     /// What the ACPI tables tell of them.
     pub hardware: Hardware,
+    /// Where the vCPUs count; readers are let in.
+    pub metrics: Metrics,
 }
 
 impl<'a> Builder<'a> {
@@ -96,7 +100,13 @@ impl<'a> Builder<'a> {
             has_serial: false,
             has_power_button: false,
             has_generation_id: false,
+            metrics: Metrics::none(),
         })
+    }
+
+    /// Counts in `metrics` what the devices do.
+    pub fn counting(self, metrics: Metrics) -> Self {
+        Self { metrics, ..self }
     }
 
     /// Adds all devices of a guest with `memory_bytes` of memory. Returns the one
@@ -165,7 +175,9 @@ impl<'a> Builder<'a> {
 
     /// What `vcpus` vCPUs see and the event loop serves.
     pub fn finish(self, vcpus: u8) -> Devices {
+        self.metrics.publish(vcpus);
         Devices {
+            metrics: self.metrics,
             ports: self.ports,
             mmio: self.mmio,
             event_loop: self.event_loop,
@@ -265,7 +277,9 @@ impl<'a> Builder<'a> {
         let index = self.mmio_devices.len() as u32;
         let window = layout::MMIO_WINDOWS + u64::from(index) * layout::MMIO_WINDOW_BYTES;
         let gsi = layout::FIRST_DEVICE_GSI + index;
-        let transport = MmioTransport::new(device, self.memory.clone(), Arc::clone(&self.events))?;
+        let metrics = self.metrics.add_device(device.name(), device.device_type());
+        let events = Arc::clone(&self.events);
+        let transport = MmioTransport::new(device, self.memory.clone(), events, metrics)?;
         for (doorbell, queue) in transport.doorbells().iter().zip(0..) {
             self.vm
                 .connect_doorbell(doorbell, window + QUEUE_NOTIFY, queue)?;

@@ -13,8 +13,10 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Signal, pidfd_send_signal};
 use vmm::event::{Event, EventKind};
+use vmm::metrics;
+use vmm::metrics::reader::Snapshot;
 use vmm::spec::{
-    BalloonSpec, BootSpec, ConsoleSpec, Descriptor, DiskSpec, ExtentSpec, LimitsSpec,
+    BalloonSpec, BootSpec, ConsoleSpec, Descriptor, DiskSpec, ExtentSpec, LimitsSpec, MetricsSpec,
     NicLimitsSpec, NicSpec, PmemSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
 };
 
@@ -47,6 +49,8 @@ pub struct Machine {
     agent: Option<Agent>,
     controller: Option<Controller>,
     terminal: Option<Terminal>,
+    /// Where it counts.
+    metrics: File,
 }
 
 /// The other ends of a console.
@@ -97,6 +101,7 @@ impl Machine {
             nics: Vec::new(),
             consoles: Vec::new(),
             pmem: Vec::new(),
+            metrics: None,
             events: None,
         };
         let mut machine = Self {
@@ -108,6 +113,7 @@ impl Machine {
             agent: None,
             controller: None,
             terminal: None,
+            metrics: metrics::create().unwrap(),
         };
         machine.spec.kvm = machine.pass(kvm);
         machine.spec.boot.kernel = machine.pass(memory_file(probe_guests::PROBE));
@@ -121,6 +127,11 @@ impl Machine {
         let (reader, writer) = io::pipe().unwrap();
         machine.spec.events = Some(machine.pass(writer));
         machine.events = Some(reader);
+        let page = machine.metrics.try_clone().unwrap();
+        machine.spec.metrics = Some(MetricsSpec {
+            page: machine.pass(page),
+            latencies: true,
+        });
         machine
     }
 
@@ -336,6 +347,7 @@ impl Machine {
             agent: self.agent.take(),
             controller: self.controller.take(),
             terminal: self.terminal.take(),
+            metrics: self.metrics,
             child,
         }
     }
@@ -364,6 +376,12 @@ fn collect(mut from: impl Read + Send + 'static) -> JoinHandle<String> {
         from.read_to_string(&mut text).unwrap();
         text
     })
+}
+
+/// What stands in a page of metrics.
+pub fn counts(page: &File) -> Snapshot {
+    let reader = metrics::reader::Reader::new(page).unwrap();
+    reader.snapshot().unwrap()
 }
 
 /// A file in memory, open for reading and writing.
@@ -412,6 +430,8 @@ pub struct Running {
     printed: String,
     errors: JoinHandle<String>,
     events: JoinHandle<String>,
+    /// Where it counts.
+    pub metrics: File,
 }
 
 impl Running {

@@ -15,6 +15,7 @@ mod hostile;
 mod hung;
 mod machine;
 mod memory;
+mod metrics;
 mod net;
 mod net_limits;
 mod pause;

@@ -88,6 +88,7 @@ fn unknown_fields_are_refused_by_name_at_every_depth() {
         "/balloon/colour",
         "/consoles/0/colour",
         "/pmem/0/colour",
+        "/metrics/colour",
         "/disks/0/colour",
         "/disks/0/extents/0/colour",
         "/disks/0/limits/colour",
@@ -445,5 +446,18 @@ fn limits_that_let_nothing_through_or_everything_are_refused() {
             }
             refused(&pointer, json!(-1), &[&name]);
         }
+    }
+}
+
+#[test]
+fn a_page_of_metrics_must_keep_its_size() {
+    let unsealed = memory_file(&vec![0; vmm::metrics::FILE_BYTES as usize]);
+    let short = sealed_file(&pattern(0, 8));
+    for file in [unsealed, short, File::open("/dev/zero").unwrap()] {
+        let mut machine = whole();
+        let page = machine.pass(file);
+        machine.spec.metrics.as_mut().unwrap().page = page;
+        let outcome = machine.run();
+        outcome.expect_error(WRONG_USE, &["metrics.page must be"]);
     }
 }

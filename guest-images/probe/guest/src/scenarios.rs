@@ -24,6 +24,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("cpuid", cpuid::tell),
     ("count", machine::count),
     ("chatter", machine::chatter),
+    ("counted", hostile::transport::counted),
     ("power-button", machine::power_button),
     ("generation-id", machine::generation_id),
     ("memory", machine::memory),

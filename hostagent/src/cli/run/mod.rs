@@ -264,6 +264,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
             started_unix_seconds: unix_seconds(),
             vmm_pid: None,
             landlock: None,
+            metrics: None,
         })
         .context("cannot make the microVM known to `mote ps`")?;
     request.control = Some(registration.control().clone());

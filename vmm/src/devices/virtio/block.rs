@@ -25,6 +25,7 @@ use super::{VirtioDevice, read_config_bytes};
 use crate::block::{BlockBackend, Operation, RESET_PATIENCE, Ticket};
 use crate::event::{EventKind, EventSink, monotonic_ns};
 use crate::memory::GuestMemory;
+use crate::metrics::device::DeviceMetrics;
 use request::{Command, Disk, Refusal, Request};
 
 const QUEUE_SIZES: [u16; 1] = [256];
@@ -79,6 +80,7 @@ pub struct Block {
     /// What was in flight before a reset still is.
     unsettled: bool,
     full: Full,
+    metrics: DeviceMetrics,
 }
 
 impl Block {
@@ -118,6 +120,7 @@ impl Block {
             stalled: false,
             unsettled: false,
             full: Full::default(),
+            metrics: DeviceMetrics::default(),
         })
     }
 
@@ -152,6 +155,7 @@ impl Block {
                     written: written(&operation),
                     writes: needs_storage(&operation),
                 };
+                self.count(&operation);
                 match self.backend.start(ticket, operation) {
                     None => return Ok(Taken::Kept { moved }),
                     Some(result) => self.judge(ticket, &result),
@@ -168,6 +172,15 @@ impl Block {
         };
         let written = answer(memory, status, result)?;
         Ok(Taken::Used(Served { written, moved }))
+    }
+
+    /// Counts what is asked for, whether or not it succeeds.
+    fn count(&self, operation: &Operation) {
+        match operation {
+            Operation::Read(_, buffers) => self.metrics.to_guest(buffers.bytes()),
+            Operation::Write(_, buffers) => self.metrics.from_guest(buffers.bytes()),
+            _ => {}
+        }
     }
 
     /// What the driver is told of what the backend has done.
@@ -326,6 +339,11 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, features: u64) {
         self.features = features;
+    }
+
+    fn share_metrics(&mut self, metrics: DeviceMetrics) -> bool {
+        self.metrics = metrics;
+        true
     }
 
     fn process_queue(

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::metrics::device::DeviceMetrics;
+
 /// A used buffer notification (virtio 1.3, section 4.2.2, `InterruptStatus`).
 const USED_BUFFER: u32 = 1 << 0;
 /// A configuration change notification.
@@ -18,6 +20,7 @@ pub struct Interrupt {
     /// Bits that read as set, whatever is acknowledged.
     standing: u32,
     line: EventFd,
+    metrics: DeviceMetrics,
 }
 
 impl Interrupt {
@@ -27,6 +30,7 @@ impl Interrupt {
             status: AtomicU32::new(0),
             standing: 0,
             line: EventFd::new(0)?,
+            metrics: DeviceMetrics::default(),
         })
     }
 
@@ -38,6 +42,11 @@ impl Interrupt {
             standing: USED_BUFFER,
             ..Self::new()?
         })
+    }
+
+    /// Counts how often it is raised by this process.
+    pub fn counted_by(self, metrics: DeviceMetrics) -> Self {
+        Self { metrics, ..self }
     }
 
     /// What to register as an irqfd.
@@ -57,6 +66,7 @@ impl Interrupt {
 
     fn signal(&self, bit: u32) {
         self.status.fetch_or(bit, Ordering::SeqCst);
+        self.metrics.interrupt();
         // KVM consumes the counter at once; it cannot overflow.
         let _ = self.line.write(1);
     }

@@ -22,6 +22,7 @@ use super::queues::{DeviceFault, Drained, Queues};
 use crate::bus::BusDevice;
 use crate::event::{EventKind, EventSink};
 use crate::memory::GuestMemory;
+use crate::metrics::device::{DeviceMetrics, QueueMeter};
 
 /// "virt", little-endian.
 const MAGIC: u32 = 0x7472_6976;
@@ -99,6 +100,7 @@ pub struct MmioTransport {
     interrupt: Interrupt,
     doorbells: Vec<EventFd>,
     events: Arc<EventSink>,
+    metrics: DeviceMetrics,
     state: Mutex<State>,
 }
 
@@ -118,6 +120,7 @@ struct State {
     config_generation: u32,
     /// Counts up: which queue is processed first when a limiter's timer expires.
     first_after_timer: usize,
+    meter: QueueMeter,
 }
 
 /// How far a driver has brought a device.
@@ -151,11 +154,12 @@ impl State {
 }
 
 impl MmioTransport {
-    /// Registers for `device`, in the state after reset.
+    /// Registers for `device`, in the state after reset; `metrics` count what it does.
     pub fn new(
         mut device: Box<dyn VirtioDevice>,
         memory: GuestMemory,
         events: Arc<EventSink>,
+        metrics: DeviceMetrics,
     ) -> Result<Arc<Self>, TransportError> {
         let queues = device
             .queue_sizes()
@@ -174,6 +178,9 @@ impl MmioTransport {
             0 => Interrupt::new()?,
             _ => Interrupt::shared()?,
         };
+        let interrupt = interrupt.counted_by(metrics);
+        let bytes_are_counted = device.share_metrics(metrics);
+        let meter = QueueMeter::new(metrics, bytes_are_counted, device.queue_sizes());
         device
             .share_interrupt(interrupt.line())
             .map_err(TransportError::ShareInterrupt)?;
@@ -182,6 +189,7 @@ impl MmioTransport {
             interrupt,
             doorbells,
             events,
+            metrics,
             state: Mutex::new(State {
                 device: Contained::new(device),
                 queues,
@@ -194,6 +202,7 @@ impl MmioTransport {
                 resetting: false,
                 config_generation: 0,
                 first_after_timer: 0,
+                meter,
             }),
         }))
     }
@@ -219,17 +228,24 @@ impl MmioTransport {
         let Some(doorbell) = self.doorbells.get(index) else {
             return;
         };
-        // Taken before the queue is looked at, so that no ring goes unheard.
-        let _ = doorbell.read();
         let mut state = self.lock();
+        // Taken before the queue is looked at, so that no ring goes unheard.
+        state.meter.doorbell(index, doorbell.read().unwrap_or(0));
         if !state.active() {
             return;
         }
-        let State { device, queues, .. } = &mut *state;
-        let mut queues = Queues::new(queues, &self.memory, &self.interrupt);
+        let State {
+            device,
+            queues,
+            meter,
+            ..
+        } = &mut *state;
+        meter.queue_run();
+        let mut queues = Queues::new(queues, &self.memory, &self.interrupt).counted_by(meter);
         match device.process_queue(index, &mut queues) {
             Ok(Drained::Empty) => {}
             Ok(Drained::Again) => {
+                meter.own_doorbell(index);
                 let _ = doorbell.write(1);
             }
             Err(fault) => self.fail(&mut state, &fault),
@@ -241,8 +257,13 @@ impl MmioTransport {
     pub fn process_backend(&self) {
         let mut state = self.lock();
         let active = state.active();
-        let State { device, queues, .. } = &mut *state;
-        let mut queues = Queues::new(queues, &self.memory, &self.interrupt);
+        let State {
+            device,
+            queues,
+            meter,
+            ..
+        } = &mut *state;
+        let mut queues = Queues::new(queues, &self.memory, &self.interrupt).counted_by(meter);
         if let Err(fault) = device.process_backend(active.then_some(&mut queues)) {
             self.fail(&mut state, &fault);
         }
@@ -318,6 +339,7 @@ impl MmioTransport {
             state.device.with_limiters(|limiters| {
                 if let Some(limiter) = limiters.get_mut(number) {
                     limiter.expired();
+                    self.metrics.limit_wait();
                 }
             });
             state.first_after_timer = state.first_after_timer.wrapping_add(1);
@@ -365,6 +387,7 @@ impl MmioTransport {
             return;
         }
         state.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+        self.metrics.fault();
         self.interrupt.signal_configuration_change();
         self.tell_agent(state, fault);
     }
@@ -516,6 +539,7 @@ impl MmioTransport {
     }
 
     fn reset(&self, state: &mut State) {
+        self.metrics.reset();
         let was_sound = state.device.is_sound();
         if let Err(fault) = state.device.reset() {
             // Once in its life: a dead device is not reset again. Its driver finds out
@@ -525,8 +549,8 @@ impl MmioTransport {
         for queue in &mut state.queues {
             queue.reset();
         }
-        for doorbell in &self.doorbells {
-            let _ = doorbell.read();
+        for (doorbell, index) in self.doorbells.iter().zip(0..) {
+            state.meter.doorbell(index, doorbell.read().unwrap_or(0));
         }
         if !was_sound
             && state.device.is_sound()

@@ -18,6 +18,7 @@ use super::mmio::{MmioTransport, register};
 use crate::bus::BusDevice;
 use crate::event::{Event, EventKind, EventSink};
 use crate::memory::{self, GuestMemory};
+use crate::metrics::device::DeviceMetrics;
 
 pub const MEMORY_BYTES: u64 = 1 << 20;
 /// From here on memory is free for buffers.
@@ -91,7 +92,13 @@ impl MockDriver {
         let sink = Arc::new(EventSink::new(Some(events.try_clone().unwrap())));
         let device = make(Arc::clone(&sink));
         let queues = vec![Progress::default(); device.queue_sizes().len()];
-        let transport = MmioTransport::new(Box::new(device), memory.clone(), sink).unwrap();
+        let transport = MmioTransport::new(
+            Box::new(device),
+            memory.clone(),
+            sink,
+            DeviceMetrics::default(),
+        )
+        .unwrap();
         Self {
             transport,
             memory,

@@ -25,6 +25,7 @@ pub mod worker;
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use crate::metrics::device::DeviceMetrics;
 use limiter::Limiter;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
@@ -85,6 +86,12 @@ pub trait VirtioDevice: Send {
         _doorbells: &[EventFd],
     ) -> Result<(), DeviceFault> {
         Ok(())
+    }
+
+    /// Hands it its counters. Returns whether it counts the bytes that it moves; else
+    /// they are those of the chains it serves, as it tells them when it returns them.
+    fn share_metrics(&mut self, _metrics: DeviceMetrics) -> bool {
+        false
     }
 
     /// The driver rang the doorbell of queue `index`.

@@ -9,6 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::interrupt::Interrupt;
 use crate::memory::GuestMemory;
+use crate::metrics::device::QueueMeter;
 use crate::panics::Panic;
 
 /// A chain of descriptors the driver made available.
@@ -64,6 +65,7 @@ pub struct Queues<'a> {
     interrupt: &'a Interrupt,
     /// [`Queues::push_used_together`] passed what the driver waits for.
     passed_used_event: bool,
+    meter: Option<&'a mut QueueMeter>,
 }
 
 /// How much a device moves before others have their turn: some milliseconds'
@@ -110,6 +112,15 @@ impl<'a> Queues<'a> {
             memory,
             interrupt,
             passed_used_event: false,
+            meter: None,
+        }
+    }
+
+    /// Counts what happens to the chains.
+    pub fn counted_by(self, meter: &'a mut QueueMeter) -> Self {
+        Self {
+            meter: Some(meter),
+            ..self
         }
     }
 
@@ -143,6 +154,7 @@ impl<'a> Queues<'a> {
     /// hears of it at the next [`Queues::notify`]. A driver that has taken the
     /// queue away meanwhile gets nothing back.
     pub fn push_used(&mut self, index: usize, head: u16, written: u32) -> Result<(), DeviceFault> {
+        self.count_returned(index, &[(head, written)]);
         let memory = self.memory;
         let Some(queue) = self.ready(index) else {
             return Ok(());
@@ -166,6 +178,7 @@ impl<'a> Queues<'a> {
         let Some(((last_head, last_written), before)) = chains.split_last() else {
             return Ok(());
         };
+        self.count_returned(index, chains);
         let memory = self.memory;
         let Some(queue) = self.ready(index) else {
             return Ok(());
@@ -309,9 +322,15 @@ impl<'a> Queues<'a> {
             while !budget.is_spent() && !refused {
                 let Some(chain) = self.pop(index)? else { break };
                 let head = chain.head_index();
+                if let Some(meter) = &mut self.meter {
+                    meter.taken(index, head);
+                }
                 match handle(chain)? {
                     Taken::Used(served) => {
                         budget.charge(served.moved);
+                        if let Some(meter) = &self.meter {
+                            meter.read(served.moved.saturating_sub(served.written.into()));
+                        }
                         self.push_used(index, head, served.written)?;
                         used = true;
                     }
@@ -335,6 +354,18 @@ impl<'a> Queues<'a> {
                 return Ok(Drained::Empty);
             }
             budget.charge(0);
+        }
+    }
+
+    /// Counts chains that are about to be returned: before the driver can see them.
+    fn count_returned(&mut self, index: usize, chains: &[(u16, u32)]) {
+        if self.ready(index).is_none() {
+            return;
+        }
+        if let Some(meter) = &mut self.meter {
+            for (head, written) in chains {
+                meter.returned(index, *head, *written);
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use super::driver::{
 };
 use crate::friendly::{self, block};
 use crate::scenarios::Context;
-use crate::{mmio, pattern, say, virtio};
+use crate::{mmio, pattern, port, say, serial, virtio};
 
 const VERSION_1: u64 = 1 << 32;
 
@@ -241,4 +241,39 @@ pub fn rings_outside_memory(context: &Context) {
     friendly::entropy::check();
     check(context);
     say!("outside");
+}
+
+/// Does so much of each thing that a VMM counts, once it is told to, and says when it
+/// has done it all: writes to ports, rings of a disk's doorbell, as many of one that
+/// nobody has, reads of one sector each, and one write.
+pub fn counted(context: &Context) {
+    const NOBODYS_PORT: u16 = 0x500;
+    const NOBODYS_QUEUE: u32 = 1;
+    let number = |name| context.arguments.number(name);
+    let mut device = Device::started(block::window(), 1);
+    let (head, status) = (device.scratch(0), device.scratch(16));
+    let data = device.scratch(1024);
+    say!("ready");
+    serial::wait();
+    for _ in 0..number("writes") {
+        port::write_u8(NOBODYS_PORT, 1);
+    }
+    for _ in 0..number("rings") {
+        device.notify(0);
+        device.notify(NOBODYS_QUEUE);
+    }
+    let reads = number("reads");
+    for turn in 0..=reads {
+        // `struct virtio_blk_req`: its type is 0 to read, 1 to write.
+        let (kind, flags) = match turn < reads {
+            true => (0_u8, WRITE),
+            false => (1, 0),
+        };
+        device.put(0, &[kind]);
+        device.submit(0, &[(head, 16, 0), (data, 512, flags), (status, 1, WRITE)]);
+        device.wait_for_answers();
+    }
+    device.reset();
+    say!("done");
+    serial::wait();
 }
