@@ -60,6 +60,9 @@ pub struct VmSpec {
     /// virtio-pmem devices, in the order the guest sees them (`pmem0`, `pmem1`, …).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pmem: Vec<PmemSpec>,
+    /// virtio-fs devices. Where there is one, guest memory is a file that backends map.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filesystems: Vec<FilesystemSpec>,
     /// Where [`crate::event::Event`]s go, one JSON document a line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<Descriptor>,
@@ -225,4 +228,16 @@ pub struct PmemSpec {
     /// What the guest writes is lost. Else it is in the file at once, and survives a
     /// power loss after a flush.
     pub read_only: bool,
+}
+
+/// A virtio-fs device: files of the host's, served by a vhost-user backend such as
+/// virtiofsd. The backend reads and writes all of guest memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FilesystemSpec {
+    /// The name that the guest mounts it by (`mount -t virtiofs TAG DIRECTORY`): 1 to 36
+    /// bytes of UTF-8, none of them zero, and no other file system's here.
+    pub tag: String,
+    /// A Unix `SOCK_STREAM` socket, connected to the backend. It must know `REPLY_ACK`.
+    pub socket: Descriptor,
 }

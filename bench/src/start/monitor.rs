@@ -229,6 +229,7 @@ impl Monitor {
             nics: Vec::new(),
             consoles: Vec::new(),
             pmem: Vec::new(),
+            filesystems: Vec::new(),
             events: None,
         };
         let memfd = rustix::fs::memfd_create("spec", MemfdFlags::CLOEXEC)

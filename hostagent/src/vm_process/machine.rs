@@ -121,6 +121,7 @@ impl Machine {
             events: Some(pass(ends.events)?),
             consoles: Vec::new(),
             pmem: Vec::new(),
+            filesystems: Vec::new(),
             nics: self
                 .nics
                 .into_iter()

@@ -96,6 +96,7 @@ impl Machine {
             nics: Vec::new(),
             consoles: Vec::new(),
             pmem: Vec::new(),
+            filesystems: Vec::new(),
             events: None,
         };
         let mut machine = Self {

@@ -67,9 +67,9 @@ pub enum TransportError {
     /// The host has no descriptors left.
     #[error("cannot create an eventfd for a virtio device")]
     EventFd(#[from] io::Error),
-    /// Who serves the queues does not take the interrupt.
-    #[error("cannot let others raise the interrupt of a virtio device")]
-    ShareInterrupt(#[source] io::Error),
+    /// Who serves the queues does not take them.
+    #[error("cannot share the interrupt and the doorbells of a virtio device")]
+    ShareLines(#[source] io::Error),
     /// A device asked for a queue of impossible size: a defect of the device.
     #[error("a virtio device has a queue of impossible size")]
     QueueSize(#[from] virtio_queue::Error),
@@ -143,7 +143,7 @@ impl MmioTransport {
         let doorbells = queues
             .iter()
             .map(|_| EventFd::new(EFD_NONBLOCK))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
         let offered_features = device.features()
             | 1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_EVENT_IDX
@@ -153,8 +153,8 @@ impl MmioTransport {
             _ => Interrupt::shared()?,
         };
         device
-            .share_interrupt(interrupt.line())
-            .map_err(TransportError::ShareInterrupt)?;
+            .share_lines(interrupt.line(), &doorbells)
+            .map_err(TransportError::ShareLines)?;
         Ok(Arc::new(Self {
             memory,
             interrupt,
@@ -410,7 +410,8 @@ impl MmioTransport {
         for queue in &mut state.queues {
             queue.reset();
         }
-        for doorbell in &self.doorbells {
+        // Not those of others, who may have changed whether reading them waits.
+        for doorbell in self.doorbells.iter().skip(state.device.handed_over()) {
             let _ = doorbell.read();
         }
         self.interrupt.acknowledge(u32::MAX);

@@ -311,7 +311,7 @@ impl MockDriver {
     }
 
     /// Waits for the device's backend or its timer, and lets the device look.
-    fn wait_for_event(&self) {
+    pub fn wait_for_event(&self) {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let numbers = [self.transport.backend(), self.transport.timer()];
         let mut watched: Vec<_> = numbers
