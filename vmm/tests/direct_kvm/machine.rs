@@ -14,8 +14,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Signal, pidfd_send_signal};
 use vmm::event::{Event, EventKind};
 use vmm::spec::{
-    BalloonSpec, BootSpec, ConsoleSpec, Descriptor, DiskSpec, ExtentSpec, LimitsSpec, NicSpec,
-    PmemSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
+    BalloonSpec, BootSpec, ConsoleSpec, Descriptor, DiskSpec, ExtentSpec, FilesystemSpec,
+    LimitsSpec, NicSpec, PmemSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
 };
 
 use crate::agent::Agent;
@@ -258,6 +258,16 @@ impl Machine {
             read_only,
         };
         self.spec.pmem.push(pmem);
+        self
+    }
+
+    /// A file system called `tag`, served by whoever is behind `socket`.
+    pub fn filesystem(mut self, tag: &str, socket: impl Into<OwnedFd>) -> Self {
+        let filesystem = FilesystemSpec {
+            tag: tag.to_owned(),
+            socket: self.pass(socket),
+        };
+        self.spec.filesystems.push(filesystem);
         self
     }
 

@@ -10,6 +10,7 @@ mod control;
 mod controller;
 mod end;
 mod entropy;
+mod fs;
 mod hostile;
 mod machine;
 mod memory;
@@ -17,8 +18,14 @@ mod net;
 mod pause;
 mod pmem;
 mod probe_kvm;
+#[path = "../../src/devices/virtio/fs/script.rs"]
+#[allow(dead_code, reason = "unit tests look at what it has got")]
+mod script;
 mod serial;
 mod spec;
 mod system_calls;
 mod tap;
 mod vsock;
+
+/// For `script`, which finds it beside itself in the crate.
+use vmm::devices::virtio::fs::message;
