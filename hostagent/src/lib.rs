@@ -15,4 +15,5 @@ pub mod running;
 pub mod stop_signal;
 pub mod store;
 pub mod vm_process;
+pub mod volume;
 pub mod workload;

@@ -100,6 +100,7 @@ fn as_mote(request: &Value) -> ExitCode {
         }],
         entropy: Some(null()),
         nics: Vec::new(),
+        filesystems: Vec::new(),
     };
     timeline.image_is_ready();
     let timeout = request["timeout_ms"].as_u64();

@@ -4,8 +4,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vmm::spec::{
-    BalloonSpec, BootSpec, DiskSpec, ExtentSpec, NicSpec, SPEC_VERSION, SerialSpec, VmSpec,
-    VsockSpec,
+    BalloonSpec, BootSpec, DiskSpec, ExtentSpec, FilesystemSpec, NicSpec, SPEC_VERSION, SerialSpec,
+    VmSpec, VsockSpec,
 };
 
 use super::descriptors::InheritedDescriptors;
@@ -45,6 +45,17 @@ pub struct Machine {
     pub entropy: Option<OwnedFd>,
     /// In the order the guest sees them.
     pub nics: Vec<Nic>,
+    /// In the order the guest sees them.
+    pub filesystems: Vec<Filesystem>,
+}
+
+/// A directory of the host's.
+#[derive(Debug)]
+pub struct Filesystem {
+    /// What the guest mounts it by, at most 36 bytes.
+    pub tag: String,
+    /// A connection to whoever serves it (vhost-user).
+    pub socket: OwnedFd,
 }
 
 /// A network device.
@@ -121,7 +132,16 @@ impl Machine {
             events: Some(pass(ends.events)?),
             consoles: Vec::new(),
             pmem: Vec::new(),
-            filesystems: Vec::new(),
+            filesystems: self
+                .filesystems
+                .into_iter()
+                .map(|filesystem| {
+                    Ok(FilesystemSpec {
+                        tag: filesystem.tag,
+                        socket: pass(filesystem.socket)?,
+                    })
+                })
+                .collect::<rustix::io::Result<_>>()?,
             nics: self
                 .nics
                 .into_iter()

@@ -15,6 +15,6 @@ mod tail;
 
 pub use channel::{Channel, ChannelError, Connection};
 pub use descriptors::InheritedDescriptors;
-pub use machine::{Disk, Extent, Machine, Nic};
+pub use machine::{Disk, Extent, Filesystem, Machine, Nic};
 pub use process::{Ending, Program, SpawnError, VmProcess, Wakeup, WatchError, default_program};
 pub use tail::{Tail, printable, printable_lines};
