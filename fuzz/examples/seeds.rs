@@ -19,6 +19,7 @@ fn main() -> io::Result<()> {
         ("spec", specs()),
         ("control", conversations()),
         ("boot", kernels()),
+        ("vhost_user", answers()),
         ("acpi", vec![vec![0; 4], vec![0xff; 200]]),
         (
             "erofs_image",
@@ -254,6 +255,39 @@ fn archives() -> Vec<Vec<u8>> {
 
 /// Descriptors by what the target makes of them: 3 is /dev/null, 4 a file of 4096
 /// bytes, 5 a seqpacket socket, 7 a pipe; 8 more is another one.
+/// So many good answers of a vhost-user backend, and one more of each kind.
+fn answers() -> Vec<Vec<u8>> {
+    let answer = |request: u32, number: u64| {
+        let header = [request, 5, 8].map(u32::to_ne_bytes).concat();
+        [&header[..], &number.to_ne_bytes()].concat()
+    };
+    let requests = [
+        (0, 1),
+        (1, 15),
+        (2, 17),
+        (3, 5),
+        (4, 2),
+        (9, 12),
+        (16, 18),
+        (17, 11),
+    ];
+    let mut seeds: Vec<_> = requests
+        .into_iter()
+        .map(|(good, request)| [vec![good], answer(request, 1)].concat())
+        .collect();
+    seeds.push(vec![19]);
+    seeds.push(
+        [
+            vec![0],
+            answer(1, u64::MAX),
+            answer(15, u64::MAX),
+            answer(17, 2),
+        ]
+        .concat(),
+    );
+    seeds
+}
+
 fn specs() -> Vec<Vec<u8>> {
     let small =
         json!({"version": 1, "kvm": 3, "vcpus": 1, "memory_bytes": 2 << 20, "boot": {"kernel": 4}});
@@ -280,9 +314,11 @@ fn specs() -> Vec<Vec<u8>> {
     let mut with_terminals = small.clone();
     with_terminals["consoles"] = json!([{"output": 2, "input": 7, "columns": 80, "rows": 25}]);
     with_terminals["pmem"] = json!([{"file": 4, "length_bytes": 4096, "read_only": true}]);
+    let mut with_filesystem = small.clone();
+    with_filesystem["filesystems"] = json!([{"tag": "home", "socket": 6}]);
     let mut not_open = small.clone();
     not_open["kvm"] = json!(8);
-    [small, all, with_nic, with_terminals, not_open]
+    [small, all, with_nic, with_terminals, with_filesystem, not_open]
         .iter()
         .map(|spec| spec.to_string().into_bytes())
         .collect()

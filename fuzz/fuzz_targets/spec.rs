@@ -70,6 +70,9 @@ impl Table {
             .nics
             .iter_mut()
             .flat_map(|nic| nic.taps.iter_mut().chain(&mut nic.vhost));
+        let consoles = spec.consoles.iter_mut();
+        let consoles =
+            consoles.flat_map(|console| console.input.iter_mut().chain([&mut console.output]));
         let serial = spec.serial.iter_mut();
         let serial = serial.flat_map(|serial| serial.input.iter_mut().chain([&mut serial.output]));
         let numbers = (spec.boot.initrd.iter_mut())
@@ -79,12 +82,14 @@ impl Table {
             .chain(spec.vsock.iter_mut().map(|vsock| &mut vsock.channel))
             .chain(files.map(|extent| &mut extent.file))
             .chain(serial)
-            .chain(nics);
-        let consoles = spec.consoles.iter_mut();
-        let consoles = consoles
-            .flat_map(|console| console.input.iter_mut().chain([&mut console.output]))
-            .chain(spec.pmem.iter_mut().map(|pmem| &mut pmem.file));
-        let numbers = numbers.chain(consoles);
+            .chain(nics)
+            .chain(consoles)
+            .chain(spec.pmem.iter_mut().map(|pmem| &mut pmem.file))
+            .chain(
+                spec.filesystems
+                    .iter_mut()
+                    .map(|filesystem| &mut filesystem.socket),
+            );
         // Enough to have all kinds several times; who has more runs out of them.
         for number in numbers.take(64) {
             self.replace(number);
@@ -108,6 +113,9 @@ impl Table {
 fn descriptors(spec: &VmSpec) -> usize {
     let extents: usize = spec.disks.iter().map(|disk| disk.extents.len()).sum();
     extents
+        + 2 * spec.consoles.len()
+        + spec.pmem.len()
+        + spec.filesystems.len()
         + spec
             .nics
             .iter()

@@ -4,13 +4,22 @@ use std::sync::OnceLock;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm::devices::virtio::mock::MEMORY_BYTES;
-use vmm::memory::{GuestMemory, create};
+use vmm::memory::{GuestMemory, create, create_shared};
 
 /// The memory of a mock driver, all zeroes.
 pub fn for_driver() -> GuestMemory {
     static MEMORY: OnceLock<GuestMemory> = OnceLock::new();
+    zeroed(MEMORY.get_or_init(|| create(MEMORY_BYTES).expect("memory for the guest")))
+}
+
+/// The same in a file.
+pub fn shared_for_driver() -> GuestMemory {
+    static MEMORY: OnceLock<GuestMemory> = OnceLock::new();
+    zeroed(MEMORY.get_or_init(|| create_shared(MEMORY_BYTES).expect("memory for the guest")))
+}
+
+fn zeroed(memory: &GuestMemory) -> GuestMemory {
     static ZEROES: [u8; MEMORY_BYTES as usize] = [0; MEMORY_BYTES as usize];
-    let memory = MEMORY.get_or_init(|| create(MEMORY_BYTES).expect("memory for the guest"));
     memory
         .write_slice(&ZEROES, GuestAddress(0))
         .expect("memory of that size");

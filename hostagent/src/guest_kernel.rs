@@ -21,7 +21,7 @@ const NEEDED: [&str; 5] = [
 /// the kernel asks for by its algorithm's name and not as a dependency; so these
 /// come first.
 const WANTED_FIRST: [&str; 2] = ["crc32c_generic", "crc32c_intel"];
-const WANTED_LAST: [&str; 2] = ["virtio_rng", "virtio_net"];
+const WANTED_LAST: [&str; 3] = ["virtio_rng", "virtio_net", "virtiofs"];
 
 /// Where the guest's init looks for modules.
 const MODULE_DIRECTORY: &str = "modules";

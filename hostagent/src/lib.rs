@@ -19,4 +19,5 @@ pub mod stats;
 pub mod stop_signal;
 pub mod store;
 pub mod vm_process;
+pub mod volume;
 pub mod workload;

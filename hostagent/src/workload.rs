@@ -1,7 +1,7 @@
 //! What to run: an image's configuration and the user's wishes, put together
 //! with Docker's rules.
 
-use guest_protocol::{MAX_MESSAGE_BYTES, Network, Workload};
+use guest_protocol::{MAX_MESSAGE_BYTES, Mount, Network, Workload};
 
 use crate::image::config::ImageConfig;
 
@@ -23,6 +23,8 @@ pub struct WorkloadOptions {
     pub hostname: String,
     /// How the guest sets its NIC up, if it has one.
     pub network: Option<Network>,
+    /// What the guest mounts.
+    pub mounts: Vec<Mount>,
 }
 
 /// A change to an environment.
@@ -92,6 +94,7 @@ impl WorkloadOptions {
             hosts_file: None,
             resolv_conf: None,
             network: self.network,
+            mounts: self.mounts,
         };
         let has_nul = |texts: &[String]| texts.iter().any(|text| text.contains('\0'));
         if has_nul(&workload.args) {

@@ -105,6 +105,7 @@ fn as_mote(request: &Value) -> ExitCode {
         nics: Vec::new(),
         generation_id: None,
         io_limits: Vec::new(),
+        filesystems: Vec::new(),
     };
     timeline.image_is_ready();
     let timeout = request["timeout_ms"].as_u64();

@@ -6,6 +6,7 @@ pub mod cpu;
 mod descriptor;
 pub mod disk;
 mod error;
+pub mod filesystem;
 pub mod limits;
 mod metrics;
 mod nic;
@@ -30,6 +31,7 @@ use descriptor::{non_blocking, readable, seqpacket, writable};
 use disk::DiskConfig;
 pub use error::ConfigError;
 use error::in_range;
+use filesystem::FilesystemConfig;
 use pmem::PmemConfig;
 use serial::SerialConfig;
 use vsock::VsockConfig;
@@ -86,6 +88,8 @@ pub struct DevicesConfig {
     pub consoles: Vec<ConsoleConfig>,
     /// Persistent memory in order.
     pub pmem: Vec<PmemConfig>,
+    /// File systems in order.
+    pub filesystems: Vec<FilesystemConfig>,
 }
 
 impl Config {
@@ -122,7 +126,8 @@ impl Config {
             + usize::from(spec.balloon.is_some())
             + spec.nics.len()
             + spec.consoles.len()
-            + spec.pmem.len();
+            + spec.pmem.len()
+            + spec.filesystems.len();
         in_range(
             "the number of devices",
             devices as u64,
@@ -166,6 +171,7 @@ impl Config {
                 nics: nic::all(spec.nics, vcpus, fds)?,
                 consoles: console::all(spec.consoles, fds)?,
                 pmem: pmem::all(spec.pmem, fds)?,
+                filesystems: filesystem::all(spec.filesystems, fds)?,
             },
             metrics: spec
                 .metrics

@@ -33,11 +33,13 @@ const RING_BYTES: u64 = 256 << 10;
 const VSOCK_DESCRIPTORS: u64 = 258;
 
 /// The limits of the process that runs `spec`, to which descriptors up to
-/// `greatest` are passed. Files it writes to are disks; a console that goes to a
+/// `greatest` are passed. Files it writes to are disks and guest memory; a console that goes to a
 /// file, not a pipe, needs a higher [`Limits::file_size_bytes`].
 pub fn of(spec: &VmSpec, greatest: Descriptor) -> Limits {
     let vcpus = u64::from(spec.vcpus);
-    let devices = (spec.disks.len() + spec.consoles.len() + spec.pmem.len()) as u64 + 4;
+    let devices =
+        (spec.disks.len() + spec.consoles.len() + spec.pmem.len() + spec.filesystems.len()) as u64
+            + 4;
     let taps: u64 = spec.nics.iter().map(|nic| nic.taps.len() as u64).sum();
     let (vsock_bytes, vsock_descriptors) = match spec.vsock {
         Some(_) => (VSOCK_BYTES, VSOCK_DESCRIPTORS),
@@ -54,7 +56,7 @@ pub fn of(spec: &VmSpec, greatest: Descriptor) -> Limits {
             .saturating_add(metrics_bytes(spec))
             .saturating_add(PROGRAM_BYTES + vcpus.saturating_mul(THREAD_BYTES) + vsock_bytes),
         locked_memory_bytes: RING_BYTES * rings(spec),
-        file_size_bytes: ends.max().unwrap_or(0),
+        file_size_bytes: ends.max().unwrap_or(0).max(memory_file_bytes(spec)),
         descriptors: u64::try_from(greatest).unwrap_or(0)
             + 1
             + PROGRAM_DESCRIPTORS
@@ -88,6 +90,14 @@ fn threads(spec: &VmSpec) -> u64 {
     };
     let vhost: u64 = spec.nics.iter().map(|nic| nic.vhost.len() as u64).sum();
     1 + u64::from(spec.vcpus) + KVM_THREADS + rings + vhost
+}
+
+/// The size of the file that guest memory is in where others have it too.
+fn memory_file_bytes(spec: &VmSpec) -> u64 {
+    match spec.filesystems.is_empty() {
+        true => 0,
+        false => spec.memory_bytes,
+    }
 }
 
 /// Address space for files, each from the next huge page to the end of its last.

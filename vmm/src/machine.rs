@@ -18,6 +18,7 @@ use crate::config::boot::BootConfig;
 use crate::confinement::Landlock;
 use crate::devices::generation_id::{GenerationId, GenerationIdError};
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::fs::backend::BackendError;
 use crate::devices::virtio::mmio::TransportError;
 use crate::event::{EventKind, EventSink};
 use crate::event_loop::{EventLoop, EventLoopError, Subscriber};
@@ -61,6 +62,14 @@ pub enum MachineError {
     /// Two devices at one address: a defect of the layout.
     #[error(transparent)]
     Overlap(#[from] Overlap),
+    /// The vhost-user backend of a file system.
+    #[error("filesystems[{index}].socket cannot be used")]
+    Filesystem {
+        /// Which file system.
+        index: usize,
+        /// What is wrong with its backend.
+        source: BackendError,
+    },
     /// The event loop.
     #[error(transparent)]
     EventLoop(#[from] EventLoopError),
@@ -110,7 +119,11 @@ impl Machine {
     ) -> Result<Self, MachineError> {
         let exit = ExitLine::new().map_err(host("an eventfd"))?;
         let gate = PauseGate::new(config.vcpus.into()).map_err(host("the pause gate"))?;
-        let memory = memory::create(config.memory_bytes)?;
+        let memory = match config.devices.filesystems.is_empty() {
+            true => memory::create(config.memory_bytes)?,
+            // Their backends have it too.
+            false => memory::create_shared(config.memory_bytes)?,
+        };
         let vm = Vm::new(config.kvm, &memory)?;
 
         let metrics = match &config.metrics {

@@ -65,6 +65,9 @@ pub struct VmSpec {
     /// virtio-pmem devices, in the order the guest sees them (`pmem0`, `pmem1`, …).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pmem: Vec<PmemSpec>,
+    /// virtio-fs devices. Where there is one, guest memory is a file that backends map.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filesystems: Vec<FilesystemSpec>,
     /// Counters and latencies for the agent to read. Omitted: nothing is counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<MetricsSpec>,
@@ -267,4 +270,16 @@ pub struct MetricsSpec {
     /// Measure times as well, which takes two looks at the clock for each exit and each
     /// request: see [`crate::metrics::clock_is_cheap`].
     pub latencies: bool,
+}
+
+/// A virtio-fs device: files of the host's, served by a vhost-user backend such as
+/// virtiofsd. The backend reads and writes all of guest memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FilesystemSpec {
+    /// The name that the guest mounts it by (`mount -t virtiofs TAG DIRECTORY`): 1 to 36
+    /// bytes of UTF-8, none of them zero, and no other file system's here.
+    pub tag: String,
+    /// A Unix `SOCK_STREAM` socket, connected to the backend. It must know `REPLY_ACK`.
+    pub socket: Descriptor,
 }

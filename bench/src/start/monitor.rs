@@ -236,6 +236,7 @@ impl Monitor {
                 page: page.as_raw_fd(),
                 latencies: vmm::metrics::clock_is_cheap(),
             }),
+            filesystems: Vec::new(),
             events: None,
         };
         let memfd = rustix::fs::memfd_create("spec", MemfdFlags::CLOEXEC)

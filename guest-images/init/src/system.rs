@@ -18,7 +18,7 @@ use crate::console;
 use crate::failure::{Attempt, SetupError, chain};
 use crate::netlink;
 use crate::network;
-use crate::root::make_mount_point;
+use crate::root::{make_directory, make_mount_point};
 
 struct Mount {
     kind: &'static str,
@@ -161,11 +161,31 @@ pub fn configure(workload: &Workload) -> Result<(), SetupError> {
     if let Some(text) = &workload.resolv_conf {
         replace_file("/etc/resolv.conf", text)?;
     }
+    for mount in &workload.mounts {
+        mount_directory(mount)?;
+    }
     network::bring_up_loopback()?;
     match &workload.network {
         Some(network) => netlink::set_up(NIC, network),
         None => Ok(()),
     }
+}
+
+/// Mounts a directory of the host's. Links on the way to it are those of the image, as
+/// the workload would follow them.
+fn mount_directory(mount: &guest_protocol::Mount) -> Result<(), SetupError> {
+    let guest_protocol::Mount {
+        tag,
+        target,
+        read_only,
+    } = mount;
+    make_directory(target)?;
+    let flags = match read_only {
+        true => MountFlags::RDONLY,
+        false => MountFlags::empty(),
+    };
+    rustix::mount::mount(tag.as_str(), target.as_str(), "virtiofs", flags, None)
+        .attempt(|| format!("cannot mount the volume {tag} on {target} (virtiofs)"))
 }
 
 /// Writes a file in the place of whatever has its name. A link is replaced, not

@@ -48,6 +48,10 @@ pub const STDERR_PORT: u32 = 1027;
 /// From the agent to the guest init.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "the large one is sent once in a guest's life"
+)]
 pub enum HostMessage {
     /// Run this. Sent once, after [`GuestMessage::Ready`].
     Start(Workload),
@@ -139,6 +143,22 @@ pub struct Workload {
     /// none, or it is left alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
+    /// What is mounted before the workload starts, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
+}
+
+/// A directory of the host's, which a virtio-fs device serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    /// The device's tag.
+    pub tag: String,
+    /// An absolute path; created if it does not exist.
+    pub target: String,
+    /// Whether it is mounted read-only.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// How a NIC is set up: its link is brought up in any case.

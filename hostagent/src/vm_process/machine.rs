@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use jail::IoLimit;
 use vmm::spec::{
-    BalloonSpec, BootSpec, DiskSpec, ExtentSpec, MetricsSpec, NicLimitsSpec, NicSpec, SPEC_VERSION,
-    SerialSpec, VmSpec, VsockSpec,
+    BalloonSpec, BootSpec, DiskSpec, ExtentSpec, FilesystemSpec, MetricsSpec, NicLimitsSpec,
+    NicSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
 };
 
 use super::descriptors::InheritedDescriptors;
@@ -53,6 +53,17 @@ pub struct Machine {
     pub generation_id: Option<String>,
     /// What its VMM may read from and write to disks of this host.
     pub io_limits: Vec<IoLimit>,
+    /// In the order the guest sees them.
+    pub filesystems: Vec<Filesystem>,
+}
+
+/// A directory of the host's.
+#[derive(Debug)]
+pub struct Filesystem {
+    /// What the guest mounts it by, at most 36 bytes.
+    pub tag: String,
+    /// A connection to whoever serves it (vhost-user).
+    pub socket: OwnedFd,
 }
 
 /// A network device.
@@ -138,6 +149,16 @@ impl Machine {
                 page: pass(ends.metrics)?,
                 latencies: vmm::metrics::clock_is_cheap(),
             }),
+            filesystems: self
+                .filesystems
+                .into_iter()
+                .map(|filesystem| {
+                    Ok(FilesystemSpec {
+                        tag: filesystem.tag,
+                        socket: pass(filesystem.socket)?,
+                    })
+                })
+                .collect::<rustix::io::Result<_>>()?,
             nics: self
                 .nics
                 .into_iter()

@@ -47,6 +47,24 @@ pub fn seqpacket(number: i32, field: &str, fds: &mut Descriptors) -> Result<Owne
     Ok(socket)
 }
 
+/// A Unix socket without message boundaries that has another end.
+pub fn connected_stream(
+    number: i32,
+    field: &str,
+    fds: &mut Descriptors,
+) -> Result<OwnedFd, ConfigError> {
+    use rustix::net::sockopt::{socket_domain, socket_type};
+    use rustix::net::{AddressFamily, SocketType, getpeername};
+    let socket = fds.take(number, field)?;
+    let stream = socket_domain(&socket).is_ok_and(|domain| domain == AddressFamily::UNIX)
+        && socket_type(&socket).is_ok_and(|kind| kind == SocketType::STREAM)
+        && getpeername(&socket).is_ok();
+    if !stream {
+        return Err(kind(field, "a connected Unix SOCK_STREAM socket"));
+    }
+    Ok(socket)
+}
+
 /// The size of a regular file or block device; `None` for anything else.
 pub fn stored_size(file: &File) -> Option<u64> {
     let stat = rustix::fs::fstat(file).ok()?;

@@ -14,6 +14,7 @@ use crate::block;
 use crate::block::extents::{Extent, ExtentDisk};
 use crate::bus::Bus;
 use crate::config::DevicesConfig;
+use crate::config::filesystem::FilesystemConfig;
 use crate::config::pmem::PmemConfig;
 use crate::config::serial::SerialConfig;
 use crate::control::server::{ControlServer, Handles};
@@ -27,6 +28,8 @@ use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::console::handle::ConsoleHandle;
 use crate::devices::virtio::entropy::Entropy;
+use crate::devices::virtio::fs::Filesystem;
+use crate::devices::virtio::fs::backend::{Backend, Patience};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::pmem::Pmem;
@@ -163,6 +166,7 @@ impl<'a> Builder<'a> {
             self.consoles.push(handle);
         }
         self.add_pmem(devices.pmem, memory_bytes)?;
+        self.add_filesystems(devices.filesystems)?;
         let generation_id = devices
             .generation_id
             .map(|id| self.add_generation_id(id))
@@ -247,6 +251,19 @@ impl<'a> Builder<'a> {
             self.add_virtio(Box::new(device))?;
             // `config` knows no sizes that could overflow.
             start = start.unchecked_add(mapping.bytes());
+        }
+        Ok(())
+    }
+
+    /// Gives their backends the guest's memory, and waits for what they say to that.
+    fn add_filesystems(&mut self, configs: Vec<FilesystemConfig>) -> Result<(), MachineError> {
+        for (config, index) in configs.into_iter().zip(0..) {
+            let backend = Backend::new(config.socket, self.memory, Patience::default())
+                .map_err(|source| MachineError::Filesystem { index, source })?;
+            let name = format!("fs{index}");
+            let device = Filesystem::new(name, config.tag, backend)
+                .map_err(host("the timer of a file system"))?;
+            self.add_virtio(Box::new(device))?;
         }
         Ok(())
     }

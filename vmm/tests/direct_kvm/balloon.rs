@@ -3,6 +3,7 @@
 use vmm::control::{Answer, BalloonStatistics, Command, DeviceState, Outcome};
 
 use crate::machine::{Machine, Running, probe};
+use crate::script;
 
 const MIB: u64 = 1 << 20;
 /// What the guest writes and gives away.
@@ -27,8 +28,8 @@ fn resident_bytes(running: &Running) -> u64 {
 }
 
 /// Lets a guest write 32 MiB and give them away, and looks at the host's memory.
-fn gives_back(scenario: &str) -> Option<u64> {
-    let mut running = machine(scenario)?.start();
+fn gives_back(machine: Machine) -> u64 {
+    let mut running = machine.start();
     assert_eq!(running.console_line(), "written");
     let before = resident_bytes(&running);
     running.nudge();
@@ -44,20 +45,31 @@ fn gives_back(scenario: &str) -> Option<u64> {
         .reported_bytes;
     running.nudge();
     running.finish().expect_success("back");
-    Some(reported)
+    reported
 }
 
 #[test]
 fn inflated_pages_leave_the_hosts_memory_and_come_back_when_touched() {
-    if let Some(reported) = gives_back("balloon-inflate") {
-        assert_eq!(reported, 0);
+    if let Some(machine) = machine("balloon-inflate") {
+        assert_eq!(gives_back(machine), 0);
     }
 }
 
 #[test]
 fn reported_pages_leave_the_hosts_memory_and_come_back_when_touched() {
-    if let Some(reported) = gives_back("balloon-report") {
-        assert_eq!(reported, GIVEN);
+    if let Some(machine) = machine("balloon-report") {
+        assert_eq!(gives_back(machine), GIVEN);
+    }
+}
+
+#[test]
+fn memory_that_a_backend_has_too_goes_back_as_well() {
+    for scenario in ["balloon-inflate", "balloon-report"] {
+        let Some(machine) = machine(scenario) else {
+            return;
+        };
+        let (socket, _log) = script::backend(None);
+        gives_back(machine.filesystem("home", socket));
     }
 }
 

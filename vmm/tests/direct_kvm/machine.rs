@@ -16,8 +16,9 @@ use vmm::event::{Event, EventKind};
 use vmm::metrics;
 use vmm::metrics::reader::Snapshot;
 use vmm::spec::{
-    BalloonSpec, BootSpec, ConsoleSpec, Descriptor, DiskSpec, ExtentSpec, LimitsSpec, MetricsSpec,
-    NicLimitsSpec, NicSpec, PmemSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
+    BalloonSpec, BootSpec, ConsoleSpec, Descriptor, DiskSpec, ExtentSpec, FilesystemSpec,
+    LimitsSpec, MetricsSpec, NicLimitsSpec, NicSpec, PmemSpec, SPEC_VERSION, SerialSpec, VmSpec,
+    VsockSpec,
 };
 
 use crate::agent::Agent;
@@ -102,6 +103,7 @@ impl Machine {
             consoles: Vec::new(),
             pmem: Vec::new(),
             metrics: None,
+            filesystems: Vec::new(),
             events: None,
         };
         let mut machine = Self {
@@ -276,6 +278,16 @@ impl Machine {
             read_only,
         };
         self.spec.pmem.push(pmem);
+        self
+    }
+
+    /// A file system called `tag`, served by whoever is behind `socket`.
+    pub fn filesystem(mut self, tag: &str, socket: impl Into<OwnedFd>) -> Self {
+        let filesystem = FilesystemSpec {
+            tag: tag.to_owned(),
+            socket: self.pass(socket),
+        };
+        self.spec.filesystems.push(filesystem);
         self
     }
 

@@ -2,6 +2,7 @@
 //! KVM is touched, so these tests run everywhere.
 
 use std::fs::File;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -33,6 +34,7 @@ fn whole() -> Machine {
         .balloon()
         .terminal()
         .pmem(&sealed_file(&pattern(0, 4096)), false)
+        .filesystem("home", UnixStream::pair().unwrap().0)
         .control()
         .serial_input()
         .initrd(memory_file(b"initrd"))
@@ -89,6 +91,7 @@ fn unknown_fields_are_refused_by_name_at_every_depth() {
         "/consoles/0/colour",
         "/pmem/0/colour",
         "/metrics/colour",
+        "/filesystems/0/colour",
         "/disks/0/colour",
         "/disks/0/extents/0/colour",
         "/disks/0/limits/colour",
@@ -113,6 +116,8 @@ fn missing_fields_are_refused_by_name() {
         ("/consoles/0", "output"),
         ("/consoles/0", "columns"),
         ("/consoles/0", "rows"),
+        ("/filesystems/0", "tag"),
+        ("/filesystems/0", "socket"),
         ("/pmem/0", "file"),
         ("/pmem/0", "length_bytes"),
         ("/pmem/0", "read_only"),
@@ -178,7 +183,7 @@ fn context_ids_out_of_range_are_refused() {
     }
 }
 
-const DESCRIPTORS: [(&str, &str); 13] = [
+const DESCRIPTORS: [(&str, &str); 14] = [
     ("/kvm", "kvm"),
     ("/boot/kernel", "boot.kernel"),
     ("/boot/initrd", "boot.initrd"),
@@ -191,6 +196,7 @@ const DESCRIPTORS: [(&str, &str); 13] = [
     ("/consoles/0/input", "consoles[0].input"),
     ("/consoles/0/output", "consoles[0].output"),
     ("/pmem/0/file", "pmem[0].file"),
+    ("/filesystems/0/socket", "filesystems[0].socket"),
     ("/events", "events"),
 ];
 
@@ -322,7 +328,7 @@ fn more_devices_than_interrupts_are_refused() {
         let disk = spec["disks"][0].clone();
         spec["disks"] = vec![disk; 15].into();
     });
-    outcome.expect_error(WRONG_USE, &["number of devices is 20", "at most 19"]);
+    outcome.expect_error(WRONG_USE, &["number of devices is 21", "at most 19"]);
 }
 
 #[test]
@@ -382,6 +388,44 @@ fn persistent_memory_of_another_size_than_its_file_is_refused() {
         spec["pmem"][0] = json!({"file": number, "length_bytes": 4096, "read_only": false});
     });
     outcome.expect_error(WRONG_USE, &[name, "multiple of 2097152", "read_only"]);
+}
+
+#[test]
+fn names_that_no_guest_can_mount_by_are_refused() {
+    let long = "é".repeat(18) + "x";
+    for tag in ["", "a\0b", "\0", &long, &"x".repeat(100_000)] {
+        let names = ["filesystems[0].tag", "1 to 36 bytes", "zero byte"];
+        refused("/filesystems/0/tag", json!(tag), &names);
+    }
+    for nonsense in [json!(1), json!(null), json!(["home"])] {
+        refused("/filesystems/0/tag", nonsense, &["filesystems[0].tag"]);
+    }
+    let outcome = run_spoiled(whole(), |spec| {
+        let filesystem = spec["filesystems"][0].clone();
+        spec["filesystems"].as_array_mut().unwrap().push(filesystem);
+    });
+    let names = ["filesystems[1].tag is home", "filesystems[0].tag"];
+    outcome.expect_error(WRONG_USE, &names);
+}
+
+#[test]
+fn backends_that_are_not_connected_are_refused() {
+    let names = ["filesystems[0].socket", "connected Unix SOCK_STREAM"];
+    let socket = "/filesystems/0/socket";
+    refused_descriptor(socket, File::open("/dev/null").unwrap(), &names);
+    refused_descriptor(socket, std::io::pipe().unwrap().1, &names);
+    let path = tempfile().with_extension("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    refused_descriptor(socket, listener, &names);
+    refused_descriptor(
+        socket,
+        std::os::unix::net::UnixDatagram::pair().unwrap().0,
+        &names,
+    );
+    let local = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = std::net::TcpStream::connect(local.local_addr().unwrap()).unwrap();
+    refused_descriptor(socket, stream, &names);
 }
 
 #[test]

@@ -30,6 +30,7 @@ pub fn workload(args: &[&str]) -> Workload {
         hosts_file: None,
         resolv_conf: None,
         network: None,
+        mounts: Vec::new(),
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context;
 use hostagent::assets::Assets;
 use hostagent::guest_kernel::{KernelKind, identify, initrd_with_modules, module_tree};
-use hostagent::vm_process::{Disk, Machine, Nic};
+use hostagent::vm_process::{Disk, Filesystem, Machine, Nic};
 
 use super::identity::SHORT_ID;
 
@@ -60,6 +60,7 @@ impl Boot {
         memory_bytes: u64,
         image: Disk,
         nics: Vec<Nic>,
+        filesystems: Vec<Filesystem>,
     ) -> anyhow::Result<Machine> {
         let kvm = File::options()
             .read(true)
@@ -81,6 +82,7 @@ impl Boot {
             nics,
             generation_id: None,
             io_limits: Vec::new(),
+            filesystems,
         })
     }
 }

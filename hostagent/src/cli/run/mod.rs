@@ -23,7 +23,8 @@ use hostagent::network::{self, NetworkOption};
 use hostagent::running::RunningMachine;
 use hostagent::stop_signal;
 use hostagent::store::{ImportError, Store, StoreError, StoredImage};
-use hostagent::vm_process::{Nic, Program};
+use hostagent::vm_process::{Filesystem, Nic, Program};
+use hostagent::volume::{self, VolumeOption};
 use hostagent::workload::{EnvChange, WorkloadOptions};
 use vmm::arch::x86_64::cpuid::template::Template;
 
@@ -43,6 +44,7 @@ Examples:
   mote run -e LANG=C -e HOME -w /srv -u www-data demo:latest env
   tar c . | mote run -i demo:latest tar t       With standard input
   mote run --cpus 2 -m 1g --timing demo:latest nproc
+  mote run -v /srv/www:/www:ro demo:latest ls /www
   mote run --network tap=tap0,ip=10.0.0.2/24,gateway=10.0.0.1 demo:latest
 
 IMAGE is a name that `mote images` lists, an image id or the start of one,
@@ -127,6 +129,14 @@ pub struct RunArgs {
     /// Limit the writes a second.
     #[arg(long, value_name = "DISK:RATE")]
     device_write_iops: Vec<String>,
+    /// Show the directory HOSTDIR of this host in the guest at GUESTPATH, which is
+    /// made if it does not exist. With ro the guest cannot write to it, and does not
+    /// see what is mounted below it.
+    #[arg(short, long, value_name = "HOSTDIR:/GUESTPATH[:ro]")]
+    volume: Vec<String>,
+    /// The virtiofsd that serves volumes [default: the first on PATH, then Debian's].
+    #[arg(long, value_name = "FILE", requires = "volume")]
+    virtiofsd: Option<PathBuf>,
     /// Carry standard input to the command.
     #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     interactive: Option<bool>,
@@ -187,6 +197,12 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         &args.device_read_iops,
         &args.device_write_iops,
     ])?;
+    let volumes = args.volume.iter().map(|text| VolumeOption::parse(text));
+    let volumes: Vec<_> = volumes.collect::<Result<_, _>>()?;
+    let virtiofsd = match volumes.is_empty() {
+        true => None,
+        false => Some(volume::find_server(args.virtiofsd.as_deref())?),
+    };
     let id = new_id().context("cannot make an id")?;
     let options = WorkloadOptions {
         env: environment(&args)?,
@@ -196,6 +212,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         working_dir: args.workdir,
         user: args.user,
         network: network.as_ref().map(NetworkOption::for_guest),
+        mounts: volume::mounts(&volumes),
     };
     let name = unless_empty(args.name.as_deref())
         .map(run_name)
@@ -235,7 +252,19 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     let nics = network
         .map(|network| nic(&network, &id, vcpus))
         .transpose()?;
-    let mut machine = boot.into_machine(&id, vcpus, memory_bytes, disk, Vec::from_iter(nics))?;
+    // Held until the microVM has ended, as they do then.
+    let mut servers = Vec::new();
+    let mut filesystems = Vec::new();
+    for ((volume, program), index) in volumes.iter().zip(virtiofsd.iter().cycle()).zip(0..) {
+        let (socket, server) = volume::serve(program, volume)?;
+        servers.push(server);
+        filesystems.push(Filesystem {
+            tag: volume::tag(index),
+            socket: socket.into(),
+        });
+    }
+    let nics = Vec::from_iter(nics);
+    let mut machine = boot.into_machine(&id, vcpus, memory_bytes, disk, nics, filesystems)?;
     let cpu_template = args.cpu_template.map(|template| template.name().to_owned());
     machine.cpu_template.clone_from(&cpu_template);
     machine.io_limits = io_limits;

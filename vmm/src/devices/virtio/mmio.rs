@@ -69,9 +69,9 @@ pub enum TransportError {
     /// The host has no descriptors left.
     #[error("cannot create an eventfd for a virtio device")]
     EventFd(#[from] io::Error),
-    /// Who serves the queues does not take the interrupt.
-    #[error("cannot let others raise the interrupt of a virtio device")]
-    ShareInterrupt(#[source] io::Error),
+    /// Who serves the queues does not take them.
+    #[error("cannot share the interrupt and the doorbells of a virtio device")]
+    ShareLines(#[source] io::Error),
     /// A device asked for a queue of impossible size: a defect of the device.
     #[error("a virtio device has a queue of impossible size")]
     QueueSize(#[from] virtio_queue::Error),
@@ -169,7 +169,7 @@ impl MmioTransport {
         let doorbells = queues
             .iter()
             .map(|_| EventFd::new(EFD_NONBLOCK))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
         let offered_features = device.features()
             | 1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_EVENT_IDX
@@ -182,8 +182,8 @@ impl MmioTransport {
         let bytes_are_counted = device.share_metrics(metrics);
         let meter = QueueMeter::new(metrics, bytes_are_counted, device.queue_sizes());
         device
-            .share_interrupt(interrupt.line())
-            .map_err(TransportError::ShareInterrupt)?;
+            .share_lines(interrupt.line(), &doorbells)
+            .map_err(TransportError::ShareLines)?;
         Ok(Arc::new(Self {
             memory,
             interrupt,
@@ -549,7 +549,9 @@ impl MmioTransport {
         for queue in &mut state.queues {
             queue.reset();
         }
-        for (doorbell, index) in self.doorbells.iter().zip(0..) {
+        // Not those of others, who may have changed whether reading them waits.
+        let own = state.device.handed_over();
+        for (doorbell, index) in self.doorbells.iter().zip(0..).skip(own) {
             state.meter.doorbell(index, doorbell.read().unwrap_or(0));
         }
         if !was_sound

@@ -9,6 +9,7 @@ pub mod block;
 pub mod console;
 pub mod contained;
 pub mod entropy;
+pub mod fs;
 pub mod interrupt;
 pub mod limiter;
 pub mod mmio;
@@ -72,8 +73,9 @@ pub trait VirtioDevice: Send {
 
     /// Tells those others what raises the device's interrupt. It is one line for
     /// all: of two lines of one edge-triggered interrupt that are raised at once,
-    /// KVM may take the later one for a part of the earlier, and lose it.
-    fn share_interrupt(&mut self, _line: &EventFd) -> io::Result<()> {
+    /// KVM may take the later one for a part of the earlier, and lose it. With it come
+    /// the doorbells, one for each queue, that [`VirtioDevice::hand_over`] gets too.
+    fn share_lines(&mut self, _interrupt: &EventFd, _doorbells: &[EventFd]) -> io::Result<()> {
         Ok(())
     }
 

@@ -70,7 +70,7 @@ fn the_policies_are_as_short_as_they_shall_be_and_give_reasons() {
 
 #[test]
 fn the_numbers_in_the_policies_are_what_their_comments_say() {
-    let names: [(&str, u64); 24] = [
+    let names: [(&str, u64); 25] = [
         // linux/vhost.h and linux/if_tun.h.
         ("VHOST_SET_FEATURES", 0x4008af00),
         ("VHOST_SET_VRING_NUM", 0x4008af10),
@@ -89,6 +89,7 @@ fn the_numbers_in_the_policies_are_what_their_comments_say() {
             (libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE) as u64,
         ),
         ("MADV_DONTNEED", libc::MADV_DONTNEED as u64),
+        ("MADV_REMOVE", libc::MADV_REMOVE as u64),
         ("SIGUSR1", libc::SIGUSR1 as u64),
         ("AF_UNIX", libc::AF_UNIX as u64),
         (

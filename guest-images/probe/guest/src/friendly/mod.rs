@@ -6,6 +6,7 @@ pub mod block;
 pub mod console;
 pub mod discard;
 pub mod entropy;
+pub mod fs;
 pub mod net;
 pub mod pmem;
 pub mod vsock;

@@ -1,15 +1,15 @@
 //! How pages go back to the host.
 //!
-//! Guest memory is private and anonymous ([`crate::memory`]), so that
-//! `MADV_DONTNEED` frees it, and the guest reads zeroes there when it comes back
-//! (madvise(2)).
+//! Private guest memory is anonymous ([`crate::memory`]), so that `MADV_DONTNEED` frees
+//! it; from shared memory `MADV_REMOVE` takes the pages, for all who have it. The guest
+//! reads zeroes there when it comes back (madvise(2)).
 
 use std::io::Read;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::super::queues::Chain;
-use crate::memory::GuestMemory;
+use crate::memory::{self, GuestMemory};
 
 /// The unit of page numbers (virtio 1.3, section 5.5.6): 4096 whatever the guest's
 /// or the host's pages are.
@@ -39,6 +39,10 @@ pub fn discard(memory: &GuestMemory, start: GuestAddress, bytes: u64) {
     let Some(length) = end.checked_sub(first) else {
         return;
     };
+    let advice = match memory::is_shared(memory) {
+        true => libc::MADV_REMOVE,
+        false => libc::MADV_DONTNEED,
+    };
     for slice in memory.get_slices(GuestAddress(first), length as usize) {
         // Past a region's end there is nothing to discard.
         let Ok(slice) = slice else { return };
@@ -48,7 +52,7 @@ pub fn discard(memory: &GuestMemory, start: GuestAddress, bytes: u64) {
         // pages by zeroes, which is a write as the guest could do it: no Rust
         // reference to that memory exists.
         // It may fail for memory that is locked; then the host just keeps it.
-        let _ = unsafe { libc::madvise(guard.as_ptr().cast(), guard.len(), libc::MADV_DONTNEED) };
+        let _ = unsafe { libc::madvise(guard.as_ptr().cast(), guard.len(), advice) };
     }
 }
 

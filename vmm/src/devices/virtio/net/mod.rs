@@ -350,7 +350,7 @@ impl VirtioDevice for Net {
         2 * self.vhost.len()
     }
 
-    fn share_interrupt(&mut self, line: &EventFd) -> io::Result<()> {
+    fn share_lines(&mut self, line: &EventFd, _doorbells: &[EventFd]) -> io::Result<()> {
         self.vhost
             .iter()
             .try_for_each(|pair| pair.share_interrupt(line))
