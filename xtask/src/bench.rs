@@ -13,7 +13,7 @@ use crate::{cargo, packages, progress, workspace};
 #[derive(Debug, clap::Args)]
 #[command(disable_help_flag = true)]
 pub struct Options {
-    /// What to measure, and how: `start`, or --help for a list
+    /// What to measure, and how: `start exits memory`, or --help for a list
     #[arg(
         value_name = "ARGUMENTS",
         trailing_var_arg = true,

@@ -39,6 +39,16 @@ pub enum BenchError {
         /// Its standard error.
         errors: String,
     },
+    /// The guest has no device that it needs, or says something nobody expects.
+    #[error("the guest of {name} wrote {found:?} where {expected:?} was expected")]
+    Unexpected {
+        /// The monitor.
+        name: String,
+        /// What it wrote.
+        found: String,
+        /// What it should have written.
+        expected: String,
+    },
     /// A monitor hangs.
     #[error("{name} neither went on nor ended within {seconds} s")]
     Hangs {
@@ -54,6 +64,17 @@ pub enum BenchError {
         name: String,
         /// How many there are.
         found: usize,
+    },
+    /// A signal came.
+    #[error("interrupted; what was started is ended")]
+    Interrupted,
+    /// A program that is needed failed.
+    #[error("`{command}` failed: {errors}")]
+    Program {
+        /// What was run.
+        command: String,
+        /// What it said.
+        errors: String,
     },
     /// No run was asked for.
     #[error("nothing was measured")]
@@ -77,7 +98,7 @@ pub enum BenchError {
 }
 
 /// For `map_err`.
-pub(super) fn host<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> BenchError {
+pub(crate) fn host<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> BenchError {
     move |source| BenchError::Host {
         action,
         source: source.into(),
