@@ -21,13 +21,15 @@ pub enum BenchError {
     /// mote's own could not be confined.
     #[error("cannot start mote-vmm in its jail")]
     Jail(#[from] jail::JailError),
-    /// A monitor's guest wrote something else, or nothing.
-    #[error("{name} ended its output without the guest's first byte; it says: {errors}")]
-    NoFirstByte {
+    /// A monitor's guest ended before it was asked to.
+    #[error("{name} ended before its guest was done; it says: {errors}; the guest last: {console}")]
+    TooEarly {
         /// The monitor.
         name: String,
         /// Its standard error.
         errors: String,
+        /// The end of what the guest printed.
+        console: String,
     },
     /// A monitor did not end well.
     #[error("{name} ended with {status} instead of success; it says: {errors}")]

@@ -1,20 +1,25 @@
 //! Benchmarks of mote beside its peers, as a program. `cargo xtask bench` builds
 //! what is measured and runs it.
 
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bench::comparison::Comparison;
 use bench::error::BenchError;
+use bench::linux::Images;
 use bench::monitor::Programs;
-use bench::{exits, interruption, memory, plot, start};
+use bench::{block, elsewhere, exits, interruption, memory, net, plot, start};
 use clap::Parser;
 use indicatif::ProgressBar;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+/// How often it says without a terminal what it is at.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 /// As a shell has it for SIGINT.
 const INTERRUPTED: u8 = 130;
 
@@ -64,6 +69,10 @@ enum Benchmark {
     Exits,
     /// What 1 to 500 idle microVMs cost in RSS, PSS and host memory
     Memory,
+    /// What a disk does, by fio in a Linux guest
+    Block,
+    /// What a network device does, by iperf3 and requests to and from a Linux guest
+    Net,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -106,6 +115,10 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 #[derive(Debug)]
 struct Given {
     programs: Programs,
+    /// For Linux guests.
+    images: Option<Images>,
+    /// What runs a command where Linux guests run, if that is not here.
+    lab: Option<OsString>,
     /// The directory where files are written.
     output: PathBuf,
 }
@@ -118,7 +131,10 @@ impl Given {
         };
         let firecracker = options.peers.last();
         let firecracker = firecracker.map(|Peer::Firecracker(path)| path.clone());
+        let images = path("MOTE_BENCH_KERNEL").zip(path("MOTE_BENCH_ROOT"));
         Ok(Self {
+            images: images.map(|(kernel, root)| Images { kernel, root }),
+            lab: std::env::var_os("MOTE_BENCH_LAB"),
             programs: Programs {
                 mote_vmm: needed("MOTE_BENCH_VMM")?,
                 qemu: path("MOTE_BENCH_QEMU"),
@@ -165,10 +181,13 @@ fn measure_all(options: &Options) -> Result<()> {
 /// Measures, prints, and writes the files.
 fn measure(benchmark: Benchmark, options: &Options, given: &Given) -> Result<()> {
     let bar = ProgressBar::new_spinner();
-    if bar.is_hidden() {
-        eprintln!("measuring {} …", benchmark.name());
-    }
+    let mut said: Option<Instant> = None;
     let progress = |what: &str| {
+        let silent = said.is_none_or(|said| said.elapsed() > PLAIN_INTERVAL);
+        if bar.is_hidden() && silent {
+            eprintln!("measuring {}: {what} …", benchmark.name());
+            said = Some(Instant::now());
+        }
         bar.set_message(format!("measuring {}: {what}", benchmark.name()));
         bar.tick();
     };
@@ -188,9 +207,40 @@ fn measure(benchmark: Benchmark, options: &Options, given: &Given) -> Result<()>
         }
         Benchmark::Exits => exits::run(programs, runs, progress),
         Benchmark::Memory => memory::run(programs, &options.counts, runs, progress),
+        Benchmark::Block | Benchmark::Net => match given.way(benchmark) {
+            Some(way) => elsewhere::run(&way, &[benchmark.name().into(), format!("--runs={runs}")]),
+            None => {
+                let images = given.images.as_ref();
+                let images = images.context("no images: run `cargo xtask bench`")?;
+                match benchmark {
+                    Benchmark::Block => block::run(programs, images, runs, progress),
+                    _ => net::run(programs, images, runs, progress),
+                }
+            }
+        },
     };
     bar.finish_and_clear();
     report(&comparison?, benchmark, options, given)
+}
+
+impl Given {
+    /// What to put before this program's command line to have it where `benchmark` can
+    /// be measured; `None`: it is there.
+    fn way(&self, benchmark: Benchmark) -> Option<Vec<OsString>> {
+        if elsewhere::has_arrived() {
+            return None;
+        }
+        let mut way: Vec<OsString> = Vec::new();
+        if let Some(lab) = &self.lab {
+            way.push(lab.clone());
+            way.extend(["lab", "--no-build", "--"].map(Into::into));
+        }
+        if benchmark == Benchmark::Net {
+            // Its interface vanishes with the last process in it.
+            way.extend(["unshare", "--net"].map(Into::into));
+        }
+        (!way.is_empty()).then_some(way)
+    }
 }
 
 fn report(
@@ -200,6 +250,10 @@ fn report(
     given: &Given,
 ) -> Result<()> {
     print(options.format, comparison, &comparison.to_json());
+    if elsewhere::has_arrived() {
+        // Whoever reads this writes the files.
+        return Ok(());
+    }
     let [json, svg] = files(&given.output, benchmark)?;
     write(&json, &comparison.to_json())?;
     plot::write(comparison, &svg)?;
@@ -234,6 +288,8 @@ impl Benchmark {
             Self::Start => "start",
             Self::Exits => "exits",
             Self::Memory => "memory",
+            Self::Block => "block",
+            Self::Net => "net",
         }
     }
 
@@ -241,7 +297,7 @@ impl Benchmark {
         match self {
             Self::Start => 50,
             Self::Exits => 10,
-            Self::Memory => 3,
+            Self::Memory | Self::Block | Self::Net => 3,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A machine that runs: its console and its end.
 
+use std::collections::VecDeque;
 use std::io::{PipeReader, Read};
 use std::os::fd::AsFd;
 use std::process::ExitStatus;
@@ -13,6 +14,9 @@ use crate::interruption;
 /// Longer than any start takes on the slowest of machines.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How much of what the guest printed goes into an error.
+const LAST_BYTES: usize = 1024;
+
 /// A machine that does not outlive its measurement.
 pub struct Machine<'a> {
     monitor: &'a Monitor,
@@ -20,6 +24,8 @@ pub struct Machine<'a> {
     console: PipeReader,
     /// What has been read of the console and not been asked for.
     unread: Vec<u8>,
+    /// What was last printed, for errors.
+    last: VecDeque<u8>,
 }
 
 impl<'a> Machine<'a> {
@@ -29,7 +35,13 @@ impl<'a> Machine<'a> {
             process,
             console,
             unread: Vec::new(),
+            last: VecDeque::new(),
         }
+    }
+
+    /// How its monitor is called in tables.
+    pub fn name(&self) -> &'static str {
+        self.monitor.name()
     }
 
     /// The PID of its monitor.
@@ -78,13 +90,19 @@ impl<'a> Machine<'a> {
         let read = self.console.read(&mut bytes);
         let length = read.map_err(host("read what a guest prints"))?;
         self.unread.extend_from_slice(&bytes[..length]);
+        self.last.extend(&bytes[..length]);
+        let surplus = self.last.len().saturating_sub(LAST_BYTES);
+        self.last.drain(..surplus);
         Ok(length)
     }
 
     fn no_more(&mut self) -> BenchError {
-        BenchError::NoFirstByte {
+        BenchError::TooEarly {
             name: self.monitor.name().to_owned(),
             errors: self.process.errors(),
+            console: String::from_utf8_lossy(self.last.make_contiguous())
+                .trim()
+                .to_owned(),
         }
     }
 

@@ -8,11 +8,14 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use hostagent::network;
 use jail::{Cgroup, Jail};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
-use vmm::spec::{BootSpec, Descriptor, DiskSpec, ExtentSpec, SPEC_VERSION, SerialSpec, VmSpec};
+use vmm::spec::{
+    BootSpec, Descriptor, DiskSpec, ExtentSpec, NicSpec, SPEC_VERSION, SerialSpec, VmSpec,
+};
 
-use super::guest::{Disk, Guest};
+use super::guest::{Disk, Guest, MAC, Nic};
 use super::process::Process;
 use crate::error::{BenchError, host};
 
@@ -58,6 +61,22 @@ impl Passed {
             limits: None,
         })
     }
+
+    fn nic(&mut self, nic: &Nic) -> Result<NicSpec, BenchError> {
+        let taps = network::open_tap(&nic.tap, 1).map_err(other);
+        let vhost = network::open_vhost(usize::from(nic.vhost)).map_err(other);
+        let mut pass = |opened: Vec<OwnedFd>| opened.into_iter().map(|fd| self.pass(fd)).collect();
+        Ok(NicSpec {
+            mac: MAC.to_owned(),
+            taps: pass(taps.map_err(host("use a tap interface"))?),
+            mtu: None,
+            vhost: pass(vhost.map_err(host("use vhost-net"))?),
+        })
+    }
+}
+
+fn other(error: impl std::error::Error + Send + Sync + 'static) -> std::io::Error {
+    std::io::Error::other(error)
 }
 
 /// Starts the VMM at `path`, and returns what the guest prints.
@@ -82,6 +101,8 @@ pub(super) fn start(path: &Path, guest: &Guest) -> Result<(Process, PipeReader),
     };
     let disks = guest.disks.iter().map(|disk| passed.disk(disk));
     let disks = disks.collect::<Result<_, _>>()?;
+    let nics = guest.nic.iter().map(|nic| passed.nic(nic));
+    let nics = nics.collect::<Result<_, _>>()?;
     let spec = VmSpec {
         version: SPEC_VERSION,
         kvm,
@@ -102,7 +123,7 @@ pub(super) fn start(path: &Path, guest: &Guest) -> Result<(Process, PipeReader),
         balloon: None,
         generation_id: None,
         control: None,
-        nics: Vec::new(),
+        nics,
         consoles: Vec::new(),
         pmem: Vec::new(),
         events: None,

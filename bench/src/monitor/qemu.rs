@@ -32,8 +32,7 @@ pub(super) fn configure(command: &mut Command, guest: &Guest) {
     if guest.entropy {
         command.args(["-device", "virtio-rng-device"]);
     }
-    // Linux numbers disks in the order of their addresses, and those go down.
-    for (index, disk) in guest.disks.iter().enumerate().rev() {
+    for (index, disk) in guest.disks.iter().enumerate() {
         let read_only = if disk.read_only { "on" } else { "off" };
         let mut drive = OsString::from(format!(
             "id=disk{index},if=none,format=raw,cache=writeback,aio=io_uring,readonly={read_only},file="
