@@ -57,7 +57,7 @@ fn trial(monitor: &Monitor, guest: &Guest) -> Result<Trial, BenchError> {
     let mut trial = [0.0; probe_guests::EXITS_PHASES.len()];
     for ((expected, _), took) in probe_guests::EXITS_PHASES.iter().zip(&mut trial) {
         let clock = Instant::now();
-        let found = machine.next()?;
+        let found = machine.byte()?;
         *took = clock.elapsed().as_secs_f64() * 1e6 / f64::from(REPETITIONS);
         if found != *expected {
             return Err(BenchError::Unexpected {

@@ -64,7 +64,7 @@ impl<'a> Machine<'a> {
     }
 
     /// The next byte of the console.
-    pub fn next(&mut self) -> Result<u8, BenchError> {
+    pub fn byte(&mut self) -> Result<u8, BenchError> {
         if self.unread.is_empty() && self.read(PATIENCE)? == 0 {
             return Err(self.no_more());
         }
