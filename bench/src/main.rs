@@ -1,75 +1,78 @@
 //! Benchmarks of mote beside its peers, as a program. `cargo xtask bench` builds
 //! what is measured and runs it.
 
+use std::ffi::OsString;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use bench::start;
+use bench::comparison::Comparison;
+use bench::error::BenchError;
+use bench::linux::Images;
+use bench::monitor::Programs;
+use bench::{block, elsewhere, exits, interruption, memory, net, plot, start};
 use clap::Parser;
 use indicatif::ProgressBar;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Measures mote beside its peers.
+/// How often it says without a terminal what it is at.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+/// As a shell has it for SIGINT.
+const INTERRUPTED: u8 = 130;
+
+/// Measures mote beside its peers, in the same run on the same machine.
+///
+/// Each benchmark prints a report and writes target/bench/NAME.json, with every single
+/// measurement, and NAME.svg. The monitors take turns. docs/benchmarks.md says what
+/// each figure is and how to read it.
 #[derive(Debug, Parser)]
 #[command(
     bin_name = "cargo xtask bench",
-    disable_help_subcommand = true,
-    max_term_width = 100
+    max_term_width = 100,
+    after_help = "Examples:\n  \
+        cargo xtask bench start exits memory\n  \
+        cargo xtask bench memory --counts 1,100 --peer firecracker=/opt/firecracker\n  \
+        cargo xtask bench exits --runs 30 --format json"
 )]
 struct Options {
-    #[command(subcommand)]
-    command: Command,
-}
+    /// What to measure, one after another
+    #[arg(value_name = "BENCHMARK", required = true)]
+    benchmarks: Vec<Benchmark>,
 
-/// What `cargo xtask bench` says, and not who runs it: in the environment.
-#[derive(Debug)]
-struct Given {
-    /// The `mote-vmm` to measure, a release build.
-    mote_vmm: PathBuf,
-    /// QEMU, if there is one.
-    qemu: Option<PathBuf>,
-    /// The directory where files are written.
-    output: PathBuf,
-}
+    /// How many turns each monitor has [default: start 50, exits 10, all others 3]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    runs: Option<usize>,
 
-impl Given {
-    fn read() -> Result<Self> {
-        let path = |name| std::env::var_os(name).map(PathBuf::from);
-        let needed = |name| {
-            path(name).with_context(|| format!("{name} is not set: run `cargo xtask bench`"))
-        };
-        Ok(Self {
-            mote_vmm: needed("MOTE_BENCH_VMM")?,
-            qemu: path("MOTE_BENCH_QEMU"),
-            output: needed("MOTE_BENCH_OUTPUT")?,
-        })
-    }
-}
+    /// For `memory`: how many machines at once
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = memory::COUNTS,
+        value_parser = at_least_one)]
+    counts: Vec<usize>,
 
-#[derive(Debug, clap::Subcommand)]
-enum Command {
-    Start(StartOptions),
-}
-
-/// Measures how fast a microVM starts and what it costs while it idles.
-///
-/// A bare-metal guest with 128 MiB and one vCPU is started over and over by each
-/// monitor in turn, with direct KVM; software KVM will do. Besides the report,
-/// target/bench/start.json and start.svg are written.
-#[derive(Debug, clap::Args)]
-struct StartOptions {
-    /// How often each monitor starts the guest
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = at_least_one)]
-    runs: usize,
-
-    /// Measure another monitor too; NAME is firecracker
+    /// For `start` and `memory`: measure another monitor too; NAME is firecracker
     #[arg(long = "peer", value_name = "NAME=PATH")]
     peers: Vec<Peer>,
 
     /// What is printed
     #[arg(long, value_name = "FORMAT", default_value = "table")]
     format: Format,
+}
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Benchmark {
+    /// How fast a microVM starts, and what it costs while it idles
+    Start,
+    /// What leaving the guest costs: port I/O, MMIO, a doorbell
+    Exits,
+    /// What 1 to 500 idle microVMs cost in RSS, PSS and host memory
+    Memory,
+    /// What a disk does, by fio in a Linux guest
+    Block,
+    /// What a network device does, by iperf3 and requests to and from a Linux guest
+    Net,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -102,74 +105,230 @@ impl FromStr for Peer {
 
 fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(0) => Err("at least one run is needed".to_owned()),
+        Ok(0) => Err("at least one is needed".to_owned()),
         Ok(count) => Ok(count),
         Err(_) => Err("not a number".to_owned()),
     }
 }
 
+/// What `cargo xtask bench` says, and not who runs it: in the environment.
+#[derive(Debug)]
+struct Given {
+    programs: Programs,
+    /// For Linux guests.
+    images: Option<Images>,
+    /// What runs a command where Linux guests run, if that is not here.
+    lab: Option<OsString>,
+    /// The directory where files are written.
+    output: PathBuf,
+}
+
+impl Given {
+    fn read(options: &Options) -> Result<Self> {
+        let path = |name| std::env::var_os(name).map(PathBuf::from);
+        let needed = |name| {
+            path(name).with_context(|| format!("{name} is not set: run `cargo xtask bench`"))
+        };
+        let firecracker = options.peers.last();
+        let firecracker = firecracker.map(|Peer::Firecracker(path)| path.clone());
+        let images = path("MOTE_BENCH_KERNEL").zip(path("MOTE_BENCH_ROOT"));
+        Ok(Self {
+            images: images.map(|(kernel, root)| Images { kernel, root }),
+            lab: std::env::var_os("MOTE_BENCH_LAB"),
+            programs: Programs {
+                mote_vmm: needed("MOTE_BENCH_VMM")?,
+                qemu: path("MOTE_BENCH_QEMU"),
+                firecracker,
+            },
+            output: needed("MOTE_BENCH_OUTPUT")?,
+        })
+    }
+}
+
 fn main() -> ExitCode {
-    let result = match Options::parse().command {
-        Command::Start(options) => measure_starts(&options),
-    };
-    match result {
+    let options = Options::parse();
+    match measure_all(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            match error.downcast_ref() {
+                Some(BenchError::Interrupted) => ExitCode::from(INTERRUPTED),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
 
-/// Measures, prints, and writes the files.
-fn measure_starts(options: &StartOptions) -> Result<()> {
-    let given = Given::read()?;
-    let what = start::Options {
-        mote_vmm: given.mote_vmm,
-        qemu: given.qemu,
-        firecracker: options
-            .peers
-            .last()
-            .map(|Peer::Firecracker(path)| path.clone()),
-        runs: options.runs,
+fn measure_all(options: &Options) -> Result<()> {
+    interruption::heed_signals().context("cannot watch for signals")?;
+    // Each machine takes a few descriptors here.
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
     };
-    let progress = ProgressBar::new_spinner();
-    if progress.is_hidden() {
-        eprintln!("measuring starts …");
+    setrlimit(Resource::Nofile, raised).context("cannot raise the limit on descriptors")?;
+    let given = Given::read(options)?;
+    for (index, benchmark) in options.benchmarks.iter().enumerate() {
+        if index > 0 {
+            println!();
+        }
+        measure(*benchmark, options, &given)?;
     }
-    let report = start::run(&what, |what| {
-        progress.set_message(format!("measuring starts: {what}"));
-        progress.tick();
-    });
-    progress.finish_and_clear();
-    let report = report?;
-    match options.format {
-        Format::Table => print!("{report}"),
-        Format::Json => println!("{}", report.to_json()),
-    }
-    write_files(&report, &given.output)
+    Ok(())
 }
 
-fn write_files(report: &start::Report, directory: &Path) -> Result<()> {
+/// Measures, prints, and writes the files.
+fn measure(benchmark: Benchmark, options: &Options, given: &Given) -> Result<()> {
+    let bar = ProgressBar::new_spinner();
+    let mut said: Option<Instant> = None;
+    let progress = |what: &str| {
+        let silent = said.is_none_or(|said| said.elapsed() > PLAIN_INTERVAL);
+        if bar.is_hidden() && silent {
+            eprintln!("measuring {}: {what} …", benchmark.name());
+            said = Some(Instant::now());
+        }
+        bar.set_message(format!("measuring {}: {what}", benchmark.name()));
+        bar.tick();
+    };
+    let runs = options.runs.unwrap_or(benchmark.usual_runs());
+    let programs = &given.programs;
+    let comparison = match benchmark {
+        Benchmark::Start => {
+            let report = start::run(programs, runs, progress);
+            bar.finish_and_clear();
+            let report = report?;
+            print(options.format, &report, &report.to_json());
+            let [json, svg] = files(&given.output, benchmark)?;
+            write(&json, &report.to_json())?;
+            start::write_plot(&report, &svg)?;
+            say_written(&json, &svg);
+            return Ok(());
+        }
+        Benchmark::Exits => exits::run(programs, runs, progress),
+        Benchmark::Memory => memory::run(programs, &options.counts, runs, progress),
+        Benchmark::Block | Benchmark::Net => match given.way(benchmark) {
+            Some(way) => elsewhere::run(&way, &[benchmark.name().into(), format!("--runs={runs}")]),
+            None => {
+                let images = given.images.as_ref();
+                let images = images.context("no images: run `cargo xtask bench`")?;
+                match benchmark {
+                    Benchmark::Block => block::run(programs, images, runs, progress),
+                    _ => net::run(programs, images, runs, progress),
+                }
+            }
+        },
+    };
+    bar.finish_and_clear();
+    report(&comparison?, benchmark, options, given)
+}
+
+impl Given {
+    /// What to put before this program's command line to have it where `benchmark` can
+    /// be measured; `None`: it is there.
+    fn way(&self, benchmark: Benchmark) -> Option<Vec<OsString>> {
+        if elsewhere::has_arrived() {
+            return None;
+        }
+        let mut way: Vec<OsString> = Vec::new();
+        if let Some(lab) = &self.lab {
+            way.push(lab.clone());
+            way.extend(["lab", "--no-build", "--"].map(Into::into));
+        }
+        if benchmark == Benchmark::Net {
+            // Its interface vanishes with the last process in it.
+            way.extend(["unshare", "--net"].map(Into::into));
+        }
+        (!way.is_empty()).then_some(way)
+    }
+}
+
+fn report(
+    comparison: &Comparison,
+    benchmark: Benchmark,
+    options: &Options,
+    given: &Given,
+) -> Result<()> {
+    print(options.format, comparison, &comparison.to_json());
+    if elsewhere::has_arrived() {
+        // Whoever reads this writes the files.
+        return Ok(());
+    }
+    let [json, svg] = files(&given.output, benchmark)?;
+    write(&json, &comparison.to_json())?;
+    plot::write(comparison, &svg)?;
+    say_written(&json, &svg);
+    Ok(())
+}
+
+fn print(format: Format, table: &impl Display, json: &str) {
+    match format {
+        Format::Table => print!("{table}"),
+        Format::Json => println!("{json}"),
+    }
+}
+
+fn files(directory: &Path, benchmark: Benchmark) -> Result<[PathBuf; 2]> {
     std::fs::create_dir_all(directory)
         .with_context(|| format!("cannot create {}", directory.display()))?;
-    let (json, plot) = (directory.join("start.json"), directory.join("start.svg"));
-    std::fs::write(&json, report.to_json())
-        .with_context(|| format!("cannot write {}", json.display()))?;
-    start::write_plot(report, &plot)?;
-    eprintln!("written: {} and {}", json.display(), plot.display());
-    Ok(())
+    Ok(["json", "svg"].map(|kind| directory.join(format!("{}.{kind}", benchmark.name()))))
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn say_written(json: &Path, svg: &Path) {
+    eprintln!("written: {} and {}", json.display(), svg.display());
+}
+
+impl Benchmark {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Exits => "exits",
+            Self::Memory => "memory",
+            Self::Block => "block",
+            Self::Net => "net",
+        }
+    }
+
+    fn usual_runs(self) -> usize {
+        match self {
+            Self::Start => 50,
+            Self::Exits => 10,
+            Self::Memory | Self::Block | Self::Net => 3,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, ValueEnum};
 
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Options::command().debug_assert();
+    }
+
+    #[test]
+    fn files_have_the_names_benchmarks_are_asked_for_by() {
+        for benchmark in Benchmark::value_variants() {
+            let value = benchmark.to_possible_value().unwrap();
+            assert_eq!(value.get_name(), benchmark.name());
+        }
+    }
+
+    #[test]
+    fn several_benchmarks_and_counts_are_taken_at_once() {
+        let options = ["bench", "start", "memory", "--counts", "1,20"];
+        let options = Options::try_parse_from(options).unwrap();
+        assert_eq!(options.benchmarks, [Benchmark::Start, Benchmark::Memory]);
+        assert_eq!(options.counts, [1, 20]);
+        assert!(Options::try_parse_from(["bench"]).is_err());
+        assert!(Options::try_parse_from(["bench", "memory", "--counts", "0"]).is_err());
     }
 
     #[test]

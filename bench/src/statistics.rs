@@ -1,6 +1,6 @@
 //! What many measurements say.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A number of measurements of one thing, in milliseconds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -27,6 +27,33 @@ impl Distribution {
             min_ms: *samples_ms.first()?,
             max_ms: *samples_ms.last()?,
             sorted_ms: samples_ms,
+        })
+    }
+}
+
+/// A few measurements of one thing, in the unit of that thing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Half of them are at most this.
+    pub p50: f64,
+    /// The least.
+    pub min: f64,
+    /// The greatest.
+    pub max: f64,
+    /// All of them, in the order they were made.
+    pub values: Vec<f64>,
+}
+
+impl Spread {
+    /// Summarizes `values`; `None` if there are none.
+    pub fn of(values: Vec<f64>) -> Option<Self> {
+        let mut sorted = values.clone();
+        sorted.sort_by(f64::total_cmp);
+        Some(Self {
+            p50: percentile(&sorted, 50)?,
+            min: *sorted.first()?,
+            max: *sorted.last()?,
+            values,
         })
     }
 }
@@ -61,6 +88,14 @@ mod tests {
         let distribution = of(3..=9);
         assert_eq!((distribution.min_ms, distribution.max_ms), (3.0, 9.0));
         assert!(distribution.sorted_ms.is_sorted());
+    }
+
+    #[test]
+    fn a_spread_keeps_the_order_of_what_it_was_made_of() {
+        let spread = Spread::of(vec![3.0, 1.0, 2.0]).unwrap();
+        assert_eq!((spread.p50, spread.min, spread.max), (2.0, 1.0, 3.0));
+        assert_eq!(spread.values, [3.0, 1.0, 2.0]);
+        assert_eq!(Spread::of(Vec::new()), None);
     }
 
     #[test]

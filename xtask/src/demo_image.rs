@@ -4,15 +4,14 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::{cache, packages, progress};
+use crate::{cache, debian_root, packages, progress};
 
 /// The Debian release that the image holds, whatever this machine runs.
 const SUITE: &str = "bookworm";
@@ -47,7 +46,7 @@ pub fn fetch() -> Result<DemoImage> {
         packages::require(&packages::FOR_DEMO_IMAGE)?;
         let _step = progress::step("building the demo image from Debian packages");
         let mut layout = Layout::new(directory)?;
-        layout.add_layer(TAR_LAYER, debian)?;
+        layout.add_layer(TAR_LAYER, |to| debian_root::write(SUITE, PACKAGES, to))?;
         layout.add_layer(GZIP_LAYER, script)?;
         layout.finish(&json!({
             "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
@@ -58,59 +57,9 @@ pub fn fetch() -> Result<DemoImage> {
     Ok(DemoImage { directory })
 }
 
-/// Writes a Debian root file system, as root sees it.
-fn debian(to: &mut dyn Write) -> Result<()> {
-    let mut command = packages::as_root("mmdebstrap");
-    command
-        .args(["--quiet", "--variant=minbase", "--format=tar"])
-        .arg(format!("--include={PACKAGES}"))
-        .args([SUITE, "-"]);
-    let complaints = tempfile::tempfile().context("cannot make a temporary file")?;
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(complaints.try_clone().context("a temporary file")?)
-        .spawn()
-        .context("cannot run mmdebstrap")?;
-    let mut stdout = child.stdout.take().context("mmdebstrap has no output")?;
-    io::copy(&mut stdout, to).context("cannot copy what mmdebstrap makes")?;
-    let status = child.wait().context("cannot wait for mmdebstrap")?;
-    if !status.success() {
-        let text = read_from_start(complaints)?;
-        bail!(
-            "`{}` failed ({status}):\n{}",
-            crate::command::describe(&command),
-            crate::command::last_lines(&text, 20)
-        );
-    }
-    Ok(())
-}
-
-fn read_from_start(mut file: File) -> Result<String> {
-    use std::io::{Read, Seek};
-    let mut bytes = Vec::new();
-    file.rewind().context("a temporary file")?;
-    file.read_to_end(&mut bytes).context("a temporary file")?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
 /// Writes a layer with the script of the demonstration.
 fn script(to: &mut dyn Write) -> Result<()> {
-    let mut archive = tar::Builder::new(to);
-    let mut header = tar::Header::new_gnu();
-    header.set_entry_type(tar::EntryType::Regular);
-    header.set_mode(0o755);
-    header.set_size(SCRIPT.len() as u64);
-    archive
-        .append_data(
-            &mut header,
-            COMMAND.trim_start_matches('/'),
-            SCRIPT.as_bytes(),
-        )
-        .context("cannot write the layer of the script")?;
-    archive
-        .finish()
-        .context("cannot write the layer of the script")
+    debian_root::write_program(COMMAND, SCRIPT, to)
 }
 
 /// An OCI image layout being written (image-spec 1.1, `image-layout.md`).

@@ -29,6 +29,11 @@ pub struct Distribution {
 }
 
 impl Distribution {
+    /// The guest's kernel.
+    pub fn kernel(&self) -> PathBuf {
+        workspace::distribution().join("share/mote/vmlinux")
+    }
+
     /// The command `mote`.
     pub fn mote(&self) -> PathBuf {
         self.programs.join("mote")

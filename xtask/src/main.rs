@@ -7,6 +7,7 @@ mod cargo;
 mod check;
 mod command;
 mod debian_kernel;
+mod debian_root;
 mod demo;
 mod demo_image;
 mod distribution;

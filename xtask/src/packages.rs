@@ -45,6 +45,20 @@ pub const FOR_BENCH: [Package; 1] = [Package {
     ..QEMU
 }];
 
+/// For the benchmark of the network.
+pub const FOR_BENCH_NET: [Package; 2] = [
+    Package {
+        name: "iperf3",
+        reason: "the host's end of the streams that are measured",
+        evidence: Evidence::Program("iperf3"),
+    },
+    Package {
+        name: "iproute2",
+        reason: "makes the tap interface that is measured",
+        evidence: Evidence::Program("ip"),
+    },
+];
+
 const QEMU: Package = Package {
     name: "qemu-system-x86",
     reason: "the lab is a QEMU machine that emulates hardware virtualization",

@@ -7,24 +7,18 @@
 //! is read when the byte arrives and when the process is gone. The monitors take
 //! turns, so that what else the machine does befalls them alike.
 
-mod error;
-mod footprint;
-mod monitor;
 mod plot;
-mod process;
 mod report;
 mod trial;
 
-use std::path::PathBuf;
-
-pub use error::BenchError;
-pub use footprint::Footprint;
 pub use plot::write as write_plot;
 pub use report::{Measured, Report};
 
-use monitor::Monitor;
 use trial::Trial;
 
+use crate::error::BenchError;
+use crate::footprint::Footprint;
+use crate::monitor::{Monitor, Programs};
 use crate::statistics::Distribution;
 
 /// The guest's memory.
@@ -36,52 +30,37 @@ const WARM_UP_RUNS: usize = 3;
 /// Idling machines whose memory is looked at; the median is reported.
 const FOOTPRINTS: usize = 5;
 
-/// What to run.
-#[derive(Debug)]
-pub struct Options {
-    /// The `mote-vmm` to measure: a release build.
-    pub mote_vmm: PathBuf,
-    /// QEMU, to be run with `-M microvm`.
-    pub qemu: Option<PathBuf>,
-    /// Firecracker.
-    pub firecracker: Option<PathBuf>,
-    /// Runs of each, at least one.
-    pub runs: usize,
-}
-
-/// Measures all; `progress` is told what is being done.
-pub fn run(options: &Options, mut progress: impl FnMut(&str)) -> Result<Report, BenchError> {
-    let files = monitor::Files::create()?;
-    let mut monitors = vec![Monitor::mote(&options.mote_vmm)?];
-    if let Some(path) = &options.qemu {
-        monitors.push(Monitor::qemu(path)?);
-    }
-    if let Some(path) = &options.firecracker {
-        monitors.push(Monitor::firecracker(path)?);
-    }
-
+/// Starts the guest `runs` times, at least once, by each of `programs`; `progress` is
+/// told what is being done.
+pub fn run(
+    programs: &Programs,
+    runs: usize,
+    mut progress: impl FnMut(&str),
+) -> Result<Report, BenchError> {
+    let (guest, idle) = (trial::short_lived()?, trial::idle()?);
+    let monitors = programs.monitors()?;
     for monitor in &monitors {
         progress(&format!("{}, warming up", monitor.name()));
         for _ in 0..WARM_UP_RUNS {
-            trial::run(monitor, &files)?;
+            trial::run(monitor, &guest)?;
         }
     }
     let mut trials: Vec<Vec<Trial>> = vec![Vec::new(); monitors.len()];
-    for turn in 1..=options.runs.max(1) {
-        progress(&format!("start {turn} of {}", options.runs));
+    for turn in 1..=runs.max(1) {
+        progress(&format!("start {turn} of {runs}"));
         for (monitor, trials) in monitors.iter().zip(&mut trials) {
-            trials.push(trial::run(monitor, &files)?);
+            trials.push(trial::run(monitor, &guest)?);
         }
     }
     let mut measured = Vec::new();
     for (monitor, trials) in monitors.iter().zip(trials) {
         progress(&format!("{}, memory", monitor.name()));
         let footprints = (0..FOOTPRINTS)
-            .map(|_| trial::footprint(monitor, &files))
+            .map(|_| trial::footprint(monitor, &idle))
             .collect::<Result<Vec<_>, _>>()?;
         measured.push(measure(monitor, &trials, footprints)?);
     }
-    Ok(Report::new(options.runs, measured))
+    Ok(Report::new(runs, measured))
 }
 
 fn measure(

@@ -5,18 +5,12 @@ use std::path::Path;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use super::error::BenchError;
 use super::report::{Measured, QUANTITIES, Quantity, Report};
+use crate::error::BenchError;
+use crate::plot::COLOURS;
 use crate::statistics::Distribution;
 
 const SIZE: (u32, u32) = (900, 760);
-/// Told apart by most kinds of colour vision (Okabe and Ito).
-const COLOURS: [RGBColor; 4] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-];
 
 type Panel<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type DrawingError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;

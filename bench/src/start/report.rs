@@ -5,7 +5,8 @@ use std::fmt::{self, Display, Formatter};
 use serde::Serialize;
 
 use super::MEMORY_MIB;
-use super::footprint::Footprint;
+use crate::footprint::Footprint;
+use crate::host::Host;
 use crate::statistics::Distribution;
 
 /// mote's own bars.
@@ -65,16 +66,9 @@ pub struct Setting {
     pub guest_memory_mib: u64,
     /// The guest's vCPUs.
     pub guest_vcpus: u32,
-    /// The host's processor.
-    pub processor: String,
-    /// How many of them.
-    pub processors: usize,
-    /// The host's kernel.
-    pub kernel: String,
-    /// The module that is `/dev/kvm` besides `kvm` itself, such as `kvm_amd`.
-    pub kvm: String,
-    /// The load of the host, averaged over a minute, when all was measured.
-    pub load_average: String,
+    /// The machine.
+    #[serde(flatten)]
+    pub host: Host,
 }
 
 impl Report {
@@ -95,30 +89,11 @@ impl Report {
 
 impl Setting {
     fn here(runs: usize) -> Self {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let processors = read("/proc/cpuinfo");
-        let model = processors
-            .lines()
-            .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-        // Unlike /proc/modules it has those that are built in.
-        let kvm = std::fs::read_dir("/sys/module")
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .find(|name| name.starts_with("kvm_"));
         Self {
             runs,
             guest_memory_mib: MEMORY_MIB,
             guest_vcpus: 1,
-            processor: model.map_or("unknown", |(_, name)| name).to_owned(),
-            processors: std::thread::available_parallelism().map_or(1, Into::into),
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            kvm: kvm.unwrap_or_else(|| "unknown".to_owned()),
-            load_average: read("/proc/loadavg")
-                .split(' ')
-                .next()
-                .unwrap_or_default()
-                .to_owned(),
+            host: Host::here(),
         }
     }
 }
@@ -128,15 +103,8 @@ impl Display for Report {
         let setting = &self.setting;
         writeln!(
             f,
-            "{} starts each, guest of {} MiB and {} vCPU, direct KVM ({}), {} × {}, Linux {}, load {}",
-            setting.runs,
-            setting.guest_memory_mib,
-            setting.guest_vcpus,
-            setting.kvm,
-            setting.processors,
-            setting.processor,
-            setting.kernel,
-            setting.load_average,
+            "{} starts each, guest of {} MiB and {} vCPU, {}",
+            setting.runs, setting.guest_memory_mib, setting.guest_vcpus, setting.host,
         )?;
         let widest = self.monitors.iter().map(|m| m.name.len()).max();
         let width = widest.unwrap_or(0);

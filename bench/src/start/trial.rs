@@ -1,19 +1,12 @@
 //! One start of one monitor.
 
-use std::io::Read;
-use std::os::fd::AsFd;
-use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
 use super::MEMORY_MIB;
-use super::error::{BenchError, host};
-use super::footprint::{self, Footprint};
-use super::monitor::{Behaviour, Files, Monitor, Started};
-
-/// Longer than any start takes on the slowest of machines.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::error::{BenchError, host};
+use crate::footprint::{self, Footprint};
+use crate::interruption;
+use crate::monitor::{Guest, Monitor};
 
 /// From the first instruction to the look at an idling monitor's memory.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -27,21 +20,24 @@ pub struct Trial {
     pub whole_process_ms: f64,
 }
 
+/// A guest that writes its first byte and powers off.
+pub fn short_lived() -> Result<Guest, BenchError> {
+    Guest::bare_metal(probe_guests::FIRST_INSTRUCTION, "off", MEMORY_MIB)
+}
+
+/// A guest that writes its first byte and halts for good.
+pub fn idle() -> Result<Guest, BenchError> {
+    Guest::bare_metal(probe_guests::FIRST_INSTRUCTION, "idle", MEMORY_MIB)
+}
+
 /// Starts a machine that powers off at once.
-pub fn run(monitor: &Monitor, files: &Files) -> Result<Trial, BenchError> {
+pub fn run(monitor: &Monitor, guest: &Guest) -> Result<Trial, BenchError> {
     let clock = Instant::now();
-    let mut machine = Machine::start(monitor, files, Behaviour::PowerOff)?;
-    machine.wait_for_first_byte()?;
+    let mut machine = monitor.start(guest)?;
+    machine.wait_for(probe_guests::FIRST_BYTE)?;
     let first_instruction = clock.elapsed();
-    let status = machine.wait()?;
+    machine.wait()?;
     let whole_process = clock.elapsed();
-    if !status.success() {
-        return Err(BenchError::Ended {
-            name: monitor.name().to_owned(),
-            status,
-            errors: machine.errors(),
-        });
-    }
     Ok(Trial {
         first_instruction_ms: milliseconds(first_instruction),
         whole_process_ms: milliseconds(whole_process),
@@ -49,11 +45,11 @@ pub fn run(monitor: &Monitor, files: &Files) -> Result<Trial, BenchError> {
 }
 
 /// Starts a machine that idles, and looks at its monitor's memory.
-pub fn footprint(monitor: &Monitor, files: &Files) -> Result<Footprint, BenchError> {
-    let mut machine = Machine::start(monitor, files, Behaviour::Idle)?;
-    machine.wait_for_first_byte()?;
-    std::thread::sleep(SETTLE);
-    let found = footprint::read(machine.started.process.id(), MEMORY_MIB << 10);
+pub fn footprint(monitor: &Monitor, guest: &Guest) -> Result<Footprint, BenchError> {
+    let mut machine = monitor.start(guest)?;
+    machine.wait_for(probe_guests::FIRST_BYTE)?;
+    interruption::sleep(SETTLE)?;
+    let found = footprint::read(machine.id(), MEMORY_MIB << 10);
     found
         .map_err(host("read the memory map of a process"))?
         .map_err(|found| BenchError::GuestMapping {
@@ -64,72 +60,6 @@ pub fn footprint(monitor: &Monitor, files: &Files) -> Result<Footprint, BenchErr
 
 fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
-}
-
-/// A machine that does not outlive its measurement.
-struct Machine<'a> {
-    monitor: &'a Monitor,
-    started: Started,
-}
-
-impl<'a> Machine<'a> {
-    fn start(
-        monitor: &'a Monitor,
-        files: &Files,
-        behaviour: Behaviour,
-    ) -> Result<Self, BenchError> {
-        let started = monitor.start(files, behaviour)?;
-        Ok(Self { monitor, started })
-    }
-
-    fn wait_for_first_byte(&mut self) -> Result<(), BenchError> {
-        let mut bytes = [0; 256];
-        loop {
-            wait_readable(&self.started.console, self.monitor)?;
-            let length = self
-                .started
-                .console
-                .read(&mut bytes)
-                .map_err(host("read what a guest prints"))?;
-            // A monitor may print something of its own before.
-            if bytes[..length].contains(&probe_guests::FIRST_BYTE) {
-                return Ok(());
-            }
-            if length == 0 {
-                return Err(BenchError::NoFirstByte {
-                    name: self.monitor.name().to_owned(),
-                    errors: self.errors(),
-                });
-            }
-        }
-    }
-
-    fn wait(&mut self) -> Result<ExitStatus, BenchError> {
-        let process = &mut self.started.process;
-        let pidfd = process.pidfd().map_err(host("watch a process"))?;
-        wait_readable(&pidfd, self.monitor)?;
-        process.wait().map_err(host("wait for a process"))
-    }
-
-    /// What the monitor says on standard error, once it is gone.
-    fn errors(&mut self) -> String {
-        self.started.process.errors()
-    }
-}
-
-fn wait_readable(fd: impl AsFd, monitor: &Monitor) -> Result<(), BenchError> {
-    let mut watched = [PollFd::new(&fd, PollFlags::IN)];
-    let patience = Timespec {
-        tv_sec: PATIENCE.as_secs() as i64,
-        tv_nsec: 0,
-    };
-    match poll(&mut watched, Some(&patience)).map_err(host("wait for a process"))? {
-        0 => Err(BenchError::Hangs {
-            name: monitor.name().to_owned(),
-            seconds: PATIENCE.as_secs(),
-        }),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]
@@ -146,7 +76,7 @@ mod tests {
     fn firecracker_is_given_the_guest_and_its_size() {
         let monitor = Monitor::firecracker(&stand_in()).unwrap();
         assert_eq!(monitor.version(), "Firecracker v0.0.0");
-        let trial = run(&monitor, &Files::create().unwrap()).unwrap();
+        let trial = run(&monitor, &short_lived().unwrap()).unwrap();
         assert!(trial.first_instruction_ms > 0.0);
         assert!(trial.whole_process_ms >= trial.first_instruction_ms);
     }
@@ -154,7 +84,7 @@ mod tests {
     #[test]
     fn a_monitor_that_prints_nothing_is_an_error_with_its_words() {
         let monitor = Monitor::firecracker(&stand_in()).unwrap();
-        let error = footprint(&monitor, &Files::create().unwrap()).unwrap_err();
+        let error = footprint(&monitor, &idle().unwrap()).unwrap_err();
         assert!(error.to_string().contains("no such guest"), "{error}");
     }
 

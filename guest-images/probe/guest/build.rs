@@ -5,6 +5,7 @@ fn main() {
     for (name, script) in [
         ("probe", "probe.ld"),
         ("first-instruction", "first_instruction.ld"),
+        ("exits", "first_instruction.ld"),
     ] {
         println!("cargo::rustc-link-arg-bin={name}=-T{directory}/{script}");
         println!("cargo::rerun-if-changed={script}");

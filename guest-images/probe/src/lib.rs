@@ -1,7 +1,7 @@
 //! Guests without an operating system, as ELF files.
 //!
-//! Both are small enough to run where guest kernel code is interpreted: they
-//! leave privilege level 0 as soon as they can.
+//! They are small enough to run where guest kernel code is interpreted: they
+//! leave privilege level 0 as soon as they can, or do little.
 
 pub mod pattern;
 
@@ -20,3 +20,18 @@ pub static FIRST_INSTRUCTION: &[u8] =
 
 /// The byte that [`FIRST_INSTRUCTION`] writes.
 pub const FIRST_BYTE: u8 = b'!';
+
+/// Needs a virtio-rng device, and a command line that starts with a number. Writes
+/// [`FIRST_BYTE`] to COM1, does each of [`EXITS_PHASES`] so many times in a row, with
+/// the byte of the phase after it, and ends. It starts as [`FIRST_INSTRUCTION`] does.
+pub static EXITS: &[u8] = include_bytes!(concat!(env!("PROBE_GUESTS"), "/exits"));
+
+/// What [`EXITS`] does: the byte it writes after it, and what it is.
+pub const EXITS_PHASES: [(u8, &str); 6] = [
+    (b'0', "no exit: the loop itself"),
+    (b'1', "port write (COM1, scratch)"),
+    (b'2', "port read (COM1, scratch)"),
+    (b'3', "MMIO read (virtio, MagicValue)"),
+    (b'4', "MMIO write (virtio, QueueSel)"),
+    (b'5', "doorbell (virtio, QueueNotify)"),
+];

@@ -209,9 +209,11 @@ impl<'a> Queues<'a> {
                 queue: index,
                 source,
             })?;
-        if queue.event_idx_enabled() && next != first {
-            // `needs_notification` knows of the last element only. As there, the
-            // index must be out before the event is read.
+        if queue.event_idx_enabled() {
+            // `needs_notification` counts one element for each time the index moved,
+            // the latest ones: what came before it, and it may be all of an earlier
+            // call, is for us to look at. As there, the index must be out before the
+            // event is read.
             fence(Ordering::SeqCst);
             let size = u64::from(queue.size());
             let at = queue.avail_ring().saturating_add(4 + size * 2);
@@ -219,7 +221,7 @@ impl<'a> Queues<'a> {
                 .load(GuestAddress(at), Ordering::Relaxed)
                 .map(u16::from_le)
                 .map_err(outside)?;
-            self.passed_used_event |= Wrapping(event) - first < next - first;
+            self.passed_used_event |= Wrapping(event) - first <= next - first;
         }
         Ok(())
     }

@@ -227,3 +227,39 @@ fn a_chain_that_is_put_back_comes_again() {
     // A queue that does not exist has nothing.
     assert!(queues.pop(1).unwrap().is_none());
 }
+
+/// Whether the driver hears of buffers returned together, in groups of `groups`, if it
+/// waits for the one with index `awaited`.
+fn hears_of(groups: &[u16], awaited: u16) -> bool {
+    let (mut driver, _) = driver(VERSION_1 | EVENT_INDEX);
+    let [_, available, _] = MockDriver::queue_addresses(0);
+    driver.put(available + USED_EVENT, &awaited.to_le_bytes());
+    let count = groups.iter().sum();
+    offer(&mut driver, count);
+    let mut queue = [queue_of(0)];
+    queue[0].set_event_idx(true);
+    let interrupt = Interrupt::new().unwrap();
+    let mut queues = Queues::new(&mut queue, &driver.memory, &interrupt);
+    let mut heads = (0..count).map(|_| queues.pop(0).unwrap().unwrap().head_index());
+    let heads: Vec<u16> = heads.by_ref().collect();
+    let mut rest = heads.as_slice();
+    for size in groups {
+        let (group, after) = rest.split_at(usize::from(*size));
+        let group: Vec<(u16, u32)> = group.iter().map(|head| (*head, 1)).collect();
+        queues.push_used_together(0, &group).unwrap();
+        rest = after;
+    }
+    queues.notify(0).unwrap();
+    interrupt.status() != 0
+}
+
+#[test]
+fn the_driver_hears_of_the_buffer_it_waits_for_wherever_in_a_batch_it_lies() {
+    for groups in [&[1, 3][..], &[1, 1, 4], &[3, 1], &[2, 3], &[5], &[1, 1]] {
+        let count = groups.iter().sum();
+        for awaited in 0..count {
+            assert!(hears_of(groups, awaited), "{awaited} of {groups:?}");
+        }
+        assert!(!hears_of(groups, count), "{groups:?}");
+    }
+}

@@ -21,13 +21,15 @@ pub enum BenchError {
     /// mote's own could not be confined.
     #[error("cannot start mote-vmm in its jail")]
     Jail(#[from] jail::JailError),
-    /// A monitor's guest wrote something else, or nothing.
-    #[error("{name} ended its output without the guest's first byte; it says: {errors}")]
-    NoFirstByte {
+    /// A monitor's guest ended before it was asked to.
+    #[error("{name} ended before its guest was done; it says: {errors}; the guest last: {console}")]
+    TooEarly {
         /// The monitor.
         name: String,
         /// Its standard error.
         errors: String,
+        /// The end of what the guest printed.
+        console: String,
     },
     /// A monitor did not end well.
     #[error("{name} ended with {status} instead of success; it says: {errors}")]
@@ -38,6 +40,16 @@ pub enum BenchError {
         status: ExitStatus,
         /// Its standard error.
         errors: String,
+    },
+    /// The guest has no device that it needs, or says something nobody expects.
+    #[error("the guest of {name} wrote {found:?} where {expected:?} was expected")]
+    Unexpected {
+        /// The monitor.
+        name: String,
+        /// What it wrote.
+        found: String,
+        /// What it should have written.
+        expected: String,
     },
     /// A monitor hangs.
     #[error("{name} neither went on nor ended within {seconds} s")]
@@ -54,6 +66,17 @@ pub enum BenchError {
         name: String,
         /// How many there are.
         found: usize,
+    },
+    /// A signal came.
+    #[error("interrupted; what was started is ended")]
+    Interrupted,
+    /// A program that is needed failed.
+    #[error("`{command}` failed: {errors}")]
+    Program {
+        /// What was run.
+        command: String,
+        /// What it said.
+        errors: String,
     },
     /// No run was asked for.
     #[error("nothing was measured")]
@@ -77,7 +100,7 @@ pub enum BenchError {
 }
 
 /// For `map_err`.
-pub(super) fn host<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> BenchError {
+pub(crate) fn host<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> BenchError {
     move |source| BenchError::Host {
         action,
         source: source.into(),

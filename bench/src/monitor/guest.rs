@@ -1,0 +1,106 @@
+//! What a monitor runs.
+
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use crate::error::{BenchError, host};
+
+/// A machine that any monitor can be told to run: one vCPU and what is named here.
+/// Its files are removed when this is dropped.
+#[derive(Debug)]
+pub struct Guest {
+    directory: TempDir,
+    /// An ELF file.
+    pub kernel: PathBuf,
+    /// Its command line.
+    pub command_line: String,
+    /// Its memory.
+    pub memory_mib: u64,
+    /// Whether it looks for its devices in ACPI tables, as Linux does.
+    pub acpi: bool,
+    /// Whether it has a virtio-rng device.
+    pub entropy: bool,
+    /// Its disks, in order.
+    pub disks: Vec<Disk>,
+    /// Its network device.
+    pub nic: Option<Nic>,
+}
+
+/// A virtio-blk device.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// A regular file, raw, of whole sectors.
+    pub file: PathBuf,
+    /// Whether it cannot be written.
+    pub read_only: bool,
+}
+
+/// A virtio-net device.
+#[derive(Debug, Clone)]
+pub struct Nic {
+    /// A tap interface with one queue.
+    pub tap: String,
+    /// Whether the kernel moves the frames.
+    pub vhost: bool,
+}
+
+/// The address of [`Nic`]: any that is locally administered.
+pub const MAC: &str = "02:00:00:00:00:01";
+
+impl Guest {
+    /// A program without an operating system.
+    pub fn bare_metal(
+        program: &[u8],
+        command_line: impl Into<String>,
+        memory_mib: u64,
+    ) -> Result<Self, BenchError> {
+        let mut guest = Self::new(Path::new(""), command_line.into(), memory_mib)?;
+        guest.kernel = guest.directory.path().join("guest");
+        std::fs::write(&guest.kernel, program)
+            .and_then(|()| guest.write_firecracker_config())
+            .map_err(host("write the guest to a temporary directory"))?;
+        Ok(guest)
+    }
+
+    /// Linux.
+    pub fn linux(
+        kernel: &Path,
+        command_line: impl Into<String>,
+        memory_mib: u64,
+    ) -> Result<Self, BenchError> {
+        let mut guest = Self::new(kernel, command_line.into(), memory_mib)?;
+        guest.acpi = true;
+        Ok(guest)
+    }
+
+    fn new(kernel: &Path, command_line: String, memory_mib: u64) -> Result<Self, BenchError> {
+        Ok(Self {
+            directory: tempfile::tempdir().map_err(host("make a temporary directory"))?,
+            kernel: kernel.to_owned(),
+            command_line,
+            memory_mib,
+            acpi: false,
+            entropy: false,
+            disks: Vec::new(),
+            nic: None,
+        })
+    }
+
+    /// Firecracker is told by a file, which is there before any clock runs.
+    pub(super) fn firecracker_config(&self) -> PathBuf {
+        self.directory.path().join("firecracker.json")
+    }
+
+    fn write_firecracker_config(&self) -> std::io::Result<()> {
+        let config = serde_json::json!({
+            "boot-source": {
+                "kernel_image_path": self.kernel,
+                "boot_args": self.command_line,
+            },
+            "drives": [],
+            "machine-config": { "vcpu_count": 1, "mem_size_mib": self.memory_mib },
+        });
+        std::fs::write(self.firecracker_config(), config.to_string())
+    }
+}
