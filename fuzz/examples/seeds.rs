@@ -318,10 +318,17 @@ fn specs() -> Vec<Vec<u8>> {
     with_filesystem["filesystems"] = json!([{"tag": "home", "socket": 6}]);
     let mut not_open = small.clone();
     not_open["kvm"] = json!(8);
-    [small, all, with_nic, with_terminals, with_filesystem, not_open]
-        .iter()
-        .map(|spec| spec.to_string().into_bytes())
-        .collect()
+    [
+        small,
+        all,
+        with_nic,
+        with_terminals,
+        with_filesystem,
+        not_open,
+    ]
+    .iter()
+    .map(|spec| spec.to_string().into_bytes())
+    .collect()
 }
 
 fn conversations() -> Vec<Vec<u8>> {

@@ -36,7 +36,11 @@ pub fn tell(_: &Context) {
     for range in [0, 0x4000_0000, 0x8000_0000] {
         let [last, ..] = cpuid(range, 0);
         for leaf in range..=last {
-            let subleaves = if WITH_SUBLEAVES.contains(&leaf) { 64 } else { 1 };
+            let subleaves = if WITH_SUBLEAVES.contains(&leaf) {
+                64
+            } else {
+                1
+            };
             for subleaf in 0..subleaves {
                 let [a, b, c, d] = cpuid(leaf, subleaf);
                 // Past its last level, topology repeats the level's number.
