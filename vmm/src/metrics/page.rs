@@ -39,18 +39,17 @@ impl Metrics {
         }
     }
 
-    /// Maps the page for as long as this process lives, with all its memory: nothing
-    /// is allocated for it once the guest runs.
+    /// Maps the page for as long as this process lives. Of its memory there is what is
+    /// written to: a small microVM's counters are in two pages.
     pub fn map(options: &Options) -> io::Result<Self> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::SHARED | MapFlags::POPULATE;
         // SAFETY: a new mapping where the kernel likes, which changes no other.
         let address = unsafe {
             mmap(
                 ptr::null_mut(),
                 size_of::<Page>(),
                 protection,
-                flags,
+                MapFlags::SHARED,
                 options.page.as_fd(),
                 0,
             )?
