@@ -103,6 +103,7 @@ fn as_mote(request: &Value) -> ExitCode {
         }],
         entropy: Some(null()),
         nics: Vec::new(),
+        network: None,
         generation_id: None,
         io_limits: Vec::new(),
         filesystems: Vec::new(),

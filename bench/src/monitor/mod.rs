@@ -9,6 +9,7 @@ mod qemu;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use jail::NewNetwork;
 use serde::{Deserialize, Serialize};
 
 pub use guest::{Disk, Guest, Nic};
@@ -24,6 +25,10 @@ pub struct Monitor {
     path: PathBuf,
     version: String,
 }
+
+/// What one machine is started with.
+#[derive(Debug)]
+pub struct Prepared(Option<NewNetwork>);
 
 #[derive(Debug, Clone, Copy)]
 enum Kind {
@@ -132,11 +137,28 @@ impl Monitor {
         }
     }
 
+    /// What is done before anybody asks for a machine.
+    pub fn prepare(&self) -> Result<Prepared, BenchError> {
+        match self.kind {
+            Kind::Mote => Ok(Prepared(mote::prepare()?)),
+            Kind::Qemu | Kind::Firecracker => Ok(Prepared(None)),
+        }
+    }
+
     /// Starts it, from nothing.
     pub fn start(&self, guest: &Guest) -> Result<Machine<'_>, BenchError> {
+        self.start_prepared(guest, self.prepare()?)
+    }
+
+    /// Starts it with what [`Monitor::prepare`] has made for it.
+    pub fn start_prepared(
+        &self,
+        guest: &Guest,
+        prepared: Prepared,
+    ) -> Result<Machine<'_>, BenchError> {
         let mut command = Command::new(&self.path);
         let (process, console) = match self.kind {
-            Kind::Mote => mote::start(&self.path, guest)?,
+            Kind::Mote => mote::start(&self.path, guest, prepared.0)?,
             Kind::Qemu => {
                 qemu::configure(&mut command, guest);
                 self.spawn(command)?

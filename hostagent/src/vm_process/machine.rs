@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use jail::IoLimit;
+use jail::{IoLimit, NewNetwork};
 use vmm::spec::{
     BalloonSpec, BootSpec, DiskSpec, ExtentSpec, FilesystemSpec, MetricsSpec, NicLimitsSpec,
     NicSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
@@ -49,6 +49,9 @@ pub struct Machine {
     pub entropy: Option<OwnedFd>,
     /// In the order the guest sees them.
     pub nics: Vec<Nic>,
+    /// The network namespace of its VMM's process, if the caller has begun to have it
+    /// made.
+    pub network: Option<NewNetwork>,
     /// Which of the guest's copies it is, 32 hexadecimal digits.
     pub generation_id: Option<String>,
     /// What its VMM may read from and write to disks of this host.

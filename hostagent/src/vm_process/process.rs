@@ -168,11 +168,11 @@ impl VmProcess {
     ///
     /// The process is killed when the calling thread ends, so call this from one
     /// that lasts as long as the machine shall.
-    pub fn spawn(program: &Program, machine: Machine) -> Result<Self, SpawnError> {
+    pub fn spawn(program: &Program, mut machine: Machine) -> Result<Self, SpawnError> {
         // First, since it takes the longest of all.
-        let network = match program.confined {
-            true => NewNetwork::begin().map_err(SpawnError::Network)?,
-            false => None,
+        let network = match (machine.network.take(), program.confined) {
+            (None, true) => NewNetwork::begin().map_err(SpawnError::Network)?,
+            (network, _) => network,
         };
         let (channel, channel_end) = Channel::pair()?;
         // What is not read in time is lost: a full pipe must not stop the guest.

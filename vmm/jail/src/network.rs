@@ -44,6 +44,12 @@ impl NewNetwork {
         Ok(Some(Self { outcome, maker }))
     }
 
+    /// Waits until it is made, or not.
+    pub fn finish(&self) -> io::Result<()> {
+        self.wait()?;
+        Ok(())
+    }
+
     /// Waits for the descriptor. System calls only: called by the child too, which
     /// shares memory and descriptors with its parent then.
     pub(crate) fn wait(&self) -> Result<i32, Errno> {

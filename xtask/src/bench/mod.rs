@@ -58,8 +58,12 @@ pub fn main(options: &Options) -> Result<u8> {
         Ok(program.path.clone())
     };
     let mut bench = Command::new(path_of("mote-bench")?);
-    bench.env("MOTE_BENCH_VMM", path_of("mote-vmm")?);
     let output = workspace::target_directory().join("bench");
+    let mote_vmm = output.join("mote-vmm");
+    std::fs::create_dir_all(&output)
+        .with_context(|| format!("cannot make {}", output.display()))?;
+    distribution::place(&path_of("mote-vmm")?, &mote_vmm)?;
+    bench.env("MOTE_BENCH_VMM", mote_vmm);
     bench.env("MOTE_BENCH_OUTPUT", output);
     if let Some(qemu) = packages::find_program("qemu-system-x86_64") {
         bench.env("MOTE_BENCH_QEMU", qemu);

@@ -80,6 +80,7 @@ impl Boot {
             disks: vec![image],
             entropy: Some(entropy.into()),
             nics,
+            network: None,
             generation_id: None,
             io_limits: Vec::new(),
             filesystems,

@@ -26,6 +26,7 @@ use hostagent::store::{ImportError, Store, StoreError, StoredImage};
 use hostagent::vm_process::{Filesystem, Nic, Program};
 use hostagent::volume::{self, VolumeOption};
 use hostagent::workload::{EnvChange, WorkloadOptions};
+use jail::NewNetwork;
 use vmm::arch::x86_64::cpuid::template::Template;
 
 use super::interrupt;
@@ -224,6 +225,9 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         args.kernel_modules.as_deref(),
     )?;
     let program = Program::vmm(assets.vmm()?);
+    // Made while the image is looked for.
+    let network_namespace =
+        NewNetwork::begin().context("cannot make a network namespace for the VMM's process")?;
 
     interrupt::watch().context("cannot catch signals")?;
     let store = Store::open(&Store::default_root())?;
@@ -268,6 +272,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     let cpu_template = args.cpu_template.map(|template| template.name().to_owned());
     machine.cpu_template.clone_from(&cpu_template);
     machine.io_limits = io_limits;
+    machine.network = network_namespace;
     // Another run is another copy, and never the same.
     machine.generation_id = Some(new_id().context("cannot make an id")?.split_off(32));
     let streams = Streams::inherited(args.interactive == Some(true))
