@@ -14,8 +14,8 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
 /// The parent of them all.
 const PARENT: &str = "mote";
-/// Where version 2 is mounted unless version 1 is used too (file-hierarchy(7)).
-const USUAL_MOUNT: &str = "/sys/fs/cgroup";
+/// Where systemd mounts version 2: alone, and beside version 1 (its CGROUP_DELEGATION.md).
+const USUAL_MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 /// `CGROUP2_SUPER_MAGIC` (statfs(2)).
 const CGROUP2_MAGIC: rustix::fs::FsWord = 0x6367_7270;
 /// What limits are for; a hierarchy may lack some.
@@ -258,8 +258,10 @@ fn is_not_ours(error: &io::Error) -> bool {
 /// Where cgroups of version 2 are mounted: where nearly everyone has them, or where
 /// this process's mounts say (proc_pid_mountinfo(5)).
 pub fn hierarchy() -> io::Result<Option<PathBuf>> {
-    if rustix::fs::statfs(USUAL_MOUNT).is_ok_and(|found| found.f_type == CGROUP2_MAGIC) {
-        return Ok(Some(PathBuf::from(USUAL_MOUNT)));
+    let is_version_2 =
+        |path: &&str| rustix::fs::statfs(*path).is_ok_and(|found| found.f_type == CGROUP2_MAGIC);
+    if let Some(usual) = USUAL_MOUNTS.iter().copied().find(is_version_2) {
+        return Ok(Some(PathBuf::from(usual)));
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     Ok(mounts.lines().find_map(|line| {
