@@ -32,6 +32,8 @@ pub struct Report {
     pub hostile_cases: usize,
 }
 
+/// What a test says that cannot run; its name and the reason follow.
+const SKIPPED: &str = "skipped: ";
 /// What a property test says when that many cases more are done.
 const HOSTILE_CASES: &str = "hostile cases: ";
 /// The tests of attacks by bare-metal guests.
@@ -59,6 +61,7 @@ impl Report {
     /// has: those it tells nothing about have failed. So has the executable, if
     /// it neither ended well nor told of a failed test.
     pub fn read(name: &str, printed: &str, listed: &BTreeSet<String>, ended_well: bool) -> Self {
+        let printed = &untangle(printed);
         let counts = printed
             .lines()
             .filter_map(|line| line.strip_prefix(HOSTILE_CASES)?.parse::<usize>().ok());
@@ -75,7 +78,7 @@ impl Report {
         // test skip itself.
         let skipped: BTreeMap<&str, &str> = printed
             .lines()
-            .filter_map(|line| line.strip_prefix("skipped: ")?.split_once(": "))
+            .filter_map(|line| line.strip_prefix(SKIPPED)?.split_once(": "))
             .collect();
         for (test, outcome) in printed.lines().filter_map(outcome) {
             let full = format!("{name}: {test}");
@@ -179,6 +182,32 @@ impl Report {
             self.skipped.len()
         )
     }
+}
+
+/// Puts what tests say by themselves on lines of its own: the harness may have written
+/// the first half of a line just before, as in `test a ... skipped: b: why`, `ok`.
+fn untangle(printed: &str) -> String {
+    let mut lines = Vec::new();
+    let mut first_half = None;
+    for line in printed.lines() {
+        let said = [SKIPPED, HOSTILE_CASES]
+            .iter()
+            .filter_map(|said| line.find(said))
+            .find(|at| *at == 0 || line[..*at].ends_with(" ... "));
+        match (said, first_half.take()) {
+            (Some(0), half) => {
+                lines.push(line.to_owned());
+                first_half = half;
+            }
+            (Some(at), _) => {
+                lines.push(line[at..].to_owned());
+                first_half = Some(&line[..at]);
+            }
+            (None, Some(half)) => lines.push(format!("{half}{line}")),
+            (None, None) => lines.push(line.to_owned()),
+        }
+    }
+    lines.join("\n")
 }
 
 /// The tests that an executable lists with `--list`.
@@ -314,6 +343,16 @@ test result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out
                        test hostile::a_jump ... FAILED\ntest block::reads ... ok\n";
         let report = Report::read("vmm", printed, &BTreeSet::new(), true);
         assert_eq!(report.hostile_cases, 129);
+    }
+
+    #[test]
+    fn what_a_test_says_does_not_hide_the_outcome_of_another() {
+        let printed = "test a ... skipped: b: no /dev/b\nhostile cases: 64\nok\n\
+                       test b ... ok\ntest c ... hostile cases: 64\nFAILED\n";
+        let report = Report::read("vmm", printed, &names(&["a", "b", "c"]), false);
+        assert_eq!(report.counts(), "1 passed, 1 failed, 1 skipped");
+        assert_eq!(report.failed, ["vmm: c"]);
+        assert_eq!(report.hostile_cases, 128);
     }
 
     #[test]
