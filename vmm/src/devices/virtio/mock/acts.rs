@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{
@@ -186,7 +187,7 @@ struct Watch {
     blind: bool,
 }
 
-/// How much is compared at once.
+/// How much is compared at once: a page.
 const CHUNK: usize = 0x1000;
 
 impl Watch {
@@ -264,6 +265,8 @@ impl Watch {
         if self.blind {
             return Ok(());
         }
+        // The driver of a balloon gives whole pages away, and has them back empty.
+        let may_empty_pages = driver.read(register::DEVICE_ID) == VIRTIO_ID_BALLOON;
         let mut after = [0; CHUNK];
         for (before, start) in self.before.chunks(CHUNK).zip((0..).step_by(CHUNK)) {
             let after = &mut after[..before.len()];
@@ -271,7 +274,7 @@ impl Watch {
                 .memory
                 .read_slice(after, GuestAddress(start))
                 .unwrap();
-            if before == after {
+            if before == after || may_empty_pages && after.iter().all(|byte| *byte == 0) {
                 continue;
             }
             let changed = (start..).zip(before.iter().zip(&*after));
