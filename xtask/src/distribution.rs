@@ -92,8 +92,7 @@ fn initrd(init: &[u8]) -> Result<Vec<u8>> {
     Ok(archive.finish()?)
 }
 
-/// Makes `to` a copy of `from`. A `to` that
-/// is in use lives on for who uses it.
+/// Makes `to` a copy of `from`. A `to` that is in use lives on for who uses it.
 pub fn place(from: &Path, to: &Path) -> Result<()> {
     let failed = || format!("cannot copy {} to {}", from.display(), to.display());
     let temporary = temporary_name(to);

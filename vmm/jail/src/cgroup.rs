@@ -23,9 +23,9 @@ const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
 /// `cpu.max` counts in periods of this many microseconds.
 const CPU_PERIOD_US: u64 = 100_000;
 
-/// What a process and its threads may use of the host. A limit that the hierarchy has no controller
-/// for is not set, but for those of `io`, which somebody asked for: they are kept or
-/// refused.
+/// What a process and its threads may use of the host. A limit that the hierarchy has
+/// no controller for is not set, but for those of `io`, which somebody asked for: they
+/// are kept or refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CgroupLimits {
     /// Processors' worth of time (`cpu.max`).
@@ -194,9 +194,7 @@ impl Cgroup {
             result => result,
         }
     }
-}
 
-impl Cgroup {
     /// How many of its processes were killed for want of memory, by its own limit or
     /// by one above (`oom_kill` of `memory.events`); 0 where the hierarchy has no
     /// memory controller.

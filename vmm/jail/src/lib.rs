@@ -6,7 +6,8 @@
 //! own, an empty read-only root, a uid and gid that no other process has, no
 //! capabilities and no way to gain any, resource limits, a session without a
 //! terminal, and a cgroup it was born in. All of that is done between `clone3(2)`
-//! and `execveat(2)`, by this crate; what a process can only do for itself after
+//! and `execveat(2)`, by this crate, but for the network namespace, which may be begun
+//! before ([`NewNetwork`]); what a process can only do for itself after
 //! that (Landlock, seccomp, not being dumpable) is the program's part.
 //!
 //! The child shares this process's memory until it executes the program, as after

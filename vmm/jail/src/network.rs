@@ -1,4 +1,4 @@
-//! A network namespace that is made while its process is.
+//! A network namespace that is made before its process, or while that is made.
 //!
 //! It takes the kernel longer than all else of a jail together, as each protocol sets
 //! up its part of it.
