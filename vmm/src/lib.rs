@@ -27,4 +27,5 @@ pub mod probe;
 pub mod seccomp;
 pub mod signals;
 pub mod spec;
+pub mod timer;
 pub mod vsock_channel;

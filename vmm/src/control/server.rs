@@ -4,14 +4,11 @@
 //! that has to tell its statistics) is begun here and answered when an event says
 //! that it is done. Of each such thing there is one at a time.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
 
 use super::connection::Connection;
 use super::{
@@ -29,9 +26,10 @@ use crate::event::{EventKind, EventSink};
 use crate::exit::{ExitLine, ExitReason};
 use crate::kvm::pause::{PauseGate, Phase, VcpuPlace};
 use crate::spec::LimitsSpec;
+use crate::timer::Timer;
 
 /// How long the guest may take to tell its statistics.
-const STATISTICS_SECONDS: i64 = 2;
+const STATISTICS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Event data.
 const SOCKET: u32 = 0;
@@ -61,7 +59,7 @@ pub struct Handles {
 pub struct ControlServer {
     connection: Connection,
     /// Runs while the guest is asked for statistics.
-    timer: OwnedFd,
+    timer: Timer,
     handles: Handles,
     /// The request that waits for the vCPUs.
     pause: Option<u64>,
@@ -84,10 +82,9 @@ fn refuse(reason: &str) -> Verdict {
 impl ControlServer {
     /// A server for the agent at the other end of `socket`.
     pub fn new(socket: OwnedFd, handles: Handles) -> std::io::Result<Self> {
-        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         Ok(Self {
             connection: Connection::new(socket, SOCKET),
-            timer: timerfd_create(TimerfdClockId::Monotonic, flags)?,
+            timer: Timer::new()?,
             handles,
             pause: None,
             statistics: None,
@@ -191,7 +188,7 @@ impl ControlServer {
         match balloon.ask_for_statistics() {
             Ok(()) => {
                 self.statistics = Some(id);
-                self.set_timer(STATISTICS_SECONDS);
+                self.timer.set(STATISTICS_PATIENCE);
                 Verdict::Begun
             }
             Err(error) => Verdict::Refused(error.to_string()),
@@ -206,37 +203,19 @@ impl ControlServer {
         if let Some(statistics) = balloon.take_statistics()
             && let Some(id) = self.statistics.take()
         {
-            self.set_timer(0);
+            self.timer.stop();
             let answer = Answer::BalloonStatistics(statistics.into());
             self.connection.reply(Some(id), Outcome::Result(answer));
         }
     }
 
     fn give_up_statistics(&mut self) {
-        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+        self.timer.has_expired();
         if let Some(id) = self.statistics.take() {
-            let reason = format!(
-                "the guest did not tell its statistics within {STATISTICS_SECONDS} seconds"
-            );
+            let reason =
+                format!("the guest did not tell its statistics within {STATISTICS_PATIENCE:?}");
             self.connection.reply(Some(id), Outcome::Error(reason));
         }
-    }
-
-    /// Lets the timer run out in `seconds`, or stops it with 0.
-    fn set_timer(&self, seconds: i64) {
-        let zero = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        let once = Itimerspec {
-            it_interval: zero,
-            it_value: Timespec {
-                tv_sec: seconds,
-                ..zero
-            },
-        };
-        // Only a time out of range could fail.
-        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once);
     }
 
     fn set_limits(
@@ -363,7 +342,7 @@ impl MutEventSubscriber for ControlServer {
                 EventSet::IN,
             ));
         }
-        let timer = self.timer.as_raw_fd();
+        let timer = self.timer.as_fd().as_raw_fd();
         let _ = ops.add(Events::with_data_raw(timer, TIMER, EventSet::IN));
     }
 }

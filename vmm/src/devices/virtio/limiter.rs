@@ -6,16 +6,13 @@
 //! no request is too large to ever pass, and the rate holds in the long run.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
 use serde::{Deserialize, Serialize};
 
 use crate::event::monotonic_ns;
+use crate::timer::Timer;
 
 const NS_PER_SECOND: u128 = 1_000_000_000;
 
@@ -142,17 +139,16 @@ impl Buckets {
 #[derive(Debug)]
 pub struct Limiter {
     buckets: Buckets,
-    timer: OwnedFd,
+    timer: Timer,
     waiting: bool,
 }
 
 impl Limiter {
-    /// Full buckets, and the timer that tells of tokens (timerfd_create(2)).
+    /// Full buckets, and the timer that tells of tokens.
     pub fn new(limits: Limits) -> io::Result<Self> {
-        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         Ok(Self {
             buckets: Buckets::new(limits, monotonic_ns()),
-            timer: timerfd_create(TimerfdClockId::Monotonic, flags)?,
+            timer: Timer::new()?,
             waiting: false,
         })
     }
@@ -170,7 +166,7 @@ impl Limiter {
         match self.buckets.take(bytes, monotonic_ns()) {
             Ok(()) => true,
             Err(wait) => {
-                self.waiting = self.expire_in(wait);
+                self.waiting = self.timer.set(wait);
                 // Without a timer nobody would ever come back.
                 !self.waiting
             }
@@ -181,7 +177,7 @@ impl Limiter {
     pub fn set(&mut self, limits: Limits) {
         self.buckets = Buckets::new(limits, monotonic_ns());
         if self.waiting {
-            self.expire_in(Duration::ZERO);
+            self.timer.set(Duration::ZERO);
         }
     }
 
@@ -192,25 +188,8 @@ impl Limiter {
 
     /// Takes note that the timer was readable.
     pub fn expired(&mut self) {
-        let _ = rustix::io::read(&self.timer, &mut [0_u8; 8]);
+        self.timer.has_expired();
         self.waiting = false;
-    }
-
-    fn expire_in(&self, wait: Duration) -> bool {
-        // Zero would disarm it.
-        let wait = wait.max(Duration::from_nanos(1));
-        let never = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        let Ok(it_value) = Timespec::try_from(wait) else {
-            return false;
-        };
-        let once = Itimerspec {
-            it_interval: never,
-            it_value,
-        };
-        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once).is_ok()
     }
 }
 

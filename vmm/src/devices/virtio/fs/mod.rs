@@ -16,13 +16,8 @@ pub mod backend;
 pub mod message;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
@@ -30,6 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::queues::{DeviceFault, Drained, Queues};
 use super::watch::Watch;
 use super::{VirtioDevice, read_config_bytes};
+use crate::timer::Timer;
 use backend::{Backend, BackendError, Lines, Ring};
 use message::Request;
 
@@ -62,7 +58,7 @@ pub struct Filesystem {
     /// What the backend was told of, or will be.
     rings: [Option<Ring>; QUEUES],
     watch: Watch,
-    timer: OwnedFd,
+    timer: Timer,
 }
 
 /// How far the backend has begun to serve.
@@ -81,8 +77,7 @@ enum Phase {
 impl Filesystem {
     /// A file system called `name` in events and `tag` in the guest.
     pub fn new(name: String, tag: Tag, backend: Backend) -> io::Result<Self> {
-        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        let timer = Timer::new()?;
         let watch = Watch::new([backend.as_fd(), timer.as_fd()])?;
         let mut config = [0; CONFIG_BYTES];
         config[..TAG_BYTES].copy_from_slice(&tag);
@@ -129,11 +124,11 @@ impl Filesystem {
                         backend.start(features, &device.rings, lines)?;
                     }
                     device.phase = Phase::Starting;
-                    device.set_timer(backend.patience().start);
+                    device.timer.set(backend.patience().start);
                 }
                 Phase::Starting if answered => {
                     device.phase = Phase::Started;
-                    device.set_timer(Duration::ZERO);
+                    device.timer.stop();
                 }
                 Phase::Starting if late => {
                     let request = Request::SetFeatures;
@@ -155,20 +150,6 @@ impl Filesystem {
         if stopped.contains(&true) {
             self.with_backend(|backend, _| backend.stop(stopped));
         }
-    }
-
-    fn set_timer(&self, after: Duration) {
-        let once = Itimerspec {
-            it_interval: Timespec::default(),
-            it_value: Timespec::try_from(after).unwrap_or_default(),
-        };
-        // No reason is left for which it could fail.
-        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once);
-    }
-
-    /// Whether the timer has run out since it was set.
-    fn timer_expired(&self) -> bool {
-        rustix::io::read(&self.timer, &mut [0; 8]).is_ok()
     }
 
     fn fault(&self) -> DeviceFault {
@@ -268,7 +249,7 @@ impl VirtioDevice for Filesystem {
     fn process_backend(&mut self, queues: Option<&mut Queues>) -> Result<(), DeviceFault> {
         let mut expired = false;
         self.watch.poll(|index, _| expired |= index == TIMER);
-        let late = expired && self.timer_expired();
+        let late = expired && self.timer.has_expired();
         let before = self.backend.is_some();
         self.advance(late);
         let failed = before && self.backend.is_none();
