@@ -212,8 +212,10 @@ impl ControlServer {
     fn give_up_statistics(&mut self) {
         self.timer.has_expired();
         if let Some(id) = self.statistics.take() {
-            let reason =
-                format!("the guest did not tell its statistics within {STATISTICS_PATIENCE:?}");
+            let reason = format!(
+                "the guest did not tell its statistics within {} seconds",
+                STATISTICS_PATIENCE.as_secs()
+            );
             self.connection.reply(Some(id), Outcome::Error(reason));
         }
     }
