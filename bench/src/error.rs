@@ -22,10 +22,14 @@ pub enum BenchError {
     #[error("cannot start mote-vmm in its jail")]
     Jail(#[from] jail::JailError),
     /// A monitor's guest ended before it was asked to.
-    #[error("{name} ended before its guest was done; it says: {errors}; the guest last: {console}")]
+    #[error(
+        "{name} ended before its guest was done, {ending}; it says: {errors}; the guest last: {console}"
+    )]
     TooEarly {
         /// The monitor.
         name: String,
+        /// How it ended.
+        ending: String,
         /// Its standard error.
         errors: String,
         /// The end of what the guest printed.

@@ -14,6 +14,9 @@ use crate::interruption;
 /// Longer than any start takes on the slowest of machines.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Between the end of a console and the end of its monitor.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// How much of what the guest printed goes into an error.
 const LAST_BYTES: usize = 1024;
 
@@ -97,12 +100,28 @@ impl<'a> Machine<'a> {
     }
 
     fn no_more(&mut self) -> BenchError {
+        // How it ended must be known before what it says is read: that ends it.
+        let ending = self.ending();
         BenchError::TooEarly {
             name: self.monitor.name().to_owned(),
+            ending,
             errors: self.process.errors(),
             console: String::from_utf8_lossy(self.last.make_contiguous())
                 .trim()
                 .to_owned(),
+        }
+    }
+
+    /// How the monitor ended whose console is closed; its end may be a moment later.
+    fn ending(&mut self) -> String {
+        let ended = match self.process.pidfd() {
+            Ok(pidfd) => self.wait_readable(&pidfd, GRACE).is_ok(),
+            Err(_) => false,
+        };
+        match ended.then(|| self.process.wait()) {
+            Some(Ok(status)) => status.to_string(),
+            Some(Err(error)) => error.to_string(),
+            None => "its console closed though it runs".to_owned(),
         }
     }
 
