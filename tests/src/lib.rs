@@ -15,6 +15,7 @@
 pub mod oci;
 
 use std::io::Write;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 
@@ -78,6 +79,16 @@ impl Run {
 /// `mote` with `arguments`, nothing on standard input.
 pub fn mote<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Run {
     let output = command(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .expect("mote can be started");
+    Run::of(output)
+}
+
+/// `mote` with `arguments`, with its kernel and initrd in `directory`.
+pub fn mote_with_assets<'a>(directory: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Run {
+    let output = command(arguments)
+        .env("MOTE_ASSETS", directory)
         .stdin(Stdio::null())
         .output()
         .expect("mote can be started");
