@@ -1,30 +1,16 @@
 //! What confines the VMM of a real guest, read back from the kernel.
 
-use std::io::{BufRead, BufReader};
 use std::process::Command;
 
-use e2e::{finish, image, mote, mote_in_background_with_input};
+use e2e::{finish, image, mote, run_until_ready};
 use serde_json::Value;
 
 #[test]
 fn the_vmm_of_a_running_guest_has_every_wall_around_it() {
-    let mut run = mote_in_background_with_input([
-        "run",
-        "-i",
-        "--cpus",
-        "2",
-        "--name",
-        "walled",
-        &image(),
-        "/bin/sh",
-        "-c",
-        "echo ready; cat",
-    ]);
-    let mut line = String::new();
-    BufReader::new(run.stdout.as_mut().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    assert_eq!(line, "ready\n");
+    let script = "echo ready; cat";
+    let image = image();
+    let arguments = ["--cpus", "2", "--name", "walled", &image];
+    let mut run = run_until_ready(arguments.into_iter().chain(["/bin/sh", "-c", script]));
 
     let listed = mote(["ps", "--format", "json"]).expect(0).text();
     // Other tests have theirs running.
@@ -116,12 +102,8 @@ fn limits_on_a_disk_of_the_host_are_those_of_the_cgroup() {
     let limit = format!("{}:1m", device.0);
     let limits = ["--device-write-bps", &limit, "--device-read-iops", &limit];
     let command = [&image, "/bin/sh", "-c", "echo ready; cat"];
-    let arguments = ["run", "-i", "--name", "limited"].into_iter();
-    let mut run = mote_in_background_with_input(arguments.chain(limits).chain(command));
-    let mut line = String::new();
-    BufReader::new(run.stdout.as_mut().unwrap())
-        .read_line(&mut line)
-        .unwrap();
+    let arguments = ["--name", "limited"].into_iter();
+    let mut run = run_until_ready(arguments.chain(limits).chain(command));
     let told = mote(["inspect", "limited", "--format", "json"]).expect(0);
     let told: Value = serde_json::from_str(&told.text()).expect("JSON");
     let io_max = told["confinement"]["cgroup"]["limits"]["io.max"].to_string();
@@ -136,4 +118,22 @@ fn limits_on_a_disk_of_the_host_are_those_of_the_cgroup() {
         "{}",
         no_disk.errors()
     );
+}
+
+#[test]
+fn a_machine_that_outgrows_its_cgroup_is_told_as_out_of_memory() {
+    let script = "echo ready; cat >/dev/null; exec tail /dev/zero";
+    let image = image();
+    let arguments = ["-m", "512m", "--name", "outgrown", &image];
+    let mut run = run_until_ready(arguments.into_iter().chain(["/bin/sh", "-c", script]));
+    let told = mote(["inspect", "outgrown", "--format", "json"]).expect(0);
+    let told: Value = serde_json::from_str(&told.text()).expect("JSON");
+    let cgroup = told["confinement"]["cgroup"]["path"].as_str().unwrap();
+    // As if somebody else took what it may have.
+    let limit = format!("/sys/fs/cgroup{cgroup}/memory.max");
+    std::fs::write(limit, "192M").expect("the limit can be set");
+    drop(run.stdin.take());
+    let errors = finish(run).expect(125).errors();
+    assert!(errors.contains("killed as out of memory"), "{errors}");
+    assert!(errors.contains("memory.max"), "{errors}");
 }

@@ -1,21 +1,13 @@
 //! What one `mote` has another's microVM do.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::process::Child;
 
-use e2e::{finish, image, mote, mote_in_background_with_input};
+use e2e::{finish, image, mote, run_until_ready};
 
 /// A microVM called `name` that has printed "ready".
 fn start(name: &str, script: &str) -> Child {
-    let image = image();
-    let arguments = ["run", "-i", "--name", name, &image, "/bin/sh", "-c", script];
-    let mut run = mote_in_background_with_input(arguments);
-    let mut line = String::new();
-    BufReader::with_capacity(1, run.stdout.as_mut().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    assert_eq!(line, "ready\n");
-    run
+    run_until_ready(["--name", name, &image(), "/bin/sh", "-c", script])
 }
 
 #[test]

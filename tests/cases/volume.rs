@@ -1,9 +1,11 @@
 //! `mote run --volume`: directories of the host in a guest.
 
 use std::fs;
-use std::path::Path;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
-use e2e::{image, mote};
+use e2e::{finish, image, mote, run_until_ready, variable};
+use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest, Sha256};
 
 /// Runs `script` in a guest that has `directory` at `/data/of/host`, with `mode`.
@@ -12,18 +14,19 @@ fn with_volume(directory: &Path, mode: &str, script: &str) -> e2e::Run {
     mote(["run", "-v", &volume, &image(), "/bin/sh", "-ec", script])
 }
 
-/// The number of processes called virtiofsd that serve `directory`.
-fn servers(directory: &Path) -> usize {
+/// The processes called virtiofsd that serve `directory`.
+fn servers(directory: &Path) -> Vec<Pid> {
     let wanted = format!("source={}", directory.display());
     let wanted_new = format!("--shared-dir={}", directory.display());
+    let serves = |process: &Path| {
+        let line = fs::read(process.join("cmdline")).unwrap_or_default();
+        let mut words = line.split(|byte| *byte == 0);
+        words.any(|word| word == wanted.as_bytes() || word == wanted_new.as_bytes())
+    };
     let processes = fs::read_dir("/proc").expect("there is a /proc");
-    let lines = processes.filter_map(|entry| fs::read(entry.ok()?.path().join("cmdline")).ok());
-    lines
-        .filter(|line| {
-            line.split(|byte| *byte == 0)
-                .any(|word| word == wanted.as_bytes() || word == wanted_new.as_bytes())
-        })
-        .count()
+    let paths = processes.filter_map(|entry| Some(entry.ok()?.path()));
+    let pid = |path: PathBuf| Pid::from_raw(path.file_name()?.to_str()?.parse().ok()?);
+    paths.filter(|path| serves(path)).filter_map(pid).collect()
 }
 
 #[test]
@@ -52,7 +55,8 @@ fn a_directory_is_read_and_written_on_both_sides() {
     assert!(read("below/new/copy") == content, "the copy differs");
     assert!(read("link") == content, "the link leads elsewhere");
     assert_eq!(read("below/word"), b"guest\n");
-    assert_eq!(servers(directory.path()), 0, "its server has outlived it");
+    let servers = servers(directory.path());
+    assert!(servers.is_empty(), "its server has outlived it");
 }
 
 #[test]
@@ -123,4 +127,38 @@ fn what_cannot_be_served_is_an_error_of_mote() {
         "{}",
         run.errors()
     );
+}
+
+#[test]
+fn a_distributions_kernel_has_volumes_too() {
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::write(directory.path().join("word"), "host").expect("a file");
+    let volume = format!("{}:/data", directory.path().display());
+    let kernel = variable("MOTE_E2E_KERNEL");
+    let script = "cat /data/word; echo guest >/data/word";
+    let image = image();
+    let arguments = ["run", "--kernel", &kernel, "-v", &volume, &image];
+    let command = ["/bin/sh", "-ec", script];
+    let run = mote(arguments.into_iter().chain(command)).expect(0);
+    assert_eq!(run.text(), "host");
+    assert_eq!(fs::read(directory.path().join("word")).unwrap(), b"guest\n");
+}
+
+#[test]
+fn a_guest_goes_on_without_the_files_of_a_server_that_was_killed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::write(directory.path().join("word"), "host").expect("a file");
+    let volume = format!("{}:/data", directory.path().display());
+    // Who asks for a file then may wait for ever; the workload and its end do not.
+    let script = "echo ready; read line; cat /data/word & sleep 1; echo alive";
+    let image = image();
+    let arguments = ["-v", &volume, &image, "/bin/sh", "-c", script];
+    let mut run = run_until_ready(arguments);
+    let servers = servers(directory.path());
+    assert!(!servers.is_empty(), "nobody serves the directory");
+    for server in servers {
+        kill_process(server, Signal::KILL).expect("the server is there");
+    }
+    run.stdin.as_mut().unwrap().write_all(b"go on\n").unwrap();
+    assert_eq!(finish(run).expect(0).text(), "alive");
 }

@@ -14,7 +14,7 @@
 
 pub mod oci;
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -114,6 +114,26 @@ pub fn mote_in_background<'a>(arguments: impl IntoIterator<Item = &'a str>) -> C
 /// A `mote` that goes on while the test looks at it, and reads from a pipe.
 pub fn mote_in_background_with_input<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Child {
     start(command(arguments).stdin(Stdio::piped()))
+}
+
+/// A `mote run -i` with these arguments that goes on, whose workload has printed the
+/// line `ready`. Closing its standard input is how a test ends it.
+#[track_caller]
+pub fn run_until_ready<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Child {
+    let arguments = ["run", "-i"].into_iter().chain(arguments);
+    let mut run = mote_in_background_with_input(arguments);
+    let stdout = run.stdout.as_mut().expect("standard output is a pipe");
+    let mut line = String::new();
+    // What follows the line is for who waits for the end.
+    let read = BufReader::with_capacity(1, stdout).read_line(&mut line);
+    if read.is_err() || line != "ready\n" {
+        let run = finish(run);
+        panic!(
+            "it printed {line:?}, not that it is ready; {}",
+            run.errors()
+        );
+    }
+    run
 }
 
 /// Waits for a `mote` that was started in the background.
