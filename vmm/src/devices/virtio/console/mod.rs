@@ -58,6 +58,8 @@ struct Input {
 pub struct Console {
     size: Size,
     configuration_changed: bool,
+    /// Whether the driver was told its size since it began to use each queue.
+    told_size: [bool; 2],
     host: DeviceEnd,
     input: Option<Input>,
     output: Output,
@@ -86,6 +88,7 @@ impl Console {
         let device = Self {
             size,
             configuration_changed: false,
+            told_size: [false; 2],
             host,
             input: input.map(|file| Input {
                 file,
@@ -249,6 +252,13 @@ impl VirtioDevice for Console {
     }
 
     fn process_queue(&mut self, index: usize, queues: &mut Queues) -> Result<Drained, DeviceFault> {
+        // Linux takes a terminal to be 0 by 0 until it is told of a change: before it gives
+        // buffers away it has no terminal to set the size of, and may have none until it
+        // prints.
+        if let Some(told @ false) = self.told_size.get_mut(index) {
+            *told = true;
+            self.configuration_changed = true;
+        }
         match index {
             RECEIVE => self.receive(queues),
             TRANSMIT => self.transmit(queues),
@@ -257,7 +267,9 @@ impl VirtioDevice for Console {
     }
 
     /// Nothing of the driver's is kept; text on its way still arrives.
-    fn reset(&mut self) {}
+    fn reset(&mut self) {
+        self.told_size = [false; 2];
+    }
 
     fn backend(&self) -> Option<BorrowedFd<'_>> {
         Some(self.watch.as_fd())

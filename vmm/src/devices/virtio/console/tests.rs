@@ -222,6 +222,24 @@ fn a_new_size_is_announced_once_and_changes_the_generation() {
 }
 
 #[test]
+fn a_driver_is_told_to_look_at_the_size_when_it_begins_to_use_a_queue() {
+    let mut terminal = terminal();
+    let driver = &mut terminal.driver;
+    for _ in 0..2 {
+        for (queue, flags) in [(RECEIVE, WRITE), (TRANSMIT, 0)] {
+            driver.submit(queue, &[(BUFFERS, 1, flags)]);
+            assert_ne!(driver.take_interrupt() & CONFIGURATION_CHANGE, 0);
+            driver.submit(queue, &[(BUFFERS, 1, flags)]);
+            assert_eq!(driver.take_interrupt() & CONFIGURATION_CHANGE, 0);
+        }
+        // As is one that comes after it.
+        driver.reset();
+        driver.start(FEATURES);
+        driver.take_interrupt();
+    }
+}
+
+#[test]
 fn a_size_told_before_there_is_a_driver_is_there_when_it_comes() {
     let mut terminal = terminal();
     terminal.driver.reset();
