@@ -176,7 +176,7 @@ pub(super) fn start(
         standard: [null.as_fd(), null.as_fd(), errors_end.as_fd()],
         descriptors: passed.0.iter().map(AsFd::as_fd).collect(),
         limits: vmm::limits::of(&spec, spec_number),
-        network: network.as_ref(),
+        network,
         cgroup: cgroup.as_ref().map(AsFd::as_fd),
         dies_with_parent: true,
     }

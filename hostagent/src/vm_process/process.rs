@@ -221,7 +221,7 @@ impl VmProcess {
             standard: [null.as_fd(), null.as_fd(), stderr_end.as_fd()],
             descriptors: inherited.all().collect(),
             limits,
-            network: network.as_ref(),
+            network,
             cgroup: cgroup.as_ref().map(AsFd::as_fd),
             dies_with_parent: true,
         };
@@ -231,7 +231,7 @@ impl VmProcess {
         };
         let child = child.map_err(|error| program.start_failed(error.into()))?;
         // With them go the child's ends of everything.
-        drop((inherited, stderr_end, network));
+        drop((inherited, stderr_end));
         // Now that the VMM is busy.
         if let Some(cgroups) = cgroups {
             cgroups.remove_abandoned();

@@ -71,14 +71,14 @@ impl Jail<'_> {
     /// gets ids of its own, and its namespaces belong to the caller's user
     /// namespace, so that not even all capabilities of its own would have power
     /// over them. As anyone else it keeps the caller's ids.
-    pub fn spawn(&self) -> Result<Jailed, JailError> {
+    pub fn spawn(self) -> Result<Jailed, JailError> {
         self.start(true)
     }
 
     /// Starts the program with its descriptors and nothing of what confines it. For
     /// a test's stand-in that needs the host's files; nothing a user can say leads
     /// here.
-    pub fn spawn_unconfined(&self) -> Result<Jailed, JailError> {
+    pub fn spawn_unconfined(self) -> Result<Jailed, JailError> {
         self.start(false)
     }
 
@@ -153,7 +153,7 @@ impl<'a> Birth<'a> {
     /// The network namespace that is made beside, if it is.
     fn network(&self) -> Option<&'a NewNetwork> {
         // Without privileges it must belong to the child's own user namespace.
-        self.jail.network.filter(|_| self.privileged)
+        self.jail.network.as_ref().filter(|_| self.privileged)
     }
 }
 

@@ -47,9 +47,9 @@ pub struct Jail<'a> {
     pub descriptors: Vec<BorrowedFd<'a>>,
     /// What it may use of the host.
     pub limits: Limits,
-    /// The network namespace it gets, which nobody else may get, if this was begun
-    /// before. Omitted: one is made with the process.
-    pub network: Option<&'a NewNetwork>,
+    /// The network namespace it gets, if this was begun before. Omitted: one is made
+    /// with the process.
+    pub network: Option<NewNetwork>,
     /// A directory of a cgroup version 2 hierarchy. Omitted: that of this process.
     pub cgroup: Option<BorrowedFd<'a>>,
     /// Whether it is killed when the calling thread ends.

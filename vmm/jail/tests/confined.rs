@@ -102,7 +102,7 @@ fn start_with(what: &str, unusual: Unusual) -> Result<Inmate, JailError> {
         standard: [input_end.as_fd(), output_end.as_fd(), output_end.as_fd()],
         descriptors: unusual.descriptors,
         limits: LIMITS,
-        network: network.as_ref(),
+        network,
         cgroup: unusual.cgroup,
         dies_with_parent: true,
     };
