@@ -8,7 +8,9 @@ use super::super::mock::{
     ACKNOWLEDGE, DRIVER, DRIVER_OK, EVENT_INDEX, FEATURES_OK, MockDriver, NEEDS_RESET, QUEUE_SIZE,
     VERSION_1,
 };
+use super::registers::MAGIC;
 use super::*;
+use crate::bus::BusDevice;
 
 mod panics;
 
