@@ -17,6 +17,9 @@ pub mod vsock;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
+use kvm_ioctls::Kvm;
+use rustix::fs::FileType;
+
 use crate::arch::layout;
 use crate::arch::x86_64::cpuid::template::Template;
 use crate::descriptors::Descriptors;
@@ -24,7 +27,7 @@ use crate::devices::generation_id::GENERATION_ID_BYTES;
 use crate::devices::virtio::balloon::BalloonFeatures;
 use crate::devices::virtio::net::NetOptions;
 use crate::metrics::page::Options;
-use crate::spec::{SPEC_VERSION, VmSpec};
+use crate::spec::{Descriptor, SPEC_VERSION, VmSpec};
 use boot::BootConfig;
 use console::ConsoleConfig;
 use descriptor::{non_blocking, readable, seqpacket, writable};
@@ -40,15 +43,16 @@ use vsock::VsockConfig;
 pub const MAX_VCPUS: u32 = 32;
 /// Below this the boot structures and a kernel do not fit.
 pub const MIN_MEMORY_BYTES: u64 = 2 << 20;
-/// More than any machine has, far less than what overflows an address.
-pub const MAX_MEMORY_BYTES: u64 = 16 << 40;
+/// A memory slot has less than 2^31 pages (`KVM_MEM_MAX_NR_PAGES`, Linux,
+/// `virt/kvm/kvm_main.c`), and all memory above 4 GiB is one.
+pub const MAX_MEMORY_BYTES: u64 = 8 << 40;
 const PAGE_BYTES: u64 = 4096;
 
 /// One microVM, every value in range, every descriptor owned.
 #[derive(Debug)]
 pub struct Config {
     /// `/dev/kvm`.
-    pub kvm: OwnedFd,
+    pub kvm: Kvm,
     /// 1 to [`MAX_VCPUS`].
     pub vcpus: u8,
     /// What they are like, if not like the host's.
@@ -135,8 +139,8 @@ impl Config {
             format!("at most {}", layout::MAX_DEVICES),
         )?;
         let cpu_template = cpu::template(&spec)?;
+        let kvm = fds.take(spec.kvm, "kvm")?;
         Ok(Self {
-            kvm: fds.take(spec.kvm, "kvm")?,
             vcpus: vcpus as u8,
             cpu_template,
             memory_bytes,
@@ -149,7 +153,7 @@ impl Config {
                 disks: disk::all(spec.disks, fds)?,
                 entropy: spec
                     .entropy
-                    .map(|number| non_blocking(readable(number, "entropy", fds)?, "entropy"))
+                    .map(|number| entropy(number, fds))
                     .transpose()?,
                 vsock: spec
                     .vsock
@@ -181,7 +185,22 @@ impl Config {
                 .events
                 .map(|number| non_blocking(writable(number, "events", fds)?, "events"))
                 .transpose()?,
+            // Last: all else can be wrong without it.
+            kvm: crate::kvm::vm::open(kvm)?,
         })
+    }
+}
+
+/// What gives random bytes for as long as it is asked.
+fn entropy(number: Descriptor, fds: &mut Descriptors) -> Result<File, ConfigError> {
+    let file = readable(number, "entropy", fds)?;
+    let kind = rustix::fs::fstat(&file).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    match kind {
+        Ok(FileType::CharacterDevice) => non_blocking(file, "entropy"),
+        _ => Err(error::kind(
+            "entropy",
+            "a character device, such as /dev/urandom",
+        )),
     }
 }
 

@@ -20,6 +20,14 @@ pub enum DescriptorError {
         /// The number it holds.
         number: Descriptor,
     },
+    /// The number belongs to a standard stream.
+    #[error("{field} names descriptor {number}; 0 to 2 are standard input, output and error")]
+    Standard {
+        /// The field of the spec.
+        field: String,
+        /// The number it holds.
+        number: Descriptor,
+    },
     /// Two fields name the same number.
     #[error("{field} names descriptor {number}, which another field already uses")]
     UsedTwice {
@@ -82,6 +90,10 @@ fn adopt(number: Descriptor, field: &str) -> Result<OwnedFd, DescriptorError> {
     if number < 0 {
         return Err(not_open());
     }
+    if number <= 2 {
+        let field = field.to_owned();
+        return Err(DescriptorError::Standard { field, number });
+    }
     // SAFETY: the borrow lasts for the two calls below, which fail with EBADF
     // and touch nothing if the number is not open.
     let fd = unsafe { BorrowedFd::borrow_raw(number) };
@@ -117,6 +129,14 @@ mod tests {
         for number in [-1, 1 << 20] {
             let error = Descriptors::default().take(number, "kvm").unwrap_err();
             assert!(error.to_string().contains("kvm"), "{error}");
+        }
+    }
+
+    #[test]
+    fn standard_streams_are_nobody_elses() {
+        for number in 0..=2 {
+            let error = Descriptors::default().take(number, "kvm").unwrap_err();
+            assert!(error.to_string().starts_with("kvm"), "{error}");
         }
     }
 

@@ -46,23 +46,24 @@ mote-vmm is started by mote with every descriptor it needs; it opens nothing.
 fn main() -> ExitCode {
     let started_ns = vmm::event::monotonic_ns();
     seccomp::share_one_heap();
-    let mut arguments = std::env::args().skip(1);
+    let mut arguments = std::env::args_os().skip(1);
     let (Some(mode), Some(number), None) = (arguments.next(), arguments.next(), arguments.next())
     else {
         return usage();
     };
-    let Ok(number) = number.parse() else {
+    let Some(number) = number.to_str().and_then(|number| number.parse().ok()) else {
         return usage();
     };
-    match mode.as_str() {
-        "--spec-fd" => run(number, started_ns),
-        "--probe-kvm" => probe_kvm(number),
+    match mode.to_str() {
+        Some("--spec-fd") => run(number, started_ns),
+        Some("--probe-kvm") => probe_kvm(number),
         _ => usage(),
     }
 }
 
 fn usage() -> ExitCode {
-    eprintln!("{USAGE}");
+    // Whoever would read it may be gone.
+    let _ = writeln!(std::io::stderr(), "{USAGE}");
     ExitCode::from(WRONG_USE)
 }
 
@@ -151,10 +152,13 @@ fn probe_kvm(number: i32) -> ExitCode {
         Err(error) => return fail(WRONG_USE, &error.into()),
     };
     match serde_json::to_string(&probe::run(kvm)) {
-        Ok(line) => {
-            println!("{line}");
-            ExitCode::SUCCESS
-        }
+        Ok(line) => match writeln!(std::io::stdout(), "{line}") {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(
+                HOST_FAILURE,
+                &anyhow::Error::new(error).context("cannot print"),
+            ),
+        },
         Err(error) => fail(HOST_FAILURE, &error.into()),
     }
 }

@@ -36,13 +36,13 @@ pub fn non_blocking(file: File, field: &str) -> Result<File, ConfigError> {
     Ok(file)
 }
 
-/// A socket that keeps messages apart.
+/// A socket that keeps messages apart and has another end.
 pub fn seqpacket(number: i32, field: &str, fds: &mut Descriptors) -> Result<OwnedFd, ConfigError> {
     let socket = fds.take(number, field)?;
     let seqpacket = rustix::net::sockopt::socket_type(&socket)
         .is_ok_and(|kind| kind == rustix::net::SocketType::SEQPACKET);
-    if !seqpacket {
-        return Err(kind(field, "a SOCK_SEQPACKET socket"));
+    if !seqpacket || rustix::net::getpeername(&socket).is_err() {
+        return Err(kind(field, "a connected SOCK_SEQPACKET socket"));
     }
     Ok(socket)
 }

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use rustix::fs::OFlags;
+
 use super::descriptor::stored_size;
 use super::error::{ConfigError, in_range, kind};
 use super::limits::limits;
@@ -49,6 +51,10 @@ fn disk(spec: DiskSpec, index: usize, fds: &mut Descriptors) -> Result<DiskConfi
         if !may_read || !(may_write || spec.read_only) {
             return Err(kind(field, "open for what the disk is used for"));
         }
+        if !spec.read_only && appends(&file) {
+            let wanted = "open without O_APPEND, by which each write would go to its end";
+            return Err(kind(field, wanted));
+        }
         let length = extent.length_bytes;
         in_range(
             &format!("{field}.length_bytes"),
@@ -81,6 +87,10 @@ fn disk(spec: DiskSpec, index: usize, fds: &mut Descriptors) -> Result<DiskConfi
         serial: disk_serial(spec.serial.as_deref())?,
         limits: limits(spec.limits, &format!("{field}.limits"))?,
     })
+}
+
+fn appends(file: &File) -> bool {
+    rustix::fs::fcntl_getfl(file).is_ok_and(|flags| flags.contains(OFlags::APPEND))
 }
 
 fn disk_serial(text: Option<&str>) -> Result<Serial, ConfigError> {

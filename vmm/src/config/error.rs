@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::descriptors::DescriptorError;
+use crate::kvm::vm::NotKvm;
 use crate::spec::SPEC_VERSION;
 
 /// What is wrong with a spec.
@@ -27,6 +28,9 @@ pub enum ConfigError {
     /// A descriptor that cannot be used.
     #[error(transparent)]
     Descriptor(#[from] DescriptorError),
+    /// A descriptor that is not KVM's.
+    #[error("kvm {0}")]
+    NotKvm(#[from] NotKvm),
     /// A descriptor of the wrong kind.
     #[error("{field} must be {wanted}")]
     Kind {

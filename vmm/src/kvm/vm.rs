@@ -14,12 +14,25 @@ use crate::memory::GuestMemory;
 /// `KVM_API_VERSION`; it has not changed since Linux 2.6.22.
 pub const API_VERSION: i32 = 12;
 
+/// A descriptor is not KVM's, or an impossibly old one's.
+#[derive(Debug, thiserror::Error)]
+#[error("must be /dev/kvm: asked for its API version it answers {0}, not {API_VERSION}")]
+pub struct NotKvm(i32);
+
+/// Makes sure that `descriptor` is `/dev/kvm` (`KVM_GET_API_VERSION`).
+pub fn open(descriptor: OwnedFd) -> Result<Kvm, NotKvm> {
+    // SAFETY: the descriptor is open and owned here; `Kvm` takes it over. Whether it is
+    // /dev/kvm is what the next call finds out.
+    let kvm = unsafe { <Kvm as std::os::fd::FromRawFd>::from_raw_fd(descriptor.into_raw_fd()) };
+    match kvm.get_api_version() {
+        API_VERSION => Ok(kvm),
+        other => Err(NotKvm(other)),
+    }
+}
+
 /// Why KVM cannot run the microVM.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
-    /// The descriptor is not KVM, or an impossibly old one.
-    #[error("the kvm descriptor answers API version {0}, not {API_VERSION}: is it /dev/kvm?")]
-    NotKvm(i32),
     /// An ioctl was refused.
     #[error("KVM refused to {action}")]
     Kvm {
@@ -45,22 +58,11 @@ impl Vm {
     ///
     /// The order is measured: with memory registered before the interrupt
     /// controller exists, creating both takes a tenth of the time.
-    pub fn new(kvm_fd: OwnedFd, memory: &GuestMemory) -> Result<Self, VmError> {
-        // SAFETY: the descriptor is open and owned here; `Kvm` takes it over.
-        // That it is /dev/kvm is what the next call finds out.
-        let kvm_device =
-            unsafe { <Kvm as std::os::fd::FromRawFd>::from_raw_fd(kvm_fd.into_raw_fd()) };
-        let version = kvm_device.get_api_version();
-        if version != API_VERSION {
-            return Err(VmError::NotKvm(version));
-        }
-        let vm = kvm_device
+    pub fn new(device: Kvm, memory: &GuestMemory) -> Result<Self, VmError> {
+        let vm = device
             .create_vm()
             .map_err(kvm("create a virtual machine (KVM_CREATE_VM)"))?;
-        let this = Self {
-            kvm: kvm_device,
-            vm,
-        };
+        let this = Self { kvm: device, vm };
         this.attach(memory)?;
         this.vm
             .set_tss_address(layout::KVM_TSS)

@@ -71,7 +71,7 @@ fn refused(pointer: &str, value: Value, names: &[&str]) {
 #[test]
 fn what_is_valid_is_only_refused_by_kvm() {
     let outcome = whole().run();
-    outcome.expect_error(crate::machine::HOST_FAILURE, &["/dev/kvm"]);
+    outcome.expect_error(WRONG_USE, &["kvm must be /dev/kvm"]);
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn refused_descriptor(pointer: &str, file: impl Into<std::os::fd::OwnedFd>, name
 fn descriptors_of_the_wrong_kind_are_refused_by_name() {
     let null = || File::open("/dev/null").unwrap();
     let write_only = || File::options().write(true).open("/dev/null").unwrap();
-    let pipe = || std::io::pipe().unwrap().0;
+    let pipe = || std::os::fd::OwnedFd::from(std::io::pipe().unwrap().0);
     refused_descriptor("/boot/kernel", pipe(), &["boot.kernel", "regular file"]);
     refused_descriptor("/boot/kernel", write_only(), &["boot.kernel", "reading"]);
     refused_descriptor("/boot/initrd", null(), &["boot.initrd", "regular file"]);
@@ -258,6 +258,18 @@ fn descriptors_of_the_wrong_kind_are_refused_by_name() {
         refused_descriptor(pointer, stream, &[name, "SOCK_SEQPACKET"]);
     }
     refused_descriptor("/control", null(), &["control", "SOCK_SEQPACKET"]);
+    for (pointer, name) in [("/vsock/channel", "vsock.channel"), ("/control", "control")] {
+        let kind = rustix::net::SocketType::SEQPACKET;
+        let alone = rustix::net::socket(rustix::net::AddressFamily::UNIX, kind, None).unwrap();
+        refused_descriptor(pointer, alone, &[name, "connected"]);
+    }
+    for not_random in [
+        File::open("/").unwrap(),
+        memory_file(b""),
+        File::from(pipe()),
+    ] {
+        refused_descriptor("/entropy", not_random, &["entropy", "character device"]);
+    }
     let input = "/consoles/0/input";
     refused_descriptor(input, memory_file(b""), &["consoles[0].input", "pipe"]);
     refused_descriptor(input, write_only(), &["consoles[0].input", "reading"]);
@@ -276,6 +288,23 @@ fn descriptors_of_the_wrong_kind_are_refused_by_name() {
         &["pmem[0].file", "regular file"],
     );
     refused_descriptor("/events", null(), &["events", "writing"]);
+}
+
+#[test]
+fn a_disk_whose_writes_would_go_to_its_end_is_refused() {
+    let file = memory_file(&pattern(0, 8));
+    rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::APPEND).unwrap();
+    let extent = "/disks/0/extents/0/file";
+    refused_descriptor(extent, file, &["disks[0].extents[0]", "O_APPEND"]);
+}
+
+#[test]
+fn standard_streams_are_refused_by_name() {
+    for (pointer, name) in DESCRIPTORS {
+        for number in 0..=2 {
+            refused(pointer, json!(number), &[name, "standard input"]);
+        }
+    }
 }
 
 #[test]
