@@ -1,17 +1,10 @@
 //! Guests that do not come up: what is told, and that nothing hangs.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use e2e::{image, mote, mote_with_assets};
+use e2e::{image, installed, mote, mote_with_assets};
 use tempfile::TempDir;
-
-/// Where the kernel and the initrd are that `mote` is installed with.
-fn installed(name: &str) -> PathBuf {
-    let path = std::env::var_os("PATH").expect("PATH is set");
-    let programs = std::env::split_paths(&path).next().expect("PATH has mote");
-    programs.join("../share/mote").join(name)
-}
 
 /// A directory with both, to be spoilt.
 fn assets() -> TempDir {

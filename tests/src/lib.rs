@@ -15,7 +15,7 @@
 pub mod oci;
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 
@@ -28,6 +28,13 @@ pub fn variable(name: &str) -> String {
 /// The reference of the Debian test image.
 pub fn image() -> String {
     variable("MOTE_E2E_IMAGE")
+}
+
+/// Where a file is that `mote` is installed with: `vmlinux` or `initrd`.
+pub fn installed(name: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").expect("PATH is set");
+    let programs = std::env::split_paths(&path).next().expect("PATH has mote");
+    programs.join("../share/mote").join(name)
 }
 
 /// How a run of `mote` ended.
