@@ -265,7 +265,8 @@ impl Watch {
         if self.blind {
             return Ok(());
         }
-        // The driver of a balloon gives whole pages away, and has them back empty.
+        // The driver of a balloon gives whole pages away, and has them back empty; it may
+        // have written to them since.
         let may_empty_pages = driver.read(register::DEVICE_ID) == VIRTIO_ID_BALLOON;
         let mut after = [0; CHUNK];
         for (before, start) in self.before.chunks(CHUNK).zip((0..).step_by(CHUNK)) {
@@ -274,11 +275,13 @@ impl Watch {
                 .memory
                 .read_slice(after, GuestAddress(start))
                 .unwrap();
-            if before == after || may_empty_pages && after.iter().all(|byte| *byte == 0) {
+            if before == after {
                 continue;
             }
             let changed = (start..).zip(before.iter().zip(&*after));
-            let changed = changed.filter(|(_, (before, after))| before != after);
+            let changed = changed.filter(|(_, (before, after))| {
+                before != after && !(may_empty_pages && **after == 0)
+            });
             for (address, _) in changed {
                 if !self.may_change.iter().any(|range| range.contains(&address)) {
                     return Err(format!("the device wrote to {address:#x}"));

@@ -5,8 +5,12 @@ use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::mock::NEXT;
 use crate::devices::virtio::queues::{DeviceFault, Drained, Queues};
 
-/// Writes one byte whenever its doorbell rings.
-struct Stray(u64);
+/// Writes something somewhere whenever its doorbell rings.
+struct Stray {
+    device_type: u32,
+    at: u64,
+    bytes: Vec<u8>,
+}
 
 impl VirtioDevice for Stray {
     fn name(&self) -> &str {
@@ -14,7 +18,7 @@ impl VirtioDevice for Stray {
     }
 
     fn device_type(&self) -> u32 {
-        1
+        self.device_type
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -28,17 +32,30 @@ impl VirtioDevice for Stray {
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
     fn process_queue(&mut self, _: usize, queues: &mut Queues) -> Result<Drained, DeviceFault> {
-        let at = GuestAddress(self.0);
-        queues.memory().write_obj(0xee_u8, at).unwrap();
+        let at = GuestAddress(self.at);
+        queues.memory().write_slice(&self.bytes, at).unwrap();
         Ok(Drained::Empty)
     }
 
     fn reset(&mut self) {}
 }
 
-/// What comes of a device that writes `at` an address while a driver does `acts`.
+/// What comes of a device that writes a byte `at` an address while a driver does `acts`.
 fn played(at: u64, acts: &[Act]) -> Result<(), String> {
-    let mut driver = MockDriver::started(Stray(at));
+    let bytes = vec![0xee];
+    let device_type = 1;
+    played_with(
+        Stray {
+            device_type,
+            at,
+            bytes,
+        },
+        acts,
+    )
+}
+
+fn played_with(device: Stray, acts: &[Act]) -> Result<(), String> {
+    let mut driver = MockDriver::started(device);
     let mut play = Play::new(&driver);
     for act in acts {
         play.act(&mut driver, act)?;
@@ -86,4 +103,26 @@ fn a_write_is_noticed_before_each_reset() {
         Act::WriteRegister(register::STATUS, vec![0; 4]),
     ];
     assert!(played(BUFFERS, &acts).is_err());
+}
+
+#[test]
+fn only_a_balloon_may_empty_a_page_also_one_that_is_written_to_later() {
+    let acts = [
+        Act::Put(BUFFERS, vec![7; 64]),
+        Act::Reset,
+        Act::Notify(0),
+        Act::Put(BUFFERS + 16, vec![9]),
+    ];
+    let emptying = |device_type| Stray {
+        device_type,
+        at: BUFFERS,
+        bytes: vec![0; CHUNK],
+    };
+    assert_eq!(played_with(emptying(VIRTIO_ID_BALLOON), &acts), Ok(()));
+    assert!(played_with(emptying(1), &acts).is_err());
+    let writing = Stray {
+        bytes: vec![1],
+        ..emptying(VIRTIO_ID_BALLOON)
+    };
+    assert!(played_with(writing, &acts).is_err());
 }
