@@ -299,16 +299,21 @@ unsafe extern "C" fn child(birth: *mut Birth) -> ! {
 fn become_the_program(birth: &Birth) -> Result<Infallible, Failure> {
     let at = |step| move |errno| (step, errno);
     let jail = birth.jail;
+    // Until it is the program it needs its parent: for memory, for the network that a
+    // thread there makes, for whoever would know of it.
+    die_with(birth.parent).map_err(at(Step::DieWithParent))?;
     // No controlling terminal, and a process group of its own: what is typed at the
     // parent's terminal is not for this process.
     setsid().map_err(at(Step::Session))?;
     if birth.confined {
         confine(birth)?;
     }
-    if jail.dies_with_parent {
-        // After the ids: taking others clears it.
-        die_with(birth.parent).map_err(at(Step::DieWithParent))?;
+    // Again, as taking other ids has cleared it.
+    match jail.dies_with_parent {
+        true => die_with(birth.parent),
+        false => set_parent_process_death_signal(None),
     }
+    .map_err(at(Step::DieWithParent))?;
     arrange_descriptors(jail).map_err(at(Step::Descriptors))?;
     unblock_signals();
     Err((Step::Execute, execute(jail.program, birth.arguments)))

@@ -7,9 +7,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use jail::{Ended, FIRST_ID, Jail, JailError, Jailed, Limits, NewNetwork};
 use libtest_mimic::{Arguments, Failed, Trial};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 const LIMITS: Limits = Limits {
     address_space_bytes: 1 << 30,
@@ -56,6 +58,10 @@ fn trials() -> Vec<Trial> {
         trial("it_gains_nothing_in_namespaces_it_makes", no_new_power),
         trial("two_that_live_at_once_share_no_uid", two_share_nothing),
         trial("it_dies_with_its_parent", dies_with_parent),
+        trial(
+            "it_dies_with_its_parent_while_it_is_being_made",
+            dies_unborn,
+        ),
         trial("the_parent_stays_as_it_was", parent_unchanged),
         trial("an_unprivileged_agent_confines_it_too", unprivileged),
         trial("what_cannot_be_executed_is_an_error", not_executable),
@@ -443,13 +449,31 @@ fn dies_with_parent() {
     assert!(readable_soon(&pidfd));
 }
 
+fn dies_unborn() {
+    for trial in 0..100 {
+        // What should be left holds nothing that anybody else waits for.
+        let mut agent = agent_command().stderr(Stdio::null()).spawn().unwrap();
+        let output = OwnedFd::from(agent.stdout.take().unwrap());
+        // At another step each time.
+        std::thread::sleep(Duration::from_micros(trial * 70));
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+        // Until it is the program it has all descriptors of its parent.
+        assert!(soon(&output, PollFlags::empty()), "trial {trial}");
+    }
+}
+
 fn readable_soon(fd: &OwnedFd) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    soon(fd, PollFlags::IN)
+}
+
+/// Whether one of `flags`, or its end, comes to a descriptor.
+fn soon(fd: &OwnedFd, flags: PollFlags) -> bool {
     let patience = Timespec {
         tv_sec: 20,
         tv_nsec: 0,
     };
-    poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&patience)) == Ok(1)
+    poll(&mut [PollFd::new(fd, flags)], Some(&patience)) == Ok(1)
 }
 
 fn parent_unchanged() {

@@ -213,10 +213,19 @@ impl Muxer {
                 .get(&ports)
                 .is_some_and(|entry| entry.connection.finished());
         if over {
-            self.connections.remove(&ports);
+            self.forget(ports);
             self.refuse(ports);
         } else {
             self.wait_if_needed(ports);
+        }
+    }
+
+    /// Lets go of a connection, and of its place in the line: the guest may make and end
+    /// as many as it likes without ever taking a packet.
+    fn forget(&mut self, ports: Ports) {
+        let entry = self.connections.remove(&ports);
+        if entry.is_some_and(|entry| entry.waiting) {
+            self.waiting.retain(|waiting| *waiting != ports);
         }
     }
 
@@ -258,9 +267,7 @@ impl Muxer {
             }
         };
         match self.connections.get_mut(&ports) {
-            Some(_) if operation == Operation::Reset => {
-                self.connections.remove(&ports);
-            }
+            Some(_) if operation == Operation::Reset => self.forget(ports),
             Some(entry) => {
                 let result = entry.connection.take(&header, operation, data);
                 self.settle(ports, result);
