@@ -41,9 +41,9 @@ pub fn of(spec: &VmSpec, greatest: Descriptor) -> Limits {
         (spec.disks.len() + spec.consoles.len() + spec.pmem.len() + spec.filesystems.len()) as u64
             + 4;
     let taps: u64 = spec.nics.iter().map(|nic| nic.taps.len() as u64).sum();
-    let (vsock_bytes, vsock_descriptors) = match spec.vsock {
-        Some(_) => (VSOCK_BYTES, VSOCK_DESCRIPTORS),
-        None => (0, 0),
+    let vsock_descriptors = match spec.vsock {
+        Some(_) => VSOCK_DESCRIPTORS,
+        None => 0,
     };
     let written = spec.disks.iter().filter(|disk| !disk.read_only);
     let ends = written.flat_map(|disk| &disk.extents);
@@ -54,7 +54,8 @@ pub fn of(spec: &VmSpec, greatest: Descriptor) -> Limits {
             .saturating_add(2 * REGION_MARGIN_BYTES)
             .saturating_add(pmem_bytes(spec))
             .saturating_add(metrics_bytes(spec))
-            .saturating_add(PROGRAM_BYTES + vcpus.saturating_mul(THREAD_BYTES) + vsock_bytes),
+            .saturating_add(vsock_bytes(spec))
+            .saturating_add(PROGRAM_BYTES + vcpus.saturating_mul(THREAD_BYTES)),
         locked_memory_bytes: RING_BYTES * rings(spec),
         file_size_bytes: ends.max().unwrap_or(0).max(memory_file_bytes(spec)),
         descriptors: u64::try_from(greatest).unwrap_or(0)
@@ -76,10 +77,18 @@ pub fn of_cgroup(spec: &VmSpec) -> CgroupLimits {
             .memory_bytes
             .saturating_add(spec.memory_bytes / 64)
             .saturating_add(pmem_bytes(spec) / 64)
+            .saturating_add(vsock_bytes(spec))
             .saturating_add(HOST_BYTES),
         threads: threads(spec),
         // Which disks of the host are behind its files is not in the spec.
         io: Vec::new(),
+    }
+}
+
+fn vsock_bytes(spec: &VmSpec) -> u64 {
+    match spec.vsock {
+        Some(_) => VSOCK_BYTES,
+        None => 0,
     }
 }
 

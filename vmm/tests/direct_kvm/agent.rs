@@ -44,6 +44,11 @@ impl Agent {
         });
     }
 
+    /// Closes whatever comes, until the microVM is gone.
+    pub fn refuse_all(mut self) {
+        std::thread::spawn(move || while self.next().is_some() {});
+    }
+
     /// `None`: the microVM is gone.
     fn next(&mut self) -> Option<(u32, UnixStream)> {
         let mut bytes = [0; MAX_MESSAGE_BYTES];

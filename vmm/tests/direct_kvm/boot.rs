@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use crate::machine::{HOST_FAILURE, memory_file, pattern, probe};
+use crate::machine::{HOST_FAILURE, WRONG_USE, memory_file, pattern, probe};
 
 #[test]
 fn a_guest_boots_and_powers_off() {
@@ -173,7 +173,7 @@ fn what_is_not_kvm_is_refused() {
     };
     machine.spec.kvm = machine.pass(File::open("/dev/null").unwrap());
     let outcome = machine.run();
-    outcome.expect_error(HOST_FAILURE, &["/dev/kvm"]);
+    outcome.expect_error(WRONG_USE, &["kvm must be /dev/kvm"]);
 }
 
 #[test]

@@ -210,7 +210,8 @@ fn flood(scenario: &str) {
     let Some(machine) = probe(scenario) else {
         return;
     };
-    let mut flooding = machine.disk(&disk, true).serial_input().start();
+    let mut flooding = machine.disk(&disk, true).vsock().serial_input().start();
+    flooding.take_agent().refuse_all();
     assert_eq!(flooding.console_line(), "flooding");
     let Some(other) = probe("block-read seed=8") else {
         return;
@@ -245,4 +246,5 @@ floods! {
     a_flood_of_doorbells_costs_others_nothing: "flood-of-doorbells";
     a_flood_of_interrupts_costs_others_nothing: "flood-of-interrupts";
     a_flood_of_text_that_nobody_reads_costs_others_nothing: "flood-of-text";
+    a_flood_of_connections_that_are_given_up_costs_others_nothing: "flood-of-connections";
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 
 use vmm::event::EventKind;
 
-use crate::machine::{HOST_FAILURE, Machine, Outcome, WRONG_USE, probe};
+use crate::machine::{Machine, Outcome, WRONG_USE, probe};
 use crate::tap::{TapInterface, good_flags, interface};
 
 pub const MAC: &str = "02:00:00:00:00:07";
@@ -253,7 +253,8 @@ fn good_nics_are_only_refused_by_kvm() {
     let machine = machine().vcpus(2).nic(MAC, &one);
     let mut machine = machine.nic("0a:00:00:00:00:01", &two);
     machine.spec.nics[1].mtu = Some(9000);
-    machine.run().expect_error(HOST_FAILURE, &["/dev/kvm"]);
+    let outcome = machine.run();
+    outcome.expect_error(WRONG_USE, &["kvm must be /dev/kvm"]);
 }
 
 #[test]

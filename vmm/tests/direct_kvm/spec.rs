@@ -148,7 +148,7 @@ fn numbers_of_processors_out_of_range_are_refused() {
 
 #[test]
 fn sizes_of_memory_out_of_range_are_refused() {
-    for bytes in [0, 4096, (2 << 20) - 4096, (16 << 40) + 4096, u64::MAX] {
+    for bytes in [0, 4096, (2 << 20) - 4096, (8 << 40) + 4096, u64::MAX] {
         refused("/memory_bytes", json!(bytes), &["memory_bytes"]);
     }
     refused(

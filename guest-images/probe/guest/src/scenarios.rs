@@ -80,6 +80,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("flood-of-doorbells", hostile::flood::doorbells),
     ("flood-of-interrupts", hostile::flood::interrupts),
     ("flood-of-text", hostile::flood::text),
+    ("flood-of-connections", hostile::vsock::flood),
     ("hostile-block", hostile::block::play),
     ("block-unsupported", hostile::block::unsupported),
     ("hostile-discard", hostile::discard::play),

@@ -19,7 +19,7 @@ const NO_PORTS: core::ops::Range<u16> = 0x680..0x690;
 /// Where nothing is, above the virtio windows.
 const NO_MEMORY: usize = 0xd800_0000;
 
-fn flood(mut turn: impl FnMut(u32)) {
+pub(super) fn flood(mut turn: impl FnMut(u32)) {
     say!("flooding");
     while serial::read().is_none() {
         for number in 0..TURNS {

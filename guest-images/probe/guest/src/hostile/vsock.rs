@@ -335,3 +335,25 @@ pub fn deaf(_: &Context) {
     check();
     say!("heard");
 }
+
+/// Connections that are asked for and given up, without ever a look at an answer.
+pub fn flood(_: &Context) {
+    let mut device = Device::started(window(), QUEUES);
+    let device = &mut device;
+    device.put(SENT as usize, &GOOD.bytes());
+    let end = Packet {
+        operation: RESET,
+        ..GOOD
+    };
+    device.put(RECEIVED as usize, &end.bytes());
+    let packets = [SENT, RECEIVED].map(|at| device.scratch(at));
+    super::flood::flood(|_| {
+        let ring = &mut device.rings[TX];
+        for (packet, head) in packets.into_iter().zip(0..) {
+            ring.describe_chain(head, &[(packet, HEADER_BYTES, 0)]);
+            ring.offer(head);
+        }
+        device.notify(TX as u32);
+        while !device.rings[TX].all_returned() {}
+    });
+}

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::mmio::register;
+use super::super::mock::hostile::{any_acts, play};
 use super::super::mock::{BUFFERS, MEMORY_BYTES, MockDriver, NEXT, VERSION_1, WRITE};
 use super::*;
 
@@ -315,6 +316,15 @@ fn targets_are_whole_pages_of_what_there_is() {
 }
 
 proptest! {
+    /// Whatever a driver does, while the host wants pages and statistics.
+    #[test]
+    fn no_driver_breaks_the_device(acts in any_acts(4), wanted in any::<u64>()) {
+        let (mut driver, handle) = all();
+        let _ = handle.set_target(wanted % MEMORY_BYTES / PAGE_BYTES * PAGE_BYTES);
+        driver.transport.process_backend();
+        play(&mut driver, &acts)?;
+    }
+
     /// Exactly the listed pages are given away, however the list is cut up.
     #[test]
     fn exactly_the_listed_pages_go(

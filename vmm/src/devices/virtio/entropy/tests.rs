@@ -1,5 +1,8 @@
 //! Random bytes, and no more of them than is good.
 
+use proptest::prelude::*;
+
+use super::super::mock::hostile::{any_acts, play};
 use super::super::mock::{BUFFERS, MockDriver, WRITE};
 use super::*;
 
@@ -41,4 +44,12 @@ fn what_is_not_writable_or_not_memory_stays_as_it_is() {
     assert_eq!(driver.take_used(0), [(0, 0); 3]);
     assert_eq!(driver.bytes(BUFFERS, 100), [0; 100]);
     assert!(!driver.needs_reset());
+}
+
+proptest! {
+    /// Whatever a driver does.
+    #[test]
+    fn no_driver_breaks_the_device(acts in any_acts(1)) {
+        play(&mut driver("/dev/urandom"), &acts)?;
+    }
 }

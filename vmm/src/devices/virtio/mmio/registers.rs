@@ -163,7 +163,11 @@ impl MmioTransport {
             let select = state.queue_select as usize;
             if let Some(queue) = state.queues.get_mut(select) {
                 queue.set_ready(false);
-                state.device.queue_taken_away(select);
+                // Who has waited in vain once need not wait again, and must not: a driver
+                // may do this as often as it likes.
+                if !state.device.is_unsettled() {
+                    state.device.queue_taken_away(select);
+                }
                 if state.device.is_unsettled() {
                     self.fail(state, &DeviceFault::Unsettled);
                 }

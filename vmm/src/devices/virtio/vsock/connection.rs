@@ -172,6 +172,13 @@ impl Connection {
         if self.buffer.len() + rest.len() > BUFFER_BYTES as usize {
             return Err(Violation);
         }
+        // By doubling, but never past what is accounted for.
+        let needed = self.buffer.len() + rest.len();
+        if needed > self.buffer.capacity() {
+            let capacity = needed.max(2 * self.buffer.capacity());
+            let capacity = capacity.min(BUFFER_BYTES as usize);
+            self.buffer.reserve_exact(capacity - self.buffer.len());
+        }
         let mut copy = vec![0; rest.len()];
         rest.read_slice(&mut copy, 0).map_err(|_| Violation)?;
         self.buffer.extend(copy);

@@ -2,7 +2,10 @@
 
 use std::os::unix::net::UnixStream;
 
+use proptest::prelude::*;
+
 use super::super::mmio::register;
+use super::super::mock::hostile::{any_acts, play};
 use super::super::mock::{BUFFERS, MockDriver, WRITE};
 use super::*;
 
@@ -58,4 +61,21 @@ fn answers_wait_when_the_driver_takes_their_queue_away() {
     send_stray_packet(&mut driver);
     assert_eq!(driver.take_used(RX), []);
     assert!(!driver.needs_reset());
+}
+
+proptest! {
+    /// Whatever a driver does, with packets in its buffers that are for somebody.
+    #[test]
+    fn no_driver_breaks_the_device(
+        acts in any_acts(3),
+        operations in proptest::collection::vec(0_u16..10, 8),
+    ) {
+        let mut driver = driver();
+        for (operation, index) in operations.into_iter().zip(0_u64..) {
+            let mut packet = stray_packet();
+            packet[30..32].copy_from_slice(&operation.to_le_bytes());
+            driver.put(BUFFERS + index * 0x40, &packet);
+        }
+        play(&mut driver, &acts)?;
+    }
 }

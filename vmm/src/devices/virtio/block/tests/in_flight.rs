@@ -18,6 +18,7 @@ struct Script {
     done: VecDeque<(Ticket, io::Result<()>)>,
     room: usize,
     waited: usize,
+    waited_in_vain: usize,
     started: usize,
     hangs: bool,
 }
@@ -60,6 +61,7 @@ impl BlockBackend for Scripted {
     fn wait(&mut self, _: Duration) -> bool {
         let mut script = self.script.lock().unwrap();
         if script.hangs {
+            script.waited_in_vain += 1;
             return script.in_flight.is_empty();
         }
         script.in_flight.clear();
@@ -332,6 +334,9 @@ fn a_queue_of_a_disk_that_hangs_is_not_gone_and_the_device_asks_for_reset() {
     driver.write(register::QUEUE_READY, 0);
     assert_eq!(driver.read(register::QUEUE_READY), 1);
     assert!(driver.needs_reset());
+    // Once more costs no more patience.
+    driver.write(register::QUEUE_READY, 0);
+    assert_eq!(script.lock().unwrap().waited_in_vain, 1);
     script.lock().unwrap().in_flight.clear();
     driver.transport.process_backend();
     assert_eq!(driver.read(register::QUEUE_READY), 0);
