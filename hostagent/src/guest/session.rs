@@ -14,6 +14,7 @@ use vmm::confinement::Landlock;
 use vmm::event::{Event, EventKind, monotonic_ns};
 
 use super::control::Control;
+use super::device_event::DeviceEvent;
 use super::error::{Diagnostics, RunError, Stage};
 use super::signals::{Insistence, Signals};
 use super::streams::{Movers, Streams};
@@ -83,6 +84,10 @@ pub trait Observer {
 
     /// Its VMM has confined itself.
     fn vmm_confined(&mut self, _landlock: Landlock) {}
+
+    /// Something has happened to one of its devices. As often as the guest likes: it
+    /// can make a device fault whenever it has reset it.
+    fn device_event(&mut self, _event: &DeviceEvent) {}
 }
 
 /// Nobody does.
@@ -274,6 +279,9 @@ impl Session<'_> {
             }
             _ => {}
         }
+        if let Some(event) = DeviceEvent::of(&event.kind) {
+            self.observer.device_event(&event);
+        }
     }
 
     /// A connection nobody expects is closed, which the guest reads as a reset.
@@ -418,6 +426,9 @@ impl Session<'_> {
             let done = self.movers.done();
             let others = [self.signals.as_fd(), done.as_fd()];
             let wakeup = self.vm.wait(&others, deadline)?;
+            for event in &wakeup.events {
+                self.note(event);
+            }
             if wakeup.ready.get(1) == Some(&true) {
                 return Ok(());
             }
