@@ -36,7 +36,8 @@ pub struct RunningMachine {
     /// Its VMM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm_pid: Option<u32>,
-    /// How much Landlock adds to its confinement, which only it can tell.
+    /// How much Landlock adds to its confinement: what the VMM said before its guest's
+    /// first instruction, since the kernel tells nobody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub landlock: Option<Landlock>,
     /// Its page of metrics ([`vmm::metrics`]), as its agent has it open.

@@ -18,6 +18,7 @@ use hostagent::vm_process::{Disk, Extent, Machine, Program};
 use libtest_mimic::{Arguments, Trial};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
+use vmm::confinement::Landlock;
 use vmm::event::{EventKind, EventSink};
 use vmm::spec::VmSpec;
 
@@ -46,6 +47,7 @@ const TESTS: &[(&str, fn())] = tests![
     a_vmm_that_is_killed_ends_the_run_at_once,
     the_machine_dies_with_mote,
     what_happens_to_devices_is_handed_on,
+    only_the_first_report_of_a_confinement_before_the_guest_is_believed,
     every_phase_is_in_the_timeline_in_order,
     a_missing_vmm_is_named,
 ];
@@ -143,6 +145,10 @@ fn as_mote(request: &Value) -> ExitCode {
 struct Observed(Vec<String>);
 
 impl Observer for Observed {
+    fn vmm_confined(&mut self, landlock: Landlock) {
+        self.0.push(format!("{landlock:?}\n"));
+    }
+
     fn device_event(&mut self, event: &DeviceEvent) {
         self.0.push(format!("{event}\n"));
     }
@@ -181,7 +187,15 @@ fn as_vmm(spec_number: i32) -> ExitCode {
         eprintln!("the kernel is no kernel");
         return ExitCode::FAILURE;
     }
+    let confined = |landlock| events.send(EventKind::Confined { landlock });
+    if what == "confined" {
+        confined(Landlock::Partial);
+        confined(Landlock::Full);
+    }
     events.send(EventKind::GuestEntered);
+    if what == "confined" || what == "confined-late" {
+        confined(Landlock::None);
+    }
     if what == "trouble" {
         let reason = "no such\x1b[2J request".to_owned();
         let device = "blk0".to_owned();
@@ -596,6 +610,11 @@ fn what_happens_to_devices_is_handed_on() {
     for (line, (what, why)) in told.iter().zip(wanted) {
         assert!(line.contains(what) && line.contains(why), "{line}");
     }
+}
+
+fn only_the_first_report_of_a_confinement_before_the_guest_is_believed() {
+    assert_eq!(observed("confined"), ["Partial"]);
+    assert!(observed("confined-late").is_empty());
 }
 
 fn every_phase_is_in_the_timeline_in_order() {

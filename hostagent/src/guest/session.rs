@@ -82,7 +82,8 @@ pub trait Observer {
     /// Its VMM has been started, with a page of metrics that is open there.
     fn vmm_started(&mut self, _pid: u32, _metrics: &Path) {}
 
-    /// Its VMM has confined itself.
+    /// Its VMM says that it has confined itself; at most once, and before its guest's
+    /// first instruction.
     fn vmm_confined(&mut self, _landlock: Landlock) {}
 
     /// Something has happened to one of its devices. As often as the guest likes: it
@@ -147,6 +148,7 @@ pub fn run(
         stdout: Some(streams.stdout),
         stderr: Some(streams.stderr),
         status: None,
+        confined: false,
         stop_signal,
         boot_timeout,
         timeline,
@@ -174,6 +176,8 @@ struct Session<'a> {
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     status: Option<ExitStatus>,
+    /// Whether the VMM has said so.
+    confined: bool,
     stop_signal: i32,
     boot_timeout: Duration,
     timeline: &'a mut Timeline,
@@ -271,7 +275,11 @@ impl Session<'_> {
     fn note(&mut self, event: &Event) {
         let moment = Some(event.monotonic_ns);
         match event.kind {
-            EventKind::Confined { landlock } => self.observer.vmm_confined(landlock),
+            // Once a guest runs, its VMM may say what the guest wants it to.
+            EventKind::Confined { landlock } if self.stage == Stage::VmmStart && !self.confined => {
+                self.confined = true;
+                self.observer.vmm_confined(landlock);
+            }
             EventKind::ProcessStarted => self.timeline.vm_process_started_ns = moment,
             EventKind::GuestEntered => {
                 self.timeline.guest_entered_ns = moment;
