@@ -1,7 +1,7 @@
 //! The microVMs that run: one file each, held by a lock for as long as its agent
 //! lives.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -60,13 +60,13 @@ impl Registry {
     /// Makes `machine` known until the registration is dropped or this process ends.
     pub fn register(&self, machine: RunningMachine) -> io::Result<Registration> {
         let path = self.directory.join(&machine.id);
-        let lock = {
-            let _gate = self.gate()?;
-            FileLock::try_acquire(&path)?.ok_or(io::ErrorKind::AlreadyExists)?
-        };
-        let registration = Registration {
+        // Also while it is written for the first time: nobody finds it empty.
+        let _gate = self.gate()?;
+        let lock = FileLock::try_acquire(&path)?.ok_or(io::ErrorKind::AlreadyExists)?;
+        let mut registration = Registration {
             control: self.control(&machine),
-            _lock: lock,
+            lock,
+            temporary: self.directory.join(temporary_name(&machine.id)),
             path,
             machine,
         };
@@ -86,9 +86,14 @@ impl Registry {
             if own.contains(&path) || FileLock::try_acquire(&path)?.is_some() {
                 continue;
             }
-            live.extend(path.file_name().map(ToOwned::to_owned));
+            let name = path.file_name().unwrap_or_default();
+            if is_temporary(name) {
+                // It is about to take the place of one that is there.
+                continue;
+            }
+            live.push(name.to_owned());
+            // One that has ended meanwhile is not there any more.
             let Ok(text) = fs::read(&path) else { continue };
-            // One that is being written is not there yet.
             machines.extend(serde_json::from_slice::<RunningMachine>(&text));
         }
         self.remove_stale_sockets(&live);
@@ -148,6 +153,16 @@ impl Registry {
     }
 }
 
+/// What the record of `id` is called until it is whole.
+fn temporary_name(id: &str) -> String {
+    format!(".{id}.new")
+}
+
+fn is_temporary(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(b".") && name.ends_with(b".new")
+}
+
 /// Why no microVM was found.
 #[derive(Debug, thiserror::Error)]
 pub enum FindError {
@@ -166,15 +181,16 @@ pub enum FindError {
 #[derive(Debug)]
 pub struct Registration {
     control: Place,
-    _lock: FileLock,
+    lock: FileLock,
     path: PathBuf,
+    temporary: PathBuf,
     machine: RunningMachine,
 }
 
 impl Registration {
-    fn write(&self) -> io::Result<()> {
-        // In place: the file is the lock too.
-        fs::write(&self.path, serde_json::to_vec(&self.machine)?)
+    fn write(&mut self) -> io::Result<()> {
+        let text = serde_json::to_vec(&self.machine)?;
+        self.lock.replace(&self.temporary, &text)
     }
 
     /// Where the microVM is asked for something.
@@ -192,7 +208,7 @@ impl Observer for Registration {
     fn vmm_started(&mut self, pid: u32, metrics: &Path) {
         self.machine.vmm_pid = Some(pid);
         self.machine.metrics = Some(metrics.to_owned());
-        // A full disk leaves it less known, and running.
+        // A full disk leaves it as known as it was, and running.
         let _ = self.write();
     }
 
@@ -239,6 +255,14 @@ mod tests {
         assert!(matches!(registry.find(""), Err(FindError::None(_))));
         drop(two);
         assert_eq!(ids(&registry), ["ab12"]);
+        // A temporary that its agent has just written, and one that a dead one left.
+        let [held, stale] = [".ab12.new", ".ab34.new"].map(|name| directory.path().join(name));
+        let lock = FileLock::try_acquire(&held).unwrap().unwrap();
+        fs::copy(one.path(), &held).unwrap();
+        fs::copy(one.path(), &stale).unwrap();
+        assert_eq!(ids(&registry), ["ab12"]);
+        assert!(held.exists() && !stale.exists());
+        drop(lock);
         // As after kill -9: the file is there, and nobody holds it.
         let control = directory.path().join(".control");
         fs::create_dir(&control).unwrap();
@@ -248,5 +272,41 @@ mod tests {
         assert_eq!(ids(&registry), ["ab12"]);
         assert!(!directory.path().join("dead").exists());
         assert!(!control.join("dead").exists() && control.join("ab12").exists());
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_again_stays_as_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let registry = Registry::new(directory.path().to_owned());
+        let mut one = registry.register(machine("ab12", None)).unwrap();
+        // Stands for a disk without room: nothing can be written there.
+        fs::create_dir(&one.temporary).unwrap();
+        one.vmm_started(7, Path::new("/proc/6/fd/5"));
+        fs::remove_dir(&one.temporary).unwrap();
+        let [found] = &registry.list().unwrap()[..] else {
+            panic!("it is not listed");
+        };
+        assert_eq!((found.id.as_str(), found.vmm_pid), ("ab12", None));
+        // And it is known completely as soon as there is room.
+        one.vmm_confined(Landlock::Full);
+        assert_eq!(registry.find("ab12").unwrap().vmm_pid, Some(7));
+    }
+
+    #[test]
+    fn a_reader_finds_a_whole_record_at_every_moment() {
+        let directory = tempfile::tempdir().unwrap();
+        let registry = Registry::new(directory.path().to_owned());
+        let mut one = registry.register(machine("ab12", None)).unwrap();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for pid in 0..500 {
+                    one.vmm_started(pid, Path::new("/proc/6/fd/5"));
+                }
+            });
+            while !writer.is_finished() {
+                assert_eq!(registry.list().unwrap().len(), 1);
+            }
+        });
+        assert_eq!(registry.find("ab12").unwrap().vmm_pid, Some(499));
     }
 }
