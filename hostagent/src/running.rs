@@ -74,24 +74,26 @@ impl Registry {
         Ok(registration)
     }
 
-    /// What runs, the eldest first.
+    /// What runs, the eldest first. What is in the directory and is no record of a
+    /// microVM, is neither looked at nor removed.
     pub fn list(&self) -> io::Result<Vec<RunningMachine>> {
         // What dead agents left behind goes.
         let _gate = self.gate()?;
-        let own = [self.gate_path(), self.control_directory()];
         let mut machines = Vec::new();
         let mut live = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
-            let path = entry?.path();
-            if own.contains(&path) || FileLock::try_acquire(&path)?.is_some() {
+            let entry = entry?;
+            let (name, path) = (entry.file_name(), entry.path());
+            let is_temporary = is_temporary(&name);
+            let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+            if !is_file || !(is_temporary || is_id(name.as_encoded_bytes())) {
                 continue;
             }
-            let name = path.file_name().unwrap_or_default();
-            if is_temporary(name) {
-                // It is about to take the place of one that is there.
+            if FileLock::try_acquire(&path)?.is_some() || is_temporary {
+                // A temporary that is held is about to take the place of a record.
                 continue;
             }
-            live.push(name.to_owned());
+            live.push(name);
             // One that has ended meanwhile is not there any more.
             let Ok(text) = fs::read(&path) else { continue };
             machines.extend(serde_json::from_slice::<RunningMachine>(&text));
@@ -159,8 +161,13 @@ fn temporary_name(id: &str) -> String {
 }
 
 fn is_temporary(name: &OsStr) -> bool {
-    let name = name.as_encoded_bytes();
-    name.starts_with(b".") && name.ends_with(b".new")
+    let name = name.as_encoded_bytes().strip_prefix(b".");
+    let id = name.and_then(|name| name.strip_suffix(b".new"));
+    id.is_some_and(is_id)
+}
+
+fn is_id(name: &[u8]) -> bool {
+    !name.is_empty() && name.iter().all(u8::is_ascii_hexdigit)
 }
 
 /// Why no microVM was found.
@@ -272,6 +279,27 @@ mod tests {
         assert_eq!(ids(&registry), ["ab12"]);
         assert!(!directory.path().join("dead").exists());
         assert!(!control.join("dead").exists() && control.join("ab12").exists());
+    }
+
+    #[test]
+    fn what_is_no_record_is_passed_over_and_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let registry = Registry::new(directory.path().to_owned());
+        let one = registry.register(machine("ab12", None)).unwrap();
+        let at = |name: &str| directory.path().join(name);
+        for name in ["lost+found", "cd34", ".cd56.new"] {
+            fs::create_dir(at(name)).unwrap();
+        }
+        std::os::unix::fs::symlink(one.path(), at("ef56")).unwrap();
+        std::os::unix::fs::symlink("/no/such/file", at("ef78")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("ab56")).unwrap();
+        for name in ["notes.txt", "ab12~", ".new"] {
+            fs::copy(one.path(), at(name)).unwrap();
+        }
+        let before = fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(registry.list().unwrap().len(), 1);
+        assert_eq!(registry.find("ab12").unwrap().id, "ab12");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), before);
     }
 
     #[test]

@@ -89,8 +89,12 @@ impl FileLock {
     /// but to grow in number.
     pub fn remove_stale(directory: &Path) -> io::Result<()> {
         for entry in std::fs::read_dir(directory)? {
-            // Taking it and letting go of it removes it.
-            Self::try_acquire(&entry?.path())?;
+            let entry = entry?;
+            // What is no file is no lock either, and nobody's to remove.
+            if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                // Taking it and letting go of it removes it.
+                Self::try_acquire(&entry.path())?;
+            }
         }
         Ok(())
     }
@@ -199,8 +203,10 @@ mod tests {
         let _lock = FileLock::try_acquire(&held).unwrap().unwrap();
         let stale = directory.path().join("stale");
         std::fs::write(&stale, "").unwrap();
+        let foreign = directory.path().join("foreign");
+        std::fs::create_dir(&foreign).unwrap();
         FileLock::remove_stale(directory.path()).unwrap();
-        assert!(held.exists() && !stale.exists());
+        assert!(held.exists() && !stale.exists() && foreign.exists());
     }
 
     #[test]
