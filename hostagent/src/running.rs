@@ -1,7 +1,7 @@
 //! The microVMs that run: one file each, held by a lock for as long as its agent
 //! lives.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,8 @@ pub struct RunningMachine {
     /// Its VMM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm_pid: Option<u32>,
-    /// How much Landlock adds to its confinement, which only it can tell.
+    /// How much Landlock adds to its confinement: what the VMM said before its guest's
+    /// first instruction, since the kernel tells nobody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub landlock: Option<Landlock>,
     /// Its page of metrics ([`vmm::metrics`]), as its agent has it open.
@@ -59,13 +60,13 @@ impl Registry {
     /// Makes `machine` known until the registration is dropped or this process ends.
     pub fn register(&self, machine: RunningMachine) -> io::Result<Registration> {
         let path = self.directory.join(&machine.id);
-        let lock = {
-            let _gate = self.gate()?;
-            FileLock::try_acquire(&path)?.ok_or(io::ErrorKind::AlreadyExists)?
-        };
-        let registration = Registration {
+        // Also while it is written for the first time: nobody finds it empty.
+        let _gate = self.gate()?;
+        let lock = FileLock::try_acquire(&path)?.ok_or(io::ErrorKind::AlreadyExists)?;
+        let mut registration = Registration {
             control: self.control(&machine),
-            _lock: lock,
+            lock,
+            temporary: self.directory.join(temporary_name(&machine.id)),
             path,
             machine,
         };
@@ -73,21 +74,28 @@ impl Registry {
         Ok(registration)
     }
 
-    /// What runs, the eldest first.
+    /// What runs, the eldest first. What is in the directory and is no record of a
+    /// microVM, is neither looked at nor removed.
     pub fn list(&self) -> io::Result<Vec<RunningMachine>> {
         // What dead agents left behind goes.
         let _gate = self.gate()?;
-        let own = [self.gate_path(), self.control_directory()];
         let mut machines = Vec::new();
         let mut live = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
-            let path = entry?.path();
-            if own.contains(&path) || FileLock::try_acquire(&path)?.is_some() {
+            let entry = entry?;
+            let (name, path) = (entry.file_name(), entry.path());
+            let is_temporary = is_temporary(&name);
+            let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+            if !is_file || !(is_temporary || is_id(name.as_encoded_bytes())) {
                 continue;
             }
-            live.extend(path.file_name().map(ToOwned::to_owned));
+            if FileLock::try_acquire(&path)?.is_some() || is_temporary {
+                // A temporary that is held is about to take the place of a record.
+                continue;
+            }
+            live.push(name);
+            // One that has ended meanwhile is not there any more.
             let Ok(text) = fs::read(&path) else { continue };
-            // One that is being written is not there yet.
             machines.extend(serde_json::from_slice::<RunningMachine>(&text));
         }
         self.remove_stale_sockets(&live);
@@ -147,6 +155,21 @@ impl Registry {
     }
 }
 
+/// What the record of `id` is called until it is whole.
+fn temporary_name(id: &str) -> String {
+    format!(".{id}.new")
+}
+
+fn is_temporary(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes().strip_prefix(b".");
+    let id = name.and_then(|name| name.strip_suffix(b".new"));
+    id.is_some_and(is_id)
+}
+
+fn is_id(name: &[u8]) -> bool {
+    !name.is_empty() && name.iter().all(u8::is_ascii_hexdigit)
+}
+
 /// Why no microVM was found.
 #[derive(Debug, thiserror::Error)]
 pub enum FindError {
@@ -165,15 +188,16 @@ pub enum FindError {
 #[derive(Debug)]
 pub struct Registration {
     control: Place,
-    _lock: FileLock,
+    lock: FileLock,
     path: PathBuf,
+    temporary: PathBuf,
     machine: RunningMachine,
 }
 
 impl Registration {
-    fn write(&self) -> io::Result<()> {
-        // In place: the file is the lock too.
-        fs::write(&self.path, serde_json::to_vec(&self.machine)?)
+    fn write(&mut self) -> io::Result<()> {
+        let text = serde_json::to_vec(&self.machine)?;
+        self.lock.replace(&self.temporary, &text)
     }
 
     /// Where the microVM is asked for something.
@@ -191,7 +215,7 @@ impl Observer for Registration {
     fn vmm_started(&mut self, pid: u32, metrics: &Path) {
         self.machine.vmm_pid = Some(pid);
         self.machine.metrics = Some(metrics.to_owned());
-        // A full disk leaves it less known, and running.
+        // A full disk leaves it as known as it was, and running.
         let _ = self.write();
     }
 
@@ -238,6 +262,14 @@ mod tests {
         assert!(matches!(registry.find(""), Err(FindError::None(_))));
         drop(two);
         assert_eq!(ids(&registry), ["ab12"]);
+        // A temporary that its agent has just written, and one that a dead one left.
+        let [held, stale] = [".ab12.new", ".ab34.new"].map(|name| directory.path().join(name));
+        let lock = FileLock::try_acquire(&held).unwrap().unwrap();
+        fs::copy(one.path(), &held).unwrap();
+        fs::copy(one.path(), &stale).unwrap();
+        assert_eq!(ids(&registry), ["ab12"]);
+        assert!(held.exists() && !stale.exists());
+        drop(lock);
         // As after kill -9: the file is there, and nobody holds it.
         let control = directory.path().join(".control");
         fs::create_dir(&control).unwrap();
@@ -247,5 +279,62 @@ mod tests {
         assert_eq!(ids(&registry), ["ab12"]);
         assert!(!directory.path().join("dead").exists());
         assert!(!control.join("dead").exists() && control.join("ab12").exists());
+    }
+
+    #[test]
+    fn what_is_no_record_is_passed_over_and_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let registry = Registry::new(directory.path().to_owned());
+        let one = registry.register(machine("ab12", None)).unwrap();
+        let at = |name: &str| directory.path().join(name);
+        for name in ["lost+found", "cd34", ".cd56.new"] {
+            fs::create_dir(at(name)).unwrap();
+        }
+        std::os::unix::fs::symlink(one.path(), at("ef56")).unwrap();
+        std::os::unix::fs::symlink("/no/such/file", at("ef78")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("ab56")).unwrap();
+        for name in ["notes.txt", "ab12~", ".new"] {
+            fs::copy(one.path(), at(name)).unwrap();
+        }
+        let before = fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(registry.list().unwrap().len(), 1);
+        assert_eq!(registry.find("ab12").unwrap().id, "ab12");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), before);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_again_stays_as_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let registry = Registry::new(directory.path().to_owned());
+        let mut one = registry.register(machine("ab12", None)).unwrap();
+        // Stands for a disk without room: nothing can be written there.
+        fs::create_dir(&one.temporary).unwrap();
+        one.vmm_started(7, Path::new("/proc/6/fd/5"));
+        fs::remove_dir(&one.temporary).unwrap();
+        let [found] = &registry.list().unwrap()[..] else {
+            panic!("it is not listed");
+        };
+        assert_eq!((found.id.as_str(), found.vmm_pid), ("ab12", None));
+        // And it is known completely as soon as there is room.
+        one.vmm_confined(Landlock::Full);
+        assert_eq!(registry.find("ab12").unwrap().vmm_pid, Some(7));
+    }
+
+    #[test]
+    fn a_reader_finds_a_whole_record_at_every_moment() {
+        let directory = tempfile::tempdir().unwrap();
+        let registry = Registry::new(directory.path().to_owned());
+        let mut one = registry.register(machine("ab12", None)).unwrap();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for pid in 0..500 {
+                    one.vmm_started(pid, Path::new("/proc/6/fd/5"));
+                }
+            });
+            while !writer.is_finished() {
+                assert_eq!(registry.list().unwrap().len(), 1);
+            }
+        });
+        assert_eq!(registry.find("ab12").unwrap().vmm_pid, Some(499));
     }
 }

@@ -2,6 +2,7 @@
 
 mod support;
 
+use hostagent::running::RunningMachine;
 use hostagent::store::Store;
 use serde_json::Value;
 use support::{Layout, Mote, Stored, config, layer};
@@ -274,6 +275,34 @@ fn a_reader_that_goes_away_is_no_failure() {
     drop(reader);
     command.stdout(writer);
     support::Run::of(command.output().unwrap()).expect(0);
+}
+
+#[test]
+fn what_runs_is_listed_whatever_else_is_there_and_however_it_is_called() {
+    let mote = Mote::new();
+    let image = "oci:/tmp/\u{1b}[2Jx:\u{202e}t";
+    let machine = RunningMachine {
+        id: "ab".repeat(32),
+        name: None,
+        image: image.to_owned(),
+        command: vec!["true".to_owned()],
+        cpu_template: None,
+        memory_bytes: 64 << 20,
+        started_unix_seconds: 1,
+        vmm_pid: None,
+        landlock: None,
+        metrics: None,
+    };
+    let store = Store::open(mote.root.path()).unwrap();
+    let _registration = store.running().register(machine).unwrap();
+    let running = mote.root.path().join("running");
+    std::fs::create_dir(running.join("cd34")).unwrap();
+    std::os::unix::fs::symlink("/no/such/file", running.join("ef56")).unwrap();
+    let table = mote.run(&["ps"]).expect(0).stdout;
+    assert!(table.contains("oci:/tmp/[2Jx:t   true"), "{table}");
+    let documents: Vec<Value> = mote.run(&["ps", "--format", "json"]).expect(0).json();
+    assert_eq!(documents.len(), 1);
+    assert_eq!(documents[0]["image"], image);
 }
 
 #[test]

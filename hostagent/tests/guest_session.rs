@@ -13,11 +13,12 @@ use std::process::{Child, Command, ExitCode, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use guest_protocol::Workload;
-use hostagent::guest::{BOOT_TIMEOUT, Request, Streams, Timeline};
+use hostagent::guest::{BOOT_TIMEOUT, DeviceEvent, Observer, Request, Streams, Timeline};
 use hostagent::vm_process::{Disk, Extent, Machine, Program};
 use libtest_mimic::{Arguments, Trial};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
+use vmm::confinement::Landlock;
 use vmm::event::{EventKind, EventSink};
 use vmm::spec::VmSpec;
 
@@ -45,6 +46,8 @@ const TESTS: &[(&str, fn())] = tests![
     a_guest_that_says_nothing_is_given_up_with_the_reason,
     a_vmm_that_is_killed_ends_the_run_at_once,
     the_machine_dies_with_mote,
+    what_happens_to_devices_is_handed_on,
+    only_the_first_report_of_a_confinement_before_the_guest_is_believed,
     every_phase_is_in_the_timeline_in_order,
     a_missing_vmm_is_named,
 ];
@@ -119,7 +122,11 @@ fn as_mote(request: &Value) -> ExitCode {
         stop_signal: hostagent::stop_signal::DEFAULT,
         boot_timeout: timeout.map_or(BOOT_TIMEOUT, Duration::from_millis),
     };
-    let result = hostagent::guest::run(request, &mut timeline, &mut ());
+    let mut observed = Observed::default();
+    let result = hostagent::guest::run(request, &mut timeline, &mut observed);
+    if let Ok(path) = std::env::var("OBSERVED") {
+        fs::write(path, observed.0.concat()).unwrap();
+    }
     if let Ok(path) = std::env::var("TIMELINE") {
         fs::write(path, format!("{:?}", timeline.phases())).unwrap();
     }
@@ -130,6 +137,20 @@ fn as_mote(request: &Value) -> ExitCode {
             eprintln!("{:#}", anyhow::Error::from(error));
             ExitCode::from(code)
         }
+    }
+}
+
+/// What an observer was told, a line each.
+#[derive(Default)]
+struct Observed(Vec<String>);
+
+impl Observer for Observed {
+    fn vmm_confined(&mut self, landlock: Landlock) {
+        self.0.push(format!("{landlock:?}\n"));
+    }
+
+    fn device_event(&mut self, event: &DeviceEvent) {
+        self.0.push(format!("{event}\n"));
     }
 }
 
@@ -166,7 +187,25 @@ fn as_vmm(spec_number: i32) -> ExitCode {
         eprintln!("the kernel is no kernel");
         return ExitCode::FAILURE;
     }
+    let confined = |landlock| events.send(EventKind::Confined { landlock });
+    if what == "confined" {
+        confined(Landlock::Partial);
+        confined(Landlock::Full);
+    }
     events.send(EventKind::GuestEntered);
+    if what == "confined" || what == "confined-late" {
+        confined(Landlock::None);
+    }
+    if what == "trouble" {
+        let reason = "no such\x1b[2J request".to_owned();
+        let device = "blk0".to_owned();
+        events.send(EventKind::DeviceFault { device, reason });
+        let device = "blk1".to_owned();
+        events.send(EventKind::DiskFull { device });
+        let reason = "no such device".to_owned();
+        let device = "net0".to_owned();
+        events.send(EventKind::LinkDown { device, reason });
+    }
     match what {
         "silent" => {
             console.write_all(b"Waiting for a miracle\n").unwrap();
@@ -547,6 +586,35 @@ fn the_machine_dies_with_mote() {
     let status: ExitStatus = child.wait().unwrap();
     assert_eq!(status.signal(), Some(9));
     eventually("the VMM is gone", || !exists(&vmm));
+}
+
+/// What an observer was told of a run with this stand-in.
+fn observed(vmm: &str) -> Vec<String> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("observed");
+    let mut command = request(&json!({ "vmm": vmm, "workload": shell("true") }));
+    command.env("OBSERVED", &path);
+    assert!(command.status().unwrap().success());
+    let text = fs::read_to_string(&path).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+fn what_happens_to_devices_is_handed_on() {
+    let told = observed("trouble");
+    let wanted = [
+        ("blk0 has stopped", "no such[2J request"),
+        ("no room", "blk1"),
+        ("net0 has lost its tap", "no such device"),
+    ];
+    assert_eq!(told.len(), wanted.len(), "{told:?}");
+    for (line, (what, why)) in told.iter().zip(wanted) {
+        assert!(line.contains(what) && line.contains(why), "{line}");
+    }
+}
+
+fn only_the_first_report_of_a_confinement_before_the_guest_is_believed() {
+    assert_eq!(observed("confined"), ["Partial"]);
+    assert!(observed("confined-late").is_empty());
 }
 
 fn every_phase_is_in_the_timeline_in_order() {

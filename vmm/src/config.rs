@@ -206,7 +206,7 @@ fn entropy(number: Descriptor, fds: &mut Descriptors) -> Result<File, ConfigErro
 
 fn generation_id(text: &str) -> Result<[u8; GENERATION_ID_BYTES], ConfigError> {
     let problem = ConfigError::Text {
-        field: "generation_id",
+        field: "generation_id".to_owned(),
         problem: "is not 32 hexadecimal digits",
     };
     let digits: Option<Vec<u32>> = text.chars().map(|digit| digit.to_digit(16)).collect();

@@ -14,7 +14,8 @@ use super::output::{Format, print, print_json, table};
 /// Tell all about a microVM that runs, its confinement included.
 ///
 /// What its VMM can and cannot do is read back from the kernel, not from what was
-/// asked for.
+/// asked for. Only the row about Landlock, of which the kernel does not tell, is what
+/// the VMM reported before the first instruction of its guest.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  mote inspect web\n  mote inspect 3f2a --format json | jq .confinement.threads"

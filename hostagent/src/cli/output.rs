@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use anyhow::Context;
 use clap::ValueEnum;
+use hostagent::vm_process::printable;
 
 /// The form of what a command prints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -34,10 +35,13 @@ pub fn print_json(document: &impl serde::Serialize) -> anyhow::Result<()> {
     print(&text)
 }
 
-/// Rows under headings, in columns as wide as their widest cell.
+/// Rows under headings, in columns as wide as their widest cell. Users and images chose
+/// some of the cells: what a terminal would obey is left out.
 pub fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
     let headings = headings.map(str::to_owned);
-    let all = || std::iter::once(&headings).chain(rows);
+    let cells = |row: &[String; N]| row.each_ref().map(|cell| one_line(cell));
+    let rows: Vec<[String; N]> = rows.iter().map(cells).collect();
+    let all = || std::iter::once(&headings).chain(&rows);
     let widths: [usize; N] = std::array::from_fn(|column| {
         all()
             .map(|row| row[column].chars().count())
@@ -54,6 +58,11 @@ pub fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> Strin
         text.push('\n');
     }
     text
+}
+
+/// Text for one place on one line of a terminal.
+pub fn one_line(text: &str) -> String {
+    printable(text).replace('\t', " ")
 }
 
 /// A number of bytes with three digits and a decimal unit, as Docker shows
@@ -98,5 +107,11 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let rows = [["long cell".to_owned(), "x".to_owned()]];
         assert_eq!(table(["A", "B"], &rows), "A           B\nlong cell   x\n");
+    }
+
+    #[test]
+    fn no_cell_speaks_to_the_terminal() {
+        let rows = [["a\u{1b}[2J\nb\tc\u{202e}".to_owned(), "x".to_owned()]];
+        assert_eq!(table(["A", "B"], &rows), "A         B\na[2Jb c   x\n");
     }
 }

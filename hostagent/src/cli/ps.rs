@@ -8,7 +8,7 @@ use clap::Args;
 use hostagent::running::RunningMachine;
 use hostagent::store::Store;
 
-use super::output::{Format, print, print_json, table};
+use super::output::{Format, one_line, print, print_json, table};
 use super::run::SHORT_ID;
 
 /// The longest command that the table shows, in characters.
@@ -57,11 +57,7 @@ fn row(machine: &RunningMachine) -> [String; 5] {
 }
 
 fn command(words: &[String]) -> String {
-    let text: String = words
-        .join(" ")
-        .chars()
-        .filter(|c| !c.is_control())
-        .collect();
+    let text = one_line(&words.join(" "));
     match text.chars().count() {
         0..=MAX_COMMAND => text,
         _ => text.chars().take(MAX_COMMAND - 1).chain(['…']).collect(),

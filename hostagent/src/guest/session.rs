@@ -14,6 +14,7 @@ use vmm::confinement::Landlock;
 use vmm::event::{Event, EventKind, monotonic_ns};
 
 use super::control::Control;
+use super::device_event::DeviceEvent;
 use super::error::{Diagnostics, RunError, Stage};
 use super::signals::{Insistence, Signals};
 use super::streams::{Movers, Streams};
@@ -81,8 +82,13 @@ pub trait Observer {
     /// Its VMM has been started, with a page of metrics that is open there.
     fn vmm_started(&mut self, _pid: u32, _metrics: &Path) {}
 
-    /// Its VMM has confined itself.
+    /// Its VMM says that it has confined itself; at most once, and before its guest's
+    /// first instruction.
     fn vmm_confined(&mut self, _landlock: Landlock) {}
+
+    /// Something has happened to one of its devices. As often as the guest likes: it
+    /// can make a device fault whenever it has reset it.
+    fn device_event(&mut self, _event: &DeviceEvent) {}
 }
 
 /// Nobody does.
@@ -142,6 +148,7 @@ pub fn run(
         stdout: Some(streams.stdout),
         stderr: Some(streams.stderr),
         status: None,
+        confined: false,
         stop_signal,
         boot_timeout,
         timeline,
@@ -169,6 +176,8 @@ struct Session<'a> {
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     status: Option<ExitStatus>,
+    /// Whether the VMM has said so.
+    confined: bool,
     stop_signal: i32,
     boot_timeout: Duration,
     timeline: &'a mut Timeline,
@@ -266,13 +275,20 @@ impl Session<'_> {
     fn note(&mut self, event: &Event) {
         let moment = Some(event.monotonic_ns);
         match event.kind {
-            EventKind::Confined { landlock } => self.observer.vmm_confined(landlock),
+            // Once a guest runs, its VMM may say what the guest wants it to.
+            EventKind::Confined { landlock } if self.stage == Stage::VmmStart && !self.confined => {
+                self.confined = true;
+                self.observer.vmm_confined(landlock);
+            }
             EventKind::ProcessStarted => self.timeline.vm_process_started_ns = moment,
             EventKind::GuestEntered => {
                 self.timeline.guest_entered_ns = moment;
                 self.stage = self.stage.max(Stage::KernelBoot);
             }
             _ => {}
+        }
+        if let Some(event) = DeviceEvent::of(&event.kind) {
+            self.observer.device_event(&event);
         }
     }
 
@@ -418,6 +434,9 @@ impl Session<'_> {
             let done = self.movers.done();
             let others = [self.signals.as_fd(), done.as_fd()];
             let wakeup = self.vm.wait(&others, deadline)?;
+            for event in &wakeup.events {
+                self.note(event);
+            }
             if wakeup.ready.get(1) == Some(&true) {
                 return Ok(());
             }

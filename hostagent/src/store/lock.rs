@@ -2,7 +2,7 @@
 //! when its holder dies in whatever way.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,7 +17,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 pub struct FileLock {
     path: PathBuf,
     // Closing the file releases the lock.
-    _file: File,
+    file: File,
 }
 
 impl FileLock {
@@ -71,12 +71,30 @@ impl FileLock {
         }
     }
 
+    /// Puts a new file that holds `content` in the place of this lock's, at once, and
+    /// goes on with the lock on that: a reader finds the one content or the other. Until
+    /// then the file is at `temporary`, in the same directory, which nobody else may
+    /// use; what was left there goes, and so does this one if it cannot be written.
+    pub fn replace(&mut self, temporary: &Path, content: &[u8]) -> io::Result<()> {
+        let mut new = Self::acquire_brief(temporary)?;
+        new.file.set_len(0)?;
+        new.file.write_all(content)?;
+        std::fs::rename(temporary, &self.path)?;
+        // With the old file nothing is removed: its name is the new one's.
+        std::mem::swap(&mut self.file, &mut new.file);
+        Ok(())
+    }
+
     /// Removes the files in `directory` that dead processes left. They do no harm
     /// but to grow in number.
     pub fn remove_stale(directory: &Path) -> io::Result<()> {
         for entry in std::fs::read_dir(directory)? {
-            // Taking it and letting go of it removes it.
-            Self::try_acquire(&entry?.path())?;
+            let entry = entry?;
+            // What is no file is no lock either, and nobody's to remove.
+            if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                // Taking it and letting go of it removes it.
+                Self::try_acquire(&entry.path())?;
+            }
         }
         Ok(())
     }
@@ -89,7 +107,7 @@ impl FileLock {
             Ok(named) if named.ino() == locked.ino() && named.dev() == locked.dev() => {
                 Ok(Some(Self {
                     path: path.to_owned(),
-                    _file: file,
+                    file,
                 }))
             }
             Ok(_) => Ok(None),
@@ -140,6 +158,37 @@ mod tests {
     }
 
     #[test]
+    fn a_held_file_is_replaced_whole_and_stays_held() {
+        let directory = tempfile::tempdir().unwrap();
+        let [path, temporary] = ["lock", "new"].map(|name| directory.path().join(name));
+        std::fs::write(&temporary, "left behind by a process that died").unwrap();
+        let mut held = FileLock::try_acquire(&path).unwrap().unwrap();
+        let mut reader = None;
+        for content in ["one", "two"] {
+            held.replace(&temporary, content.as_bytes()).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+            assert!(FileLock::try_acquire(&path).unwrap().is_none());
+            assert!(!temporary.exists());
+            reader.get_or_insert_with(|| File::open(&path).unwrap());
+        }
+        // Who had it open before reads all of what was there.
+        assert_eq!(io::read_to_string(reader.unwrap()).unwrap(), "one");
+        drop(held);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn nothing_stays_of_a_file_that_cannot_take_the_place_of_the_old_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let [path, temporary] = ["lock", "new"].map(|name| directory.path().join(name));
+        let mut held = FileLock::try_acquire(&path).unwrap().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        held.replace(&temporary, b"x").unwrap_err();
+        assert!(!temporary.exists());
+    }
+
+    #[test]
     fn a_file_left_behind_does_not_block() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("lock");
@@ -154,8 +203,10 @@ mod tests {
         let _lock = FileLock::try_acquire(&held).unwrap().unwrap();
         let stale = directory.path().join("stale");
         std::fs::write(&stale, "").unwrap();
+        let foreign = directory.path().join("foreign");
+        std::fs::create_dir(&foreign).unwrap();
         FileLock::remove_stale(directory.path()).unwrap();
-        assert!(held.exists() && !stale.exists());
+        assert!(held.exists() && !stale.exists() && foreign.exists());
     }
 
     #[test]

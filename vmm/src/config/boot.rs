@@ -29,13 +29,13 @@ pub fn boot(spec: BootSpec, fds: &mut Descriptors) -> Result<BootConfig, ConfigE
     let field = "boot.command_line";
     if spec.command_line.len() >= layout::COMMAND_LINE_MAX_BYTES {
         return Err(ConfigError::Text {
-            field,
+            field: field.to_owned(),
             problem: "is longer than the 2047 bytes that Linux takes on x86",
         });
     }
     if spec.command_line.contains('\0') {
         return Err(ConfigError::Text {
-            field,
+            field: field.to_owned(),
             problem: "holds a zero byte",
         });
     }

@@ -84,7 +84,7 @@ fn disk(spec: DiskSpec, index: usize, fds: &mut Descriptors) -> Result<DiskConfi
     let too_large = || kind(field.clone(), "smaller than 8 EiB");
     Ok(DiskConfig {
         disk: ExtentDisk::new(extents, spec.read_only).ok_or_else(too_large)?,
-        serial: disk_serial(spec.serial.as_deref())?,
+        serial: disk_serial(spec.serial.as_deref(), &field)?,
         limits: limits(spec.limits, &format!("{field}.limits"))?,
     })
 }
@@ -93,12 +93,12 @@ fn appends(file: &File) -> bool {
     rustix::fs::fcntl_getfl(file).is_ok_and(|flags| flags.contains(OFlags::APPEND))
 }
 
-fn disk_serial(text: Option<&str>) -> Result<Serial, ConfigError> {
+fn disk_serial(text: Option<&str>, disk: &str) -> Result<Serial, ConfigError> {
     let mut serial = Serial::default();
     let bytes = text.unwrap_or_default().as_bytes();
     if bytes.len() > serial.len() || !bytes.iter().all(u8::is_ascii_graphic) {
         return Err(ConfigError::Text {
-            field: "serial of a disk",
+            field: format!("{disk}.serial"),
             problem: "is not up to 20 visible ASCII characters",
         });
     }

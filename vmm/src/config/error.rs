@@ -105,7 +105,7 @@ pub enum ConfigError {
     #[error("{field} {problem}")]
     Text {
         /// The field of the spec.
-        field: &'static str,
+        field: String,
         /// What is wrong with it.
         problem: &'static str,
     },

@@ -363,7 +363,7 @@ fn more_devices_than_interrupts_are_refused() {
 #[test]
 fn identities_that_a_guest_cannot_read_are_refused() {
     for text in ["x".repeat(21).as_str(), "a b", "é", "a\nb"] {
-        refused("/disks/0/serial", json!(text), &["serial of a disk"]);
+        refused("/disks/0/serial", json!(text), &["disks[0].serial"]);
     }
 }
 

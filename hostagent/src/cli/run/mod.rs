@@ -5,6 +5,7 @@ mod env;
 mod identity;
 mod limits;
 mod machine;
+mod observer;
 mod timing;
 
 use std::path::PathBuf;
@@ -34,6 +35,7 @@ use super::progress::TerminalProgress;
 use super::source::open_archive;
 pub use identity::SHORT_ID;
 use identity::{hostname, new_id, run_name};
+use observer::RunObserver;
 use timing::TimingFormat;
 
 const EXAMPLES: &str = "\
@@ -286,7 +288,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         stop_signal,
         boot_timeout: guest::BOOT_TIMEOUT,
     };
-    let mut registration = store
+    let registration = store
         .running()
         .register(RunningMachine {
             id: id.clone(),
@@ -302,7 +304,8 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         })
         .context("cannot make the microVM known to `mote ps`")?;
     request.control = Some(registration.control().clone());
-    let outcome = guest::run(request, timeline, &mut registration)?;
+    let mut observer = RunObserver::new(registration);
+    let outcome = guest::run(request, timeline, &mut observer)?;
     Ok(ExitCode::from(outcome.exit_code()))
 }
 

@@ -1,0 +1,109 @@
+//! What becomes of a microVM's devices while it runs.
+
+use std::fmt;
+
+use vmm::event::EventKind;
+
+use crate::vm_process::printable;
+
+/// A device that its guest can use no more, or not as before, as its VMM told.
+///
+/// As text it is one line without what a terminal would obey.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceEvent {
+    /// Such as `blk0`.
+    pub device: String,
+    /// What happened to it.
+    pub kind: DeviceEventKind,
+}
+
+/// What happened to a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceEventKind {
+    /// It does nothing until its driver resets it.
+    Fault {
+        /// What was wrong.
+        reason: String,
+    },
+    /// The host has no room for what the guest wrote to it.
+    DiskFull,
+    /// Its tap interface is gone.
+    LinkDown {
+        /// What the tap answered.
+        reason: String,
+    },
+}
+
+impl DeviceEvent {
+    /// What `event` tells of a device, if it tells of one.
+    pub(super) fn of(event: &EventKind) -> Option<Self> {
+        let (device, kind) = match event {
+            EventKind::DeviceFault { device, reason } => {
+                let reason = reason.clone();
+                (device, DeviceEventKind::Fault { reason })
+            }
+            EventKind::DiskFull { device } => (device, DeviceEventKind::DiskFull),
+            EventKind::LinkDown { device, reason } => {
+                let reason = reason.clone();
+                (device, DeviceEventKind::LinkDown { reason })
+            }
+            _ => return None,
+        };
+        Some(Self {
+            device: device.clone(),
+            kind,
+        })
+    }
+}
+
+impl fmt::Display for DeviceEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let device = printable(&self.device);
+        match &self.kind {
+            DeviceEventKind::Fault { reason } => {
+                let reason = printable(reason);
+                write!(
+                    f,
+                    "the guest's {device} has stopped until its driver resets it: {reason}"
+                )
+            }
+            DeviceEventKind::DiskFull => write!(
+                f,
+                "this host has no room for what the guest writes to {device}: the guest gets I/O errors"
+            ),
+            DeviceEventKind::LinkDown { reason } => {
+                let reason = printable(reason);
+                write!(
+                    f,
+                    "the guest's {device} has lost its tap interface, for good: {reason}"
+                )
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_happens_to_devices_is_told_and_no_terminal_obeys_it() {
+        let (device, reason) = ("blk0\u{7}".to_owned(), "a\n\u{1b}[2Jb\u{202e}".to_owned());
+        let lines = [
+            EventKind::DeviceFault {
+                device: device.clone(),
+                reason: reason.clone(),
+            },
+            EventKind::DiskFull {
+                device: device.clone(),
+            },
+            EventKind::LinkDown { device, reason },
+        ]
+        .map(|event| DeviceEvent::of(&event).unwrap().to_string());
+        for line in &lines {
+            assert!(line.contains("blk0") && !line.contains(char::is_control));
+        }
+        assert!(lines[0].ends_with(": a[2Jb") && lines[2].ends_with(": a[2Jb"));
+        assert_eq!(DeviceEvent::of(&EventKind::Paused), None);
+    }
+}
