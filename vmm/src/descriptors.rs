@@ -57,7 +57,7 @@ impl Descriptors {
             let field = field.to_owned();
             return Err(DescriptorError::UsedTwice { field, number });
         }
-        let fd = adopt(number, field)?;
+        let fd = adopt_other(number, field)?;
         self.files.insert(number, Claim::Exclusive);
         Ok(fd)
     }
@@ -72,12 +72,27 @@ impl Descriptors {
                 Err(DescriptorError::UsedTwice { field, number })
             }
             None => {
-                let file = Arc::new(File::from(adopt(number, field)?));
+                let file = Arc::new(File::from(adopt_other(number, field)?));
                 self.files.insert(number, Claim::Shared(Arc::clone(&file)));
                 Ok(file)
             }
         }
     }
+}
+
+/// Owns the descriptor that `option` of the command line names, which may be a standard
+/// stream: nothing else is inherited then.
+pub fn only(number: Descriptor, option: &str) -> Result<OwnedFd, DescriptorError> {
+    adopt(number, option)
+}
+
+/// The same for a number that must not be a standard stream's.
+fn adopt_other(number: Descriptor, field: &str) -> Result<OwnedFd, DescriptorError> {
+    if (0..=2).contains(&number) {
+        let field = field.to_owned();
+        return Err(DescriptorError::Standard { field, number });
+    }
+    adopt(number, field)
 }
 
 /// Owns `number` after making sure that something is open there, and marks it
@@ -89,10 +104,6 @@ fn adopt(number: Descriptor, field: &str) -> Result<OwnedFd, DescriptorError> {
     };
     if number < 0 {
         return Err(not_open());
-    }
-    if number <= 2 {
-        let field = field.to_owned();
-        return Err(DescriptorError::Standard { field, number });
     }
     // SAFETY: the borrow lasts for the two calls below, which fail with EBADF
     // and touch nothing if the number is not open.

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use vmm::config::Config;
 use vmm::confinement;
-use vmm::descriptors::Descriptors;
+use vmm::descriptors::{self, Descriptors};
 use vmm::event::{EventKind, EventSink};
 use vmm::exit::ExitReason;
 use vmm::machine::Machine;
@@ -147,7 +147,7 @@ fn parse_spec(text: &[u8]) -> anyhow::Result<VmSpec> {
 }
 
 fn probe_kvm(number: i32) -> ExitCode {
-    let kvm = match Descriptors::default().take(number, "--probe-kvm") {
+    let kvm = match descriptors::only(number, "--probe-kvm") {
         Ok(fd) => fd,
         Err(error) => return fail(WRONG_USE, &error.into()),
     };
