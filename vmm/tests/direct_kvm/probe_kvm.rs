@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use rustix::io::FdFlags;
 use vmm::probe::Report;
 
-use crate::machine::{WRONG_USE, probe};
+use crate::machine::{HOST_FAILURE, WRONG_USE, probe};
 
 /// Runs it with `file` for `/dev/kvm`.
 fn run(file: File) -> Output {
@@ -42,6 +42,23 @@ fn what_is_not_kvm_has_run_nothing_and_says_why() {
     let report = report(File::open("/dev/null").unwrap());
     assert!(!report.ran);
     assert!(report.error.unwrap().contains("/dev/kvm"));
+}
+
+#[test]
+fn it_may_be_given_as_standard_input_and_nobody_need_read_the_answer() {
+    let start = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mote-vmm"));
+        command.args(["--probe-kvm", "0"]);
+        command.stdin(File::open("/dev/null").unwrap());
+        command
+    };
+    let output = start().output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let output = start().stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(HOST_FAILURE), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("cannot print"), "{text}");
 }
 
 #[test]
