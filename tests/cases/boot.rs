@@ -15,6 +15,13 @@ fn assets() -> TempDir {
     directory
 }
 
+/// What `mote run` with these says, which must fail.
+#[track_caller]
+fn refusal(assets: &TempDir) -> String {
+    let run = mote_with_assets(assets.path(), ["run", &image(), "true"]);
+    run.expect(125).errors()
+}
+
 /// Cuts a file in two and keeps the first half.
 fn cut(path: &Path) {
     let content = fs::read(path).expect("the file is there");
@@ -72,8 +79,7 @@ fn a_kernel_whose_code_is_garbage_is_told_as_a_triple_fault() {
 fn a_kernel_that_is_cut_is_refused_before_anything_runs() {
     let assets = assets();
     cut(&assets.path().join("vmlinux"));
-    let run = mote_with_assets(assets.path(), ["run", &image(), "true"]).expect(125);
-    let errors = run.errors();
+    let errors = refusal(&assets);
     assert!(errors.contains("kernel"), "{errors}");
     assert!(errors.contains("while the VM was being built"), "{errors}");
 }
@@ -82,8 +88,7 @@ fn a_kernel_that_is_cut_is_refused_before_anything_runs() {
 fn a_kernel_without_an_init_is_told_with_its_panic() {
     let assets = assets();
     cut(&assets.path().join("initrd"));
-    let run = mote_with_assets(assets.path(), ["run", &image(), "true"]).expect(125);
-    let errors = run.errors();
+    let errors = refusal(&assets);
     assert!(errors.contains("the guest reset itself"), "{errors}");
     assert!(errors.contains("the guest kernel was booting"), "{errors}");
     assert!(errors.contains("Kernel panic"), "{errors}");
@@ -93,8 +98,7 @@ fn a_kernel_without_an_init_is_told_with_its_panic() {
 fn an_initrd_of_garbage_is_told_with_the_panic() {
     let assets = assets();
     fs::write(assets.path().join("initrd"), [0xa5; 10_000]).expect("there is room");
-    let run = mote_with_assets(assets.path(), ["run", &image(), "true"]).expect(125);
-    let errors = run.errors();
+    let errors = refusal(&assets);
     assert!(errors.contains("Kernel panic"), "{errors}");
 }
 
@@ -102,8 +106,7 @@ fn an_initrd_of_garbage_is_told_with_the_panic() {
 fn an_initrd_that_is_not_there_is_told_with_where_it_was_looked_for() {
     let assets = assets();
     fs::remove_file(assets.path().join("initrd")).expect("it was there");
-    let run = mote_with_assets(assets.path(), ["run", &image(), "true"]).expect(125);
-    let errors = run.errors();
+    let errors = refusal(&assets);
     let place = assets.path().to_str().expect("the path is text");
     assert!(errors.contains("initrd was not found"), "{errors}");
     assert!(errors.contains(place), "{errors}");

@@ -98,6 +98,20 @@ impl Pair {
 }
 
 #[test]
+fn a_full_buffer_takes_no_more_memory_than_the_guest_was_promised() {
+    // However it fills up: doubling from these sizes would go past the end.
+    for piece in [4096, 20_000, 43_000, 65_536] {
+        let mut pair = Pair::established();
+        let mut data = vec![7; piece];
+        while pair.connection.buffer.len() + piece <= BUFFER_BYTES as usize {
+            pair.send(&mut data).unwrap();
+            assert!(pair.connection.buffer.capacity() <= BUFFER_BYTES as usize);
+        }
+        assert!(pair.connection.buffer.len() > BUFFER_BYTES as usize / 2);
+    }
+}
+
+#[test]
 fn a_guests_request_is_answered_first() {
     let mut pair = Pair::asked_by_guest();
     pair.agent.write_all(b"early").unwrap();
