@@ -16,8 +16,8 @@ use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::ports::Ports;
 use crate::protocol::{
-    Command, ExitStatus, GuestMessage, HostMessage, Messages, Output, StartFailure, TerminalSize,
-    write_message,
+    ALIVE_EVERY, Command, ExitStatus, GuestMessage, HostMessage, Messages, Output, StartFailure,
+    TerminalSize, write_message,
 };
 use crate::stream::{Switch, TransferError, receive, send};
 
@@ -50,6 +50,7 @@ pub fn run(request: &Command, ports: Ports, messages: Messages<File>) -> anyhow:
         Err(failure) => return tell(&control, &GuestMessage::Failed(failure)),
     };
     tell(&control, &GuestMessage::Started)?;
+    say_alive(&control);
     let switches = Switches {
         stdin_end: Switch::new()?,
         drain: Switch::new()?,
@@ -90,6 +91,16 @@ fn tell(control: &Control, message: &GuestMessage) -> anyhow::Result<()> {
         .lock()
         .unwrap_or_else(|poisoned| poisoned.into_inner());
     write_message(&*port, message).context("the control port")
+}
+
+/// Says that the lab is there, from now on, on a thread that nobody waits for.
+fn say_alive(control: &Control) {
+    let control = Arc::clone(control);
+    thread::spawn(move || {
+        while tell(&control, &GuestMessage::Alive).is_ok() {
+            thread::sleep(ALIVE_EVERY);
+        }
+    });
 }
 
 fn start(request: &Command) -> Result<(Pid, Streams), StartFailure> {

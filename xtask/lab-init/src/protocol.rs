@@ -12,13 +12,14 @@
 //!   Run                                ->
 //!                                      <-   Started  or  Failed
 //!   Signal, Resize, StdinEnded …       ->
-//!                                      <-   StdinClosed …
+//!                                      <-   Alive, StdinClosed …
 //!                                      <-   Exited
 //!   close                              ->   power off
 //! ```
 
 use std::ffi::OsString;
 use std::io::{self, Read};
+use std::time::Duration;
 
 use guest_protocol::Decoder;
 use serde::de::DeserializeOwned;
@@ -44,6 +45,9 @@ pub const SCRATCH_DIRECTORY: &str = "/scratch";
 /// The archive's directory of modules, named so that their order is the order
 /// in which they are loaded.
 pub const MODULES_DIRECTORY: &str = "/modules";
+
+/// How often the lab says that it is there while the command runs.
+pub const ALIVE_EVERY: Duration = Duration::from_secs(5);
 
 /// The reading end of a control port.
 #[derive(Debug)]
@@ -109,6 +113,8 @@ pub enum GuestMessage {
     Started,
     /// The command could not be started.
     Failed(StartFailure),
+    /// The lab is there, whatever the command does: said every [`ALIVE_EVERY`].
+    Alive,
     /// The command reads its standard input no more.
     StdinClosed,
     /// The command has ended and its output is on its way.

@@ -4,11 +4,13 @@
 //! over this machine's own file system, shared read-only under an overlay in
 //! memory. One command runs there, as root. `docs/lab.md` tells the rest.
 
+mod console;
 mod image;
 mod machine;
 mod process;
 mod session;
 mod size;
+mod streams;
 mod terminal;
 mod virtiofsd;
 
@@ -26,8 +28,9 @@ use crate::{debian_kernel, distribution, packages, progress};
 use machine::Machine;
 pub use machine::MachineOptions;
 use session::Start;
-pub use session::{Ending, Signalled, Streams};
+pub use session::{Ending, Signalled};
 pub use size::Size;
+pub use streams::Streams;
 
 /// A lab that says nothing for this long deserves a word about it.
 const USUAL_START: Duration = Duration::from_secs(10);
@@ -164,7 +167,8 @@ pub fn run(options: &MachineOptions, request: &Request, streams: Streams) -> Res
         match session::start(machine, command.clone(), request.signalled, patience)? {
             Start::Running(session) => {
                 drop(step);
-                return session.run_to_end(streams).context(Lost);
+                let patience = session::RUN_PATIENCE;
+                return session.run_to_end(streams, patience).context(Lost);
             }
             Start::Over(ending) => return Ok(ending),
             Start::StoodStill(error) if tries < START_TRIES => {

@@ -1,29 +1,27 @@
 //! One command in a lab, from this side: its streams, its signals, its end.
 
-use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Mutex;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use lab_init::protocol::{
     Command, ExitStatus, GuestMessage, HostMessage, Messages, Output, StartFailure, write_message,
 };
-use lab_init::stream::{Switch, TransferError, receive, send};
+use lab_init::stream::Switch;
 use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::signal::{
     SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH,
 };
 use signal_hook::iterator::Signals;
 
+use super::console::Console;
 use super::machine::Machine;
+use super::streams::{OutputCarrier, Streams, carry_input};
 use super::terminal::{self, RawMode};
-use crate::command::last_lines;
 
 /// A lab that takes longer to start has failed. The usual is 6 s; a machine with
 /// many times more work than processors has been seen to take two minutes.
@@ -31,9 +29,9 @@ const START_DEADLINE: Duration = Duration::from_secs(300);
 /// A lab that says nothing on its console for this long while it starts stands
 /// still. On an idle machine there is a line every second or so.
 pub const START_PATIENCE: Duration = Duration::from_secs(60);
-/// How much of the console is kept for messages.
-const CONSOLE_BYTES: usize = 64 << 10;
-const CONSOLE_LINES: usize = 25;
+/// A lab whose init says nothing for this long while the command runs stands still,
+/// whatever the command does: it says every few seconds that it is there.
+pub const RUN_PATIENCE: Duration = Duration::from_secs(180);
 /// A command that does not end when it is told to so often is killed together
 /// with its lab, as Docker does.
 const PATIENCE: usize = 3;
@@ -60,28 +58,6 @@ impl Ending {
             }
             Self::NotStarted(failure) => failure.exit_code,
         }
-    }
-}
-
-/// This side of the command's streams.
-pub struct Streams {
-    /// Where its input comes from; none: it has an empty one.
-    pub stdin: Option<OwnedFd>,
-    /// Where its output goes.
-    pub stdout: OwnedFd,
-    /// Where its errors go.
-    pub stderr: OwnedFd,
-}
-
-impl Streams {
-    /// This process's own streams.
-    pub fn inherit() -> Result<Self> {
-        let duplicate = |stream: io::Result<OwnedFd>| stream.context("cannot duplicate a stream");
-        Ok(Self {
-            stdin: Some(duplicate(io::stdin().as_fd().try_clone_to_owned())?),
-            stdout: duplicate(io::stdout().as_fd().try_clone_to_owned())?,
-            stderr: duplicate(io::stderr().as_fd().try_clone_to_owned())?,
-        })
     }
 }
 
@@ -147,21 +123,15 @@ pub struct Session {
     machine: Machine,
     on_terminal: bool,
     signalled: Signalled,
-    console: Arc<Mutex<Console>>,
+    console: Console,
     happenings: Receiver<Happening>,
     sender: Sender<Happening>,
-}
-
-/// The end of what the lab's console has said.
-struct Console {
-    kept: VecDeque<u8>,
-    last_heard: Instant,
 }
 
 impl Session {
     fn new(machine: Machine, on_terminal: bool, signalled: Signalled) -> Result<Self> {
         let (sender, happenings) = mpsc::channel();
-        let console = keep_console(machine.console.try_clone()?, machine.verbose);
+        let console = Console::keep(machine.console.try_clone()?, machine.verbose);
         watch_signals(sender.clone())?;
         watch_control(machine.ports.control.try_clone()?, sender.clone());
         watch_virtiofsd(machine.virtiofsd.end()?, sender.clone());
@@ -184,7 +154,7 @@ impl Session {
     fn wait_for_start(&mut self, patience: Duration) -> Result<Waited> {
         let deadline = Instant::now() + START_DEADLINE;
         loop {
-            let silent_at = self.console().last_heard + patience;
+            let silent_at = self.console.last_heard() + patience;
             let until = deadline.min(silent_at);
             let left = until.saturating_duration_since(Instant::now());
             let happening = match self.happenings.recv_timeout(left) {
@@ -194,7 +164,7 @@ impl Session {
                     return Err(self.failure(&format!("it did not start within {limit} s")));
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    if self.console().last_heard.elapsed() >= patience {
+                    if self.console.last_heard().elapsed() >= patience {
                         return Ok(Waited::Silence);
                     }
                     continue;
@@ -214,35 +184,54 @@ impl Session {
         }
     }
 
-    fn console(&self) -> MutexGuard<'_, Console> {
-        self.console
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
     /// Carries the command's streams and signals until it ends, and ends the lab.
-    pub fn run_to_end(mut self, streams: Streams) -> Result<Ending> {
+    /// `patience`: how long the lab's init may be silent meanwhile.
+    pub fn run_to_end(mut self, streams: Streams, patience: Duration) -> Result<Ending> {
         let on_terminal = self.on_terminal;
         let raw_mode = on_terminal.then(RawMode::enter).transpose()?;
         let ports = &self.machine.ports;
         let stdin_abort = Switch::new()?;
         match streams.stdin {
             Some(stdin) => {
-                carry_input(stdin, ports.stdin.try_clone()?, &stdin_abort, &self.sender)?;
+                let sender = self.sender.clone();
+                carry_input(
+                    stdin,
+                    ports.stdin.try_clone()?,
+                    &stdin_abort,
+                    move |bytes| {
+                        let _ = sender.send(Happening::StdinEnded(bytes));
+                    },
+                )?;
             }
             None => self.tell(&HostMessage::StdinEnded { bytes: 0 })?,
         }
-        let port = ports.stdout.try_clone()?;
-        let stdout = OutputCarrier::start(Output::Stdout, port, streams.stdout, &self.sender)?;
-        let port = ports.stderr.try_clone()?;
-        let stderr = OutputCarrier::start(Output::Stderr, port, streams.stderr, &self.sender)?;
+        let carry = |output, port, to| {
+            let sender = self.sender.clone();
+            // As a pipe would: who writes next gets SIGPIPE.
+            OutputCarrier::start(port, to, move || {
+                let _ = sender.send(Happening::OutputClosed(output));
+            })
+        };
+        let stdout = carry(Output::Stdout, ports.stdout.try_clone()?, streams.stdout)?;
+        let stderr = carry(Output::Stderr, ports.stderr.try_clone()?, streams.stderr)?;
         let mut requests_to_end = 0;
+        let mut silent_at = Instant::now() + patience;
         loop {
-            match self
+            let happening = match self
                 .happenings
-                .recv()
-                .context("all watching threads have ended")?
+                .recv_timeout(silent_at.saturating_duration_since(Instant::now()))
             {
+                Ok(happening) => happening,
+                Err(RecvTimeoutError::Timeout) => {
+                    let limit = patience.as_secs();
+                    return Err(self.failure(&format!("its init was silent for {limit} s")));
+                }
+                Err(RecvTimeoutError::Disconnected) => bail!("all watching threads have ended"),
+            };
+            if matches!(happening, Happening::Message(_)) {
+                silent_at = Instant::now() + patience;
+            }
+            match happening {
                 Happening::Message(GuestMessage::Exited {
                     status,
                     stdout_bytes,
@@ -294,10 +283,9 @@ impl Session {
     fn failure(&mut self, reason: &str) -> anyhow::Error {
         // Let the last lines arrive: the console is read by another thread.
         thread::sleep(Duration::from_millis(100));
-        let console = String::from_utf8_lossy(self.console().kept.make_contiguous()).into_owned();
         let mut text = format!("the lab has failed: {reason}");
         for (name, words) in [
-            ("the lab's console", last_lines(&console, CONSOLE_LINES)),
+            ("the lab's console", self.console.last_words()),
             ("qemu", self.machine.qemu.last_words()),
             ("virtiofsd", self.machine.virtiofsd.last_words()),
         ] {
@@ -311,35 +299,6 @@ impl Session {
 
 fn is_to_end(signal: i32) -> bool {
     matches!(signal, SIGINT | SIGTERM | SIGHUP | SIGQUIT)
-}
-
-/// Keeps the end of what the console says, and shows it all if asked.
-fn keep_console(mut from: UnixStream, show: bool) -> Arc<Mutex<Console>> {
-    let console = Arc::new(Mutex::new(Console {
-        kept: VecDeque::new(),
-        last_heard: Instant::now(),
-    }));
-    let keeper = Arc::clone(&console);
-    thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok(count) = from.read(&mut buffer) {
-            if count == 0 {
-                break;
-            }
-            if show {
-                let _ = io::stderr().write_all(&buffer[..count]);
-            }
-            let mut console = keeper
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner());
-            console.last_heard = Instant::now();
-            let kept = &mut console.kept;
-            kept.extend(buffer[..count].iter().filter(|byte| **byte != b'\r'));
-            let excess = kept.len().saturating_sub(CONSOLE_BYTES);
-            kept.drain(..excess);
-        }
-    });
-    console
 }
 
 /// Who is told of signals: the session under way, if there is one.
@@ -402,65 +361,10 @@ fn watch_virtiofsd(end: OwnedFd, sender: Sender<Happening>) {
     });
 }
 
-/// Carries standard input on a thread that nobody waits for.
-fn carry_input(
-    from: OwnedFd,
-    port: UnixStream,
-    abort: &Switch,
-    sender: &Sender<Happening>,
-) -> Result<()> {
-    let never = Switch::new()?;
-    let (abort, sender) = (abort.clone(), sender.clone());
-    thread::spawn(move || {
-        let port = File::from(OwnedFd::from(port));
-        let bytes = match send(&from, &port, &never, &abort) {
-            Ok(bytes) => bytes,
-            // The lab is going down; it says so elsewhere.
-            Err(TransferError::Write(_)) => return,
-            Err(TransferError::Read(error)) => {
-                eprintln!("lab: standard input cannot be read: {error}");
-                return;
-            }
-        };
-        let _ = sender.send(Happening::StdinEnded(bytes));
-    });
-    Ok(())
-}
-
-/// A thread that carries an output.
-struct OutputCarrier {
-    end: Switch,
-    thread: JoinHandle<()>,
-}
-
-impl OutputCarrier {
-    fn start(
-        output: Output,
-        port: UnixStream,
-        to: OwnedFd,
-        sender: &Sender<Happening>,
-    ) -> Result<Self> {
-        let end = Switch::new()?;
-        let (thread_end, sender) = (end.clone(), sender.clone());
-        let thread = thread::spawn(move || {
-            let port = File::from(OwnedFd::from(port));
-            if let Err(TransferError::Write(_)) = receive(&port, &to, &thread_end) {
-                // As a pipe would: who writes next gets SIGPIPE.
-                let _ = sender.send(Happening::OutputClosed(output));
-            }
-        });
-        Ok(Self { end, thread })
-    }
-
-    /// Waits until the output has arrived, of which there are `bytes`.
-    fn finish(self, bytes: u64) {
-        self.end.throw(bytes);
-        let _ = self.thread.join();
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
     use crate::lab::machine::Ports;
     use crate::lab::process::TiedCommand;
@@ -543,6 +447,60 @@ mod tests {
             start(machine, command(), Signalled::Command, patience).unwrap(),
             Start::Running(_)
         ));
+        speaking.join().unwrap();
+    }
+
+    fn running(machine: Machine, lab: &Lab) -> Session {
+        write_message(&lab.control, &GuestMessage::Started).unwrap();
+        let patience = Duration::from_secs(60);
+        match start(machine, command(), Signalled::Command, patience).unwrap() {
+            Start::Running(session) => session,
+            _ => panic!("it did not start"),
+        }
+    }
+
+    fn nowhere() -> Streams {
+        let null = || std::fs::File::options().write(true).open("/dev/null");
+        Streams {
+            stdin: None,
+            stdout: null().unwrap().into(),
+            stderr: null().unwrap().into(),
+        }
+    }
+
+    #[test]
+    fn a_lab_whose_init_falls_silent_while_its_command_runs_has_failed() {
+        let (machine, mut lab) = machine();
+        let session = running(machine, &lab);
+        lab.console.write_all(b"rcu stall\n").unwrap();
+        let patience = Duration::from_millis(50);
+        let error = session.run_to_end(nowhere(), patience).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("its init was silent"), "{text}");
+        assert!(text.contains("rcu stall"), "{text}");
+    }
+
+    #[test]
+    fn a_command_may_be_silent_for_longer_than_its_labs_init() {
+        let (machine, lab) = machine();
+        let session = running(machine, &lab);
+        // Forty times what lies between two messages, for machines that are busy.
+        let patience = Duration::from_secs(4);
+        let speaking = thread::spawn(move || {
+            for _ in 0..50 {
+                write_message(&lab.control, &GuestMessage::Alive).unwrap();
+                thread::sleep(Duration::from_millis(100));
+            }
+            let exited = GuestMessage::Exited {
+                status: ExitStatus::Code(3),
+                stdout_bytes: 0,
+                stderr_bytes: 0,
+            };
+            write_message(&lab.control, &exited).unwrap();
+            lab
+        });
+        let ending = session.run_to_end(nowhere(), patience).unwrap();
+        assert_eq!(ending.exit_code(), 3);
         speaking.join().unwrap();
     }
 
