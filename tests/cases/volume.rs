@@ -156,6 +156,14 @@ fn a_guest_goes_on_without_the_files_of_a_server_that_was_killed() {
     let mut run = run_until_ready(arguments);
     let servers = servers(directory.path());
     assert!(!servers.is_empty(), "nobody serves the directory");
+    for server in &servers {
+        let cgroup = format!("/proc/{}/cgroup", server.as_raw_nonzero());
+        let cgroup = fs::read_to_string(cgroup).expect("the server is there");
+        let path = cgroup.trim_end().strip_prefix("0::").expect("version 2");
+        assert!(path.ends_with("-volume0"), "{path}");
+        let threads = fs::read_to_string(format!("/sys/fs/cgroup{path}/pids.max"));
+        assert_ne!(threads.expect("a limit"), "max\n");
+    }
     for server in servers {
         kill_process(server, Signal::KILL).expect("the server is there");
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use guest_protocol::Mount;
 
-pub use server::{Server, ServerError, find_server, serve};
+pub use server::{Client, Server, ServerError, find_server, serve};
 
 /// What is wrong with a `--volume`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,23 +1,28 @@
 //! virtiofsd, one process for each volume.
 //!
 //! It has nothing of this process but its end of a listening socket that has no name
-//! any more, and ends when `mote-vmm` does: with its connection. It confines itself to
-//! the directory (`sandbox=namespace`: mounts, PIDs and network of its own).
+//! any more and a pipe for its messages, and ends when `mote-vmm` does: with its
+//! connection. It confines itself to the directory (`sandbox=namespace`: mounts, PIDs
+//! and network of its own). What it may use of the host has limits, in a cgroup of its
+//! own.
 
-use std::io;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use jail::{Cgroup, CgroupLimits, Cgroups, IoLimit};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change, mount_remount};
 use rustix::process::{Resource, getrlimit};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::VolumeOption;
+use crate::vm_process::printable;
 
 const PROGRAM: &str = "virtiofsd";
 /// Where Debian 13 and 12 have it, outside of `PATH`.
@@ -25,23 +30,64 @@ const PLACES: [&str; 2] = ["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd"];
 /// More descriptors than this it does not ask for itself.
 const MAX_DESCRIPTORS: u64 = 1_000_000;
 
+/// What it takes for itself, and keeps of directories and files.
+const MEMORY_BYTES: u64 = 256 << 20;
+/// The old one has 64 for requests.
+const THREADS: u64 = 80;
+/// A message that is longer is told in parts.
+const MAX_MESSAGE_BYTES: u64 = 1024;
+
 /// How long a server may take to end after its connection has.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// A server; ended, when dropped, if it has not done so by itself.
 #[derive(Debug)]
-pub struct Server(Child);
+pub struct Server {
+    process: Child,
+    /// Closed when all its messages have been told.
+    told: Receiver<()>,
+    /// After the process: it can be removed when that is gone.
+    _cgroup: Option<Cgroup>,
+}
 
 impl Drop for Server {
     fn drop(&mut self) {
         let deadline = Instant::now() + GRACE;
-        while let Ok(None) = self.0.try_wait() {
+        while let Ok(None) = self.process.try_wait() {
             if Instant::now() >= deadline {
-                let _ = self.0.kill();
-                let _ = self.0.wait();
-                return;
+                let _ = self.process.kill();
+                let _ = self.process.wait();
+                break;
             }
             thread::sleep(Duration::from_millis(1));
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let _ = self.told.recv_timeout(left);
+    }
+}
+
+/// The guest that a server works for.
+#[derive(Debug, Clone, Copy)]
+pub struct Client<'a> {
+    /// Its microVM's id.
+    pub id: &'a str,
+    /// How many vCPUs it has.
+    pub vcpus: u32,
+    /// Its memory.
+    pub memory_bytes: u64,
+    /// What it may read and write of the host's disks.
+    pub io_limits: &'a [IoLimit],
+}
+
+impl Client<'_> {
+    /// A server may use as many processors as its client, and one more.
+    fn cgroup_limits(&self) -> CgroupLimits {
+        CgroupLimits {
+            cpus: u64::from(self.vcpus) + 1,
+            // A page of the guest's counts for the first who touches it.
+            memory_bytes: self.memory_bytes.saturating_add(MEMORY_BYTES),
+            threads: THREADS,
+            io: self.io_limits.to_vec(),
         }
     }
 }
@@ -94,9 +140,16 @@ pub fn find_server(wanted: Option<&Path>) -> Result<PathBuf, ServerError> {
         .ok_or(ServerError::NotFound)
 }
 
-/// Starts `program` for `volume`; returns the connection for `mote-vmm`, with whose end
-/// it ends, and the process.
-pub fn serve(program: &Path, volume: &VolumeOption) -> Result<(UnixStream, Server), ServerError> {
+/// Starts `program` for the volume `tag` of `client`; returns the connection for
+/// `mote-vmm`, with whose end it ends, and the process. What it says, which its client
+/// can make it do, goes to `tell`, line by line, on another thread.
+pub fn serve(
+    program: &Path,
+    volume: &VolumeOption,
+    tag: &str,
+    client: Client<'_>,
+    tell: impl FnMut(&str) + Send + 'static,
+) -> Result<(UnixStream, Server), ServerError> {
     // Links are followed here, and not again.
     let source = std::fs::canonicalize(&volume.source)
         .and_then(|path| std::fs::read_dir(&path).map(|_| path))
@@ -104,14 +157,55 @@ pub fn serve(program: &Path, volume: &VolumeOption) -> Result<(UnixStream, Serve
             path: volume.source.clone(),
             source,
         })?;
-    start(program, &source, volume.read_only).map_err(|error| ServerError::Start {
+    let failed = |error| ServerError::Start {
         program: program.to_owned(),
         path: source.clone(),
         source: error,
-    })
+    };
+    let name = format!("{}-{tag}", client.id);
+    let cgroups = Cgroups::open().map_err(failed)?;
+    let cgroup = Cgroup::create(cgroups.as_ref(), &name, &client.cgroup_limits());
+    let cgroup = cgroup.map_err(failed)?;
+    let (connection, mut process) =
+        start(program, &source, volume.read_only, cgroup.as_ref()).map_err(failed)?;
+    let (end, told) = channel::<()>();
+    if let Some(stderr) = process.stderr.take() {
+        thread::spawn(move || {
+            let _end = end;
+            tell_lines(stderr, tell);
+        });
+    }
+    let server = Server {
+        process,
+        told,
+        _cgroup: cgroup,
+    };
+    Ok((connection, server))
 }
 
-fn start(program: &Path, source: &Path, read_only: bool) -> io::Result<(UnixStream, Server)> {
+/// Passes on what `stderr` says until it ends.
+fn tell_lines(stderr: ChildStderr, mut tell: impl FnMut(&str)) {
+    let mut reader = BufReader::new(stderr);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match reader
+            .by_ref()
+            .take(MAX_MESSAGE_BYTES)
+            .read_until(b'\n', &mut line)
+        {
+            Ok(0) | Err(_) => return,
+            Ok(_) => tell(&printable(String::from_utf8_lossy(&line).trim_end())),
+        }
+    }
+}
+
+fn start(
+    program: &Path,
+    source: &Path,
+    read_only: bool,
+    cgroup: Option<&Cgroup>,
+) -> io::Result<(UnixStream, Child)> {
     let (listener, connection) = connected()?;
     // The two programs of the name have different options.
     let help = Command::new(program).arg("--help").output()?.stdout;
@@ -122,8 +216,18 @@ fn start(program: &Path, source: &Path, read_only: bool) -> io::Result<(UnixStre
         .env_clear()
         .stdin(OwnedFd::from(listener))
         .stdout(Stdio::null())
+        .stderr(Stdio::piped())
         // A terminal's signals are for the workload, which may have files to write.
         .process_group(0);
+    if let Some(cgroup) = cgroup {
+        let mut members = cgroup.members()?;
+        // SAFETY: between fork and exec only write(2) is called, which is
+        // async-signal-safe and touches no memory of others.
+        unsafe {
+            // 0 is whoever writes it (cgroup-v2.rst of Linux, cgroup.procs).
+            command.pre_exec(move || members.write_all(b"0"));
+        }
+    }
     let spawn = || {
         if read_only {
             protect(source)?;
@@ -133,7 +237,7 @@ fn start(program: &Path, source: &Path, read_only: bool) -> io::Result<(UnixStre
     // The mounts of a thread are those of its children.
     let child = thread::scope(|scope| scope.spawn(spawn).join());
     let child = child.map_err(|_| io::Error::other("the thread that starts it panicked"))??;
-    Ok((connection, Server(child)))
+    Ok((connection, child))
 }
 
 /// A socket that listens and has taken one connection, and that connection. Its name is
@@ -212,9 +316,33 @@ mod tests {
         let program = Path::new("/bin/true");
         for source in ["/no/such/directory", "/dev/null", "/etc/passwd"] {
             let volume = VolumeOption::parse(&format!("{source}:/data")).unwrap();
-            let error = serve(program, &volume).unwrap_err().to_string();
+            let client = Client {
+                id: "id",
+                vcpus: 1,
+                memory_bytes: 1 << 20,
+                io_limits: &[],
+            };
+            let error = serve(program, &volume, "tag", client, |_| ()).unwrap_err();
+            let error = error.to_string();
             assert!(error.contains(source), "{error}");
         }
+    }
+
+    #[test]
+    fn what_a_server_says_is_told_line_by_line() {
+        let script =
+            "echo one >&2; printf 'two\\033[2J' >&2; head -c 3000 /dev/zero | tr '\\0' x >&2";
+        let mut shell = Command::new("sh");
+        let shell = shell.args(["-c", script]).stderr(Stdio::piped());
+        let mut shell = shell.spawn().unwrap();
+        let mut told = Vec::new();
+        tell_lines(shell.stderr.take().unwrap(), |line| {
+            told.push(line.to_owned());
+        });
+        shell.wait().unwrap();
+        assert_eq!(told[0], "one");
+        assert!(told[1].starts_with("two[2Jxxx"), "{}", told[1]);
+        assert_eq!(told.len(), 4, "{told:?}");
     }
 
     #[test]

@@ -204,6 +204,13 @@ impl Cgroup {
         count.and_then(|count| count.parse().ok()).unwrap_or(0)
     }
 
+    /// What a process writes its PID to, or 0, to enter it (`cgroup.procs`).
+    pub fn members(&self) -> io::Result<File> {
+        File::options()
+            .write(true)
+            .open(self.path.join("cgroup.procs"))
+    }
+
     fn limit_io(&self, limit: &IoLimit) -> io::Result<()> {
         match write(&self.path.join("io.max"), &limit.to_string()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(no_io_controller()),

@@ -5,6 +5,7 @@ mod env;
 mod identity;
 mod limits;
 mod machine;
+mod messages;
 mod observer;
 mod timing;
 
@@ -35,6 +36,7 @@ use super::progress::TerminalProgress;
 use super::source::open_archive;
 pub use identity::SHORT_ID;
 use identity::{hostname, new_id, run_name};
+use messages::Messages;
 use observer::RunObserver;
 use timing::TimingFormat;
 
@@ -261,13 +263,21 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     // Held until the microVM has ended, as they do then.
     let mut servers = Vec::new();
     let mut filesystems = Vec::new();
+    let client = volume::Client {
+        id: &id,
+        vcpus,
+        memory_bytes,
+        io_limits: &io_limits,
+    };
     for ((volume, program), index) in volumes.iter().zip(virtiofsd.iter().cycle()).zip(0..) {
-        let (socket, server) = volume::serve(program, volume)?;
+        let tag = volume::tag(index);
+        let source = volume.source.display().to_string();
+        let mut messages = Messages::about("the servers of volumes");
+        let tell = move |line: &str| messages.tell(format_args!("volume {source}: {line}"));
+        let (socket, server) = volume::serve(program, volume, &tag, client, tell)?;
         servers.push(server);
-        filesystems.push(Filesystem {
-            tag: volume::tag(index),
-            socket: socket.into(),
-        });
+        let socket = socket.into();
+        filesystems.push(Filesystem { tag, socket });
     }
     let nics = Vec::from_iter(nics);
     let mut machine = boot.into_machine(&id, vcpus, memory_bytes, disk, nics, filesystems)?;
