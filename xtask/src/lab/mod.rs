@@ -7,6 +7,7 @@
 mod console;
 mod image;
 mod machine;
+mod patience;
 mod process;
 mod session;
 mod size;
@@ -27,6 +28,7 @@ use crate::{debian_kernel, distribution, packages, progress};
 
 use machine::Machine;
 pub use machine::MachineOptions;
+pub use patience::Patience;
 use session::Start;
 pub use session::{Ending, Signalled};
 pub use size::Size;
@@ -105,6 +107,8 @@ pub struct Request {
     pub terminal: bool,
     /// What happens when this process is asked to end.
     pub signalled: Signalled,
+    /// With a command that must be heard of by its caller, or its lab has failed.
+    pub patience: Option<Patience>,
 }
 
 /// The context of an error of a lab that had started its command.
@@ -132,6 +136,7 @@ impl Request {
             working_dir: env::current_dir().context("there is no working directory")?,
             terminal: false,
             signalled: Signalled::Command,
+            patience: None,
         })
     }
 }
@@ -167,8 +172,10 @@ pub fn run(options: &MachineOptions, request: &Request, streams: Streams) -> Res
         match session::start(machine, command.clone(), request.signalled, patience)? {
             Start::Running(session) => {
                 drop(step);
-                let patience = session::RUN_PATIENCE;
-                return session.run_to_end(streams, patience).context(Lost);
+                let with_init = Patience::of(session::RUN_PATIENCE);
+                let with_command = request.patience.as_ref();
+                let ending = session.run_to_end(streams, with_init, with_command);
+                return ending.context(Lost);
             }
             Start::Over(ending) => return Ok(ending),
             Start::StoodStill(error) if tries < START_TRIES => {

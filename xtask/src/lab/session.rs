@@ -20,6 +20,7 @@ use signal_hook::iterator::Signals;
 
 use super::console::Console;
 use super::machine::Machine;
+use super::patience::Patience;
 use super::streams::{OutputCarrier, Streams, carry_input};
 use super::terminal::{self, RawMode};
 
@@ -185,8 +186,14 @@ impl Session {
     }
 
     /// Carries the command's streams and signals until it ends, and ends the lab.
-    /// `patience`: how long the lab's init may be silent meanwhile.
-    pub fn run_to_end(mut self, streams: Streams, patience: Duration) -> Result<Ending> {
+    /// Gives up when the patience with the lab's init is over, or that with the
+    /// command, where there is one.
+    pub fn run_to_end(
+        mut self,
+        streams: Streams,
+        with_init: Patience,
+        with_command: Option<&Patience>,
+    ) -> Result<Ending> {
         let on_terminal = self.on_terminal;
         let raw_mode = on_terminal.then(RawMode::enter).transpose()?;
         let ports = &self.machine.ports;
@@ -215,21 +222,26 @@ impl Session {
         let stdout = carry(Output::Stdout, ports.stdout.try_clone()?, streams.stdout)?;
         let stderr = carry(Output::Stderr, ports.stderr.try_clone()?, streams.stderr)?;
         let mut requests_to_end = 0;
-        let mut silent_at = Instant::now() + patience;
+        // Until now it was not there to be heard.
+        with_command.inspect(|patience| patience.heard());
         loop {
-            let happening = match self
-                .happenings
-                .recv_timeout(silent_at.saturating_duration_since(Instant::now()))
-            {
+            let ends = with_command.map(Patience::ends);
+            let until = with_init.ends().min(ends.unwrap_or(with_init.ends()));
+            let left = until.saturating_duration_since(Instant::now());
+            let happening = match self.happenings.recv_timeout(left) {
                 Ok(happening) => happening,
                 Err(RecvTimeoutError::Timeout) => {
-                    let limit = patience.as_secs();
-                    return Err(self.failure(&format!("its init was silent for {limit} s")));
+                    let of_command = || with_command?.complaint("its command");
+                    let complaint = with_init.complaint("its init").or_else(of_command);
+                    match complaint {
+                        Some(complaint) => return Err(self.failure(&complaint)),
+                        None => continue,
+                    }
                 }
                 Err(RecvTimeoutError::Disconnected) => bail!("all watching threads have ended"),
             };
             if matches!(happening, Happening::Message(_)) {
-                silent_at = Instant::now() + patience;
+                with_init.heard();
             }
             match happening {
                 Happening::Message(GuestMessage::Exited {
@@ -473,8 +485,8 @@ mod tests {
         let (machine, mut lab) = machine();
         let session = running(machine, &lab);
         lab.console.write_all(b"rcu stall\n").unwrap();
-        let patience = Duration::from_millis(50);
-        let error = session.run_to_end(nowhere(), patience).unwrap_err();
+        let patience = Patience::of(Duration::from_millis(50));
+        let error = session.run_to_end(nowhere(), patience, None).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("its init was silent"), "{text}");
         assert!(text.contains("rcu stall"), "{text}");
@@ -485,7 +497,7 @@ mod tests {
         let (machine, lab) = machine();
         let session = running(machine, &lab);
         // Forty times what lies between two messages, for machines that are busy.
-        let patience = Duration::from_secs(4);
+        let patience = Patience::of(Duration::from_secs(4));
         let speaking = thread::spawn(move || {
             for _ in 0..50 {
                 write_message(&lab.control, &GuestMessage::Alive).unwrap();
@@ -499,9 +511,20 @@ mod tests {
             write_message(&lab.control, &exited).unwrap();
             lab
         });
-        let ending = session.run_to_end(nowhere(), patience).unwrap();
+        let ending = session.run_to_end(nowhere(), patience, None).unwrap();
         assert_eq!(ending.exit_code(), 3);
         speaking.join().unwrap();
+    }
+
+    #[test]
+    fn a_command_that_must_not_be_silent_is_given_up_with_its_lab() {
+        let (machine, lab) = machine();
+        let session = running(machine, &lab);
+        let with_init = Patience::of(Duration::from_secs(600));
+        let with_command = Patience::of(Duration::from_millis(50));
+        let error = session.run_to_end(nowhere(), with_init, Some(&with_command));
+        let text = error.unwrap_err().to_string();
+        assert!(text.contains("its command was silent"), "{text}");
     }
 
     #[test]

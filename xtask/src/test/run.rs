@@ -21,6 +21,11 @@ pub type Variables = [(OsString, OsString)];
 /// end-to-end tests takes minutes in a lab.
 const TIME_LIMIT: Duration = Duration::from_secs(30 * 60);
 
+/// A lab whose tests print nothing for this long is lost: a guest stands still, as now
+/// and then one does there (see `docs/lab.md`). A test that makes it do so will do it
+/// again in the next. The longest takes a minute and a half.
+const LAB_PATIENCE: Duration = Duration::from_secs(5 * 60);
+
 /// Runs `executables` on this machine, one after another.
 pub fn here(executables: &[Executable], variables: &Variables) -> Report {
     let mut total = Report::default();
@@ -235,6 +240,8 @@ fn try_in_lab(
     }
     let mut request = lab::Request::new(args)?;
     request.signalled = lab::Signalled::Lab;
+    let patience = lab::Patience::of(LAB_PATIENCE);
+    request.patience = Some(patience.clone());
     for (name, value) in variables {
         request.env.retain(|(known, _)| known != name);
         request.env.push((name.clone(), value.clone()));
@@ -248,7 +255,7 @@ fn try_in_lab(
             .into(),
         stderr: writer.into(),
     };
-    let reading = read_outputs(reader);
+    let reading = read_outputs(reader, patience);
     let ending = lab::run(options, &request, streams);
     let outputs = reading
         .join()
@@ -269,12 +276,13 @@ fn script() -> String {
     )
 }
 
-fn read_outputs(reader: PipeReader) -> JoinHandle<Vec<Output>> {
+fn read_outputs(reader: PipeReader, patience: lab::Patience) -> JoinHandle<Vec<Output>> {
     thread::spawn(move || {
         let mut outputs = Vec::new();
         // From the first line on: until then there is the step of the lab's start.
         let mut step = None;
         each_line(reader, |line| {
+            patience.heard();
             step.get_or_insert_with(|| progress::step("testing in the lab"))
                 .detail(line);
             take_line(&mut outputs, line);

@@ -142,9 +142,12 @@ impl Block {
         let request = Request::parse(memory, chain)
             .map_err(|reason| DeviceFault::Chain { queue: 0, reason })?;
         let status = request.status;
-        let moved = request.bytes();
+        let asked = request.bytes();
         let command = request.command(memory, self.disk());
-        if !self.limiter.admit(cost(&command)) {
+        let cost = cost(&command);
+        // Zeroes do not come from the guest, but take as long to be written.
+        let moved = asked.max(cost);
+        if !self.limiter.admit(cost) {
             return Ok(Taken::Refused);
         }
         let result = match command {

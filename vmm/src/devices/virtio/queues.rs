@@ -77,7 +77,7 @@ pub const BYTES_PER_TURN: u64 = 16 << 20;
 pub struct Served {
     /// How many bytes the driver is told were written into it.
     pub written: u32,
-    /// How many bytes it asked to move, in either direction.
+    /// How many bytes it asked to move, in either direction, or had the device write.
     pub moved: u64,
 }
 

@@ -3,6 +3,7 @@
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES};
 
 use super::super::super::mock::VERSION_1;
+use super::super::super::queues::BYTES_PER_TURN;
 use super::*;
 
 const BOTH: u64 = VERSION_1 | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
@@ -141,6 +142,42 @@ fn nothing_at_the_end_is_nothing() {
         assert_eq!(ask(&mut driver, kind, &[(64, 0, 0)]), OK);
     }
     assert!(disk_content(&file) == content());
+}
+
+/// Takes its time with nothing.
+struct Instant;
+
+impl BlockBackend for Instant {
+    fn size_bytes(&self) -> u64 {
+        64 << 20
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn start(&mut self, _: Ticket, _: Operation) -> Option<io::Result<()>> {
+        Some(Ok(()))
+    }
+}
+
+#[test]
+fn a_disk_that_writes_many_zeroes_gives_others_their_turn() {
+    let mut driver = driver_of(Box::new(Instant), Limits::default());
+    driver.reset();
+    driver.start(BOTH);
+    put_header(&driver, VIRTIO_BLK_T_WRITE_ZEROES, 0);
+    let length = put_segments(&driver, &[(0, MAX_WRITE_ZEROES_SECTORS, 0)]);
+    let pieces = [(HEADER, 16, 0), (DATA, length, 0), (STATUS, 1, WRITE)];
+    for request in 0..4 {
+        driver.submit_at(0, 3 * request, &pieces);
+    }
+    let bytes = u64::from(MAX_WRITE_ZEROES_SECTORS) * SECTOR_BYTES;
+    let in_a_turn = BYTES_PER_TURN.div_ceil(bytes) as usize;
+    assert!(in_a_turn < 4);
+    driver.transport.process_queue(0);
+    assert_eq!(driver.take_used(0).len(), in_a_turn);
+    assert_eq!(status(&driver), OK);
 }
 
 proptest! {
