@@ -70,7 +70,7 @@ fn the_policies_are_as_short_as_they_shall_be_and_give_reasons() {
 
 #[test]
 fn the_numbers_in_the_policies_are_what_their_comments_say() {
-    let names: [(&str, u64); 25] = [
+    let names: [(&str, u64); 34] = [
         // linux/vhost.h and linux/if_tun.h.
         ("VHOST_SET_FEATURES", 0x4008af00),
         ("VHOST_SET_VRING_NUM", 0x4008af10),
@@ -110,6 +110,25 @@ fn the_numbers_in_the_policies_are_what_their_comments_say() {
             (libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG) as u64,
         ),
         ("F_GETFD", libc::F_GETFD as u64),
+        ("no flags", 0),
+        ("the protocol of the family", 0),
+        ("RWF_NOWAIT", libc::RWF_NOWAIT as u64),
+        ("MSG_DONTWAIT", libc::MSG_DONTWAIT as u64),
+        (
+            "MSG_DONTWAIT | MSG_TRUNC",
+            (libc::MSG_DONTWAIT | libc::MSG_TRUNC) as u64,
+        ),
+        (
+            "MSG_DONTWAIT | MSG_CMSG_CLOEXEC",
+            (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as u64,
+        ),
+        (
+            "MSG_DONTWAIT | MSG_NOSIGNAL",
+            (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as u64,
+        ),
+        // linux/io_uring.h.
+        ("IORING_ENTER_GETEVENTS", 1),
+        ("IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG", 1 | 8),
         ("KVM_RUN", kvm(0, 0x80, 0)),
         (
             "KVM_GET_REGS",
