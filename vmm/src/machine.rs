@@ -23,7 +23,7 @@ use crate::devices::virtio::mmio::TransportError;
 use crate::event::{EventKind, EventSink};
 use crate::event_loop::{EventLoop, EventLoopError, Subscriber};
 use crate::exit::{ExitLine, ExitReason};
-use crate::kvm::pause::PauseGate;
+use crate::kvm::pause::{self, PauseGate};
 use crate::kvm::vcpu::{self, Shared, StartLine};
 use crate::kvm::vm::{Vm, VmError, kvm};
 use crate::memory::{self, GuestMemory, MemoryError};
@@ -200,6 +200,7 @@ impl Machine {
                 .map_err(host("a vCPU thread"))?;
         }
         drop(blocked);
+        pause::leave_kicks_to_vcpus().map_err(host("the signal mask of the event loop"))?;
         seccomp::install(ThreadKind::EventLoop)
             .map_err(host("the system call filter of the event loop"))?;
         let events = &self.shared.events;

@@ -89,8 +89,9 @@ impl fmt::Display for Ending {
             Self::ForbiddenCall => write!(
                 f,
                 "{PROGRAM} was killed for a system call that its filter forbids (SIGSYS), \
-                 a defect of it or an attack by the guest; the kernel's audit log \
-                 (`dmesg`, type=1326) has the call's number"
+                 a defect of it, an attack by the guest, or a want of memory within its \
+                 limits, where it is mmap(2); the kernel's audit log (`dmesg`, type=1326) \
+                 has the call's number"
             ),
             Self::OutOfMemory(OutOfMemory::Cgroup) => write!(
                 f,

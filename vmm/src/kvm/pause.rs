@@ -21,7 +21,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use vmm_sys_util::signal::unblock_signal;
+use vmm_sys_util::signal::{Error as SignalError, block_signal, unblock_signal};
 
 /// How far a pause has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -275,6 +275,17 @@ extern "C" fn leave_guest(_signal: libc::c_int) {
         // SAFETY: as in `Seat::set_immediate_exit`; the pointer is null again
         // before the seat is gone.
         unsafe { &*immediate_exit }.store(1, Ordering::SeqCst);
+    }
+}
+
+/// Keeps the signal of kicks from this thread: whoever sends it to the process as a
+/// whole kicks a vCPU, which does no harm. What a return from its handler takes, only
+/// filters of vCPUs allow.
+pub fn leave_kicks_to_vcpus() -> io::Result<()> {
+    // It fails where the signal is blocked already, too, which is as good.
+    match block_signal(KICK) {
+        Ok(()) | Err(SignalError::SignalAlreadyBlocked(_)) => Ok(()),
+        Err(error) => Err(io::Error::other(error.to_string())),
     }
 }
 

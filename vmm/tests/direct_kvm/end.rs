@@ -1,5 +1,7 @@
 //! Every way to end, and what is said about it.
 
+use std::time::Duration;
+
 use vmm::confinement::Landlock;
 use vmm::event::{EventKind, monotonic_ns};
 
@@ -93,6 +95,21 @@ fn a_reader_of_events_that_is_gone_or_asleep_does_not_stop_the_guest() {
         assert_eq!(outcome.code, Some(POWERED_OFF), "{outcome:#?}");
         drop(reader);
     }
+}
+
+#[test]
+fn the_signal_that_pauses_vcpus_does_no_harm_when_others_send_it() {
+    use rustix::process::{Signal, kill_process};
+    let Some(machine) = probe("idle") else { return };
+    let mut running = machine.vcpus(2).start();
+    assert_eq!(running.console_line(), "idle");
+    for signal in [Signal::USR1, Signal::USR1, Signal::TERM] {
+        kill_process(running.child.pid(), signal).unwrap();
+        // Of two that wait, the handler of the later one runs first.
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let outcome = running.finish();
+    assert_eq!(outcome.code, Some(128 + 15), "{outcome:#?}");
 }
 
 #[test]
