@@ -36,13 +36,13 @@ const E820_RESERVED: u32 = 2;
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// Neither an ELF file nor a bzImage.
-    #[error("the kernel is neither an ELF vmlinux nor a bzImage (no magic number of either)")]
+    #[error("boot.kernel is neither an ELF vmlinux nor a bzImage (no magic number of either)")]
     NotAKernel,
     /// A kernel that starts in 32-bit mode only.
-    #[error("the kernel has no 64-bit entry point; mote boots x86-64 kernels only")]
+    #[error("boot.kernel has no 64-bit entry point; mote boots x86-64 kernels only")]
     Not64Bit,
     /// The kernel file is damaged, or too large for the guest's memory.
-    #[error("cannot load the kernel into {memory_bytes} bytes of guest memory: {reason}")]
+    #[error("cannot load boot.kernel into {memory_bytes} bytes of guest memory: {reason}")]
     Load {
         /// The guest's memory.
         memory_bytes: u64,
@@ -51,7 +51,7 @@ pub enum BootError {
     },
     /// The kernel's memory, what it clears for itself included, does not fit.
     #[error(
-        "the kernel needs the first {needed} bytes of memory, the guest has {available}; \
+        "boot.kernel needs the first {needed} bytes of memory, the guest has {available}; \
          give the guest more memory"
     )]
     KernelTooLarge {
@@ -61,25 +61,25 @@ pub enum BootError {
         available: u64,
     },
     /// Reading failed.
-    #[error("cannot read the {what}")]
+    #[error("cannot read {what}")]
     Read {
-        /// Kernel or initrd.
+        /// The field of the spec.
         what: &'static str,
         /// Why.
         source: io::Error,
     },
     /// The initrd does not fit.
     #[error(
-        "the initrd of {bytes} bytes does not fit above the kernel; give the guest more memory"
+        "boot.initrd, of {bytes} bytes, does not fit above the kernel; give the guest more memory"
     )]
     InitrdTooLarge {
         /// Its size.
         bytes: u64,
     },
     /// A structure does not fit: the guest has too little memory.
-    #[error("cannot write the {what} to guest memory")]
+    #[error("cannot write {what} to guest memory")]
     Write {
-        /// Which structure.
+        /// Which structure, or the field of the spec it comes from.
         what: &'static str,
         /// Why.
         source: GuestMemoryError,
@@ -99,7 +99,7 @@ pub struct LoadedKernel {
 /// the kernel decides where there is room.
 pub fn load_kernel(memory: &GuestMemory, kernel: &mut File) -> Result<LoadedKernel, BootError> {
     let read = |source| BootError::Read {
-        what: "kernel",
+        what: "boot.kernel",
         source,
     };
     let mut magic = [0; 4];
@@ -197,7 +197,7 @@ pub fn finish(
     memory
         .write_obj(*params, layout::BOOT_PARAMS)
         .map_err(|source| BootError::Write {
-            what: "boot parameters",
+            what: "the boot parameters",
             source,
         })?;
     Ok(kernel.entry)
@@ -214,7 +214,7 @@ fn write_command_line(
     memory
         .write_slice(&bytes, layout::COMMAND_LINE)
         .map_err(|source| BootError::Write {
-            what: "command line",
+            what: "boot.command_line",
             source,
         })?;
     params.hdr.cmd_line_ptr = layout::COMMAND_LINE.raw_value() as u32;
@@ -230,7 +230,7 @@ fn load_initrd(
     params: &boot_params,
 ) -> Result<(u32, u32), BootError> {
     let read = |source| BootError::Read {
-        what: "initrd",
+        what: "boot.initrd",
         source,
     };
     let bytes = initrd.seek(SeekFrom::End(0)).map_err(read)?;
@@ -244,7 +244,7 @@ fn load_initrd(
     memory
         .read_exact_volatile_from(GuestAddress(address), &mut initrd, bytes as usize)
         .map_err(|source| BootError::Write {
-            what: "initrd",
+            what: "boot.initrd",
             source,
         })?;
     // Both are below `initrd_addr_max`, a u32.

@@ -115,12 +115,16 @@ fn adopt(number: Descriptor, field: &str) -> Result<OwnedFd, DescriptorError> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Whether reading and writing are allowed by the mode `fd` was opened with.
+/// Whether reading and writing are allowed by the mode `fd` was opened with: neither if
+/// it only stands for a path (`O_PATH`, open(2)).
 pub fn access(fd: impl AsFd) -> (bool, bool) {
     use rustix::fs::OFlags;
     let Ok(flags) = rustix::fs::fcntl_getfl(fd) else {
         return (false, false);
     };
+    if flags.contains(OFlags::PATH) {
+        return (false, false);
+    }
     let mode = flags & OFlags::RWMODE;
     (mode != OFlags::WRONLY, mode != OFlags::RDONLY)
 }
@@ -141,6 +145,15 @@ mod tests {
             let error = Descriptors::default().take(number, "kvm").unwrap_err();
             assert!(error.to_string().contains("kvm"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_only_stands_for_a_path_can_be_neither_read_nor_written() {
+        use rustix::fs::{Mode, OFlags, open};
+        let access_of = |flags| access(open("/dev/null", flags, Mode::empty()).unwrap());
+        assert_eq!(access_of(OFlags::PATH), (false, false));
+        assert_eq!(access_of(OFlags::RDONLY), (true, false));
+        assert_eq!(access_of(OFlags::RDWR), (true, true));
     }
 
     #[test]

@@ -62,6 +62,14 @@ pub enum MachineError {
     /// Two devices at one address: a defect of the layout.
     #[error(transparent)]
     Overlap(#[from] Overlap),
+    /// A file that cannot be mapped.
+    #[error("pmem[{index}].file cannot be mapped")]
+    Pmem {
+        /// Which pmem device.
+        index: usize,
+        /// Why it could not.
+        source: io::Error,
+    },
     /// The vhost-user backend of a file system.
     #[error("filesystems[{index}].socket cannot be used")]
     Filesystem {

@@ -238,7 +238,7 @@ impl<'a> Builder<'a> {
         let slots = self.memory.num_regions() as u32..;
         for ((pmem, slot), index) in configs.into_iter().zip(slots).zip(0..) {
             let mapping = Mapping::new(&pmem.file, pmem.bytes, pmem.read_only)
-                .map_err(host("a mapping of the file of a pmem device"))?;
+                .map_err(|source| MachineError::Pmem { index, source })?;
             self.vm.attach_mapping(slot, start, &mapping)?;
             let extent = Extent {
                 file: pmem.file,

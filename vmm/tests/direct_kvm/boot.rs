@@ -93,7 +93,7 @@ fn a_kernel_that_is_no_kernel_is_refused() {
     for content in [&b"#!/bin/sh\n"[..], b"", b"\x7fELF", &[0; 4096]] {
         let Some(machine) = probe("") else { return };
         let outcome = machine.kernel(content).run();
-        outcome.expect_error(HOST_FAILURE, &["kernel"]);
+        outcome.expect_error(HOST_FAILURE, &["boot.kernel"]);
     }
 }
 
@@ -105,7 +105,7 @@ fn a_truncated_elf_kernel_is_refused() {
             return;
         };
         let outcome = machine.kernel(&whole[..length]).run();
-        outcome.expect_error(HOST_FAILURE, &["cannot load the kernel"]);
+        outcome.expect_error(HOST_FAILURE, &["cannot load boot.kernel"]);
     }
 }
 
@@ -124,7 +124,7 @@ fn a_truncated_bzimage_is_refused() {
             return;
         };
         let outcome = machine.kernel(&header[..length]).run();
-        outcome.expect_error(HOST_FAILURE, &["kernel"]);
+        outcome.expect_error(HOST_FAILURE, &["boot.kernel"]);
     }
 }
 
@@ -139,7 +139,7 @@ fn a_kernel_larger_than_memory_is_refused() {
     let outcome = machine.kernel(&kernel).run();
     outcome.expect_error(
         HOST_FAILURE,
-        &["cannot load the kernel into 67108864 bytes"],
+        &["cannot load boot.kernel into 67108864 bytes"],
     );
 }
 
@@ -151,7 +151,7 @@ fn an_initrd_larger_than_memory_is_refused() {
     let sparse = memory_file(b"");
     sparse.set_len(1 << 30).unwrap();
     let outcome = machine.initrd(sparse).run();
-    outcome.expect_error(HOST_FAILURE, &["initrd of 1073741824 bytes", "more memory"]);
+    outcome.expect_error(HOST_FAILURE, &["boot.initrd, of 1073741824 bytes", "more memory"]);
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn an_initrd_does_not_overwrite_the_kernel() {
     let large = memory_file(b"");
     large.set_len(48 << 20).unwrap();
     let outcome = machine.initrd(large).run();
-    outcome.expect_error(HOST_FAILURE, &["initrd of 50331648 bytes"]);
+    outcome.expect_error(HOST_FAILURE, &["boot.initrd, of 50331648 bytes"]);
 }
 
 #[test]
