@@ -61,14 +61,43 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
+/// The controllers that every microVM has limits of.
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+
 fn cgroup(host: &Host) -> Finding {
-    match host.read("/sys/fs/cgroup/cgroup.controllers") {
-        Ok(controllers) => Finding::ok(format!("controllers: {}", controllers.trim())),
-        Err(_) => Finding::missing(
+    let Ok(there) = host.read("/sys/fs/cgroup/cgroup.controllers") else {
+        return Finding::missing(
             "/sys/fs/cgroup is not a cgroup v2 tree",
             "boot with systemd.unified_cgroup_hierarchy=1, or mount -t cgroup2 none /sys/fs/cgroup",
-        ),
+        );
+    };
+    let lacking = |list: &str| {
+        let has = |name: &&str| list.split_whitespace().any(|one| one == *name);
+        let lacking: Vec<&str> = CONTROLLERS.into_iter().filter(|name| !has(name)).collect();
+        lacking.join(", ")
+    };
+    let missing = lacking(&there);
+    if !missing.is_empty() {
+        return Finding::missing(
+            format!("no controller here for {missing}: microVMs have no such limits"),
+            "give the controllers on in cgroup.subtree_control above, or boot without cgroup v1",
+        );
     }
+    let read = |file: &str| host.read(&format!("/sys/fs/cgroup/{file}"));
+    let not_given_on = lacking(&read("cgroup.subtree_control").unwrap_or_default());
+    // Only the root of the whole hierarchy, which has no type, may have processes and
+    // give controllers on (cgroup-v2.rst of Linux, "No Internal Process Constraint").
+    let is_root = read("cgroup.type").is_err();
+    let has_processes = read("cgroup.procs").is_ok_and(|list| !list.trim().is_empty());
+    if !is_root && has_processes && !not_given_on.is_empty() {
+        return Finding::missing(
+            format!(
+                "the processes in /sys/fs/cgroup itself, as in a container, keep {not_given_on} from being given on: microVMs have no such limits"
+            ),
+            "move them to a cgroup below it: mkdir /sys/fs/cgroup/init, and write their PIDs to its cgroup.procs",
+        );
+    }
+    Finding::ok(format!("controllers: {}", there.trim()))
 }
 
 fn overlay(host: &Host) -> Finding {
@@ -162,7 +191,38 @@ mod tests {
         let (_directory, host) = empty_host();
         put(&host, "/sys/fs/cgroup/memory/tasks", "");
         assert_eq!(cgroup(&host).status, Status::Missing);
-        put(&host, "/sys/fs/cgroup/cgroup.controllers", "cpu memory\n");
+        put(
+            &host,
+            "/sys/fs/cgroup/cgroup.controllers",
+            "cpu io memory pids\n",
+        );
+        assert_eq!(cgroup(&host).status, Status::Ok);
+    }
+
+    #[test]
+    fn a_hierarchy_without_the_controllers_is_told_with_their_names() {
+        let (_directory, host) = empty_host();
+        put(&host, "/sys/fs/cgroup/cgroup.controllers", "memory\n");
+        let finding = cgroup(&host);
+        assert_eq!(finding.status, Status::Missing);
+        assert!(finding.found.contains("cpu, pids"), "{finding:?}");
+    }
+
+    #[test]
+    fn a_container_whose_processes_keep_controllers_from_being_given_on_is_told() {
+        let (_directory, host) = empty_host();
+        put(
+            &host,
+            "/sys/fs/cgroup/cgroup.controllers",
+            "cpu memory pids\n",
+        );
+        put(&host, "/sys/fs/cgroup/cgroup.procs", "1\n");
+        // The root of a host's hierarchy has no type.
+        assert_eq!(cgroup(&host).status, Status::Ok);
+        put(&host, "/sys/fs/cgroup/cgroup.type", "domain\n");
+        assert_eq!(cgroup(&host).status, Status::Missing);
+        let given_on = "/sys/fs/cgroup/cgroup.subtree_control";
+        put(&host, given_on, "cpu memory pids\n");
         assert_eq!(cgroup(&host).status, Status::Ok);
     }
 }

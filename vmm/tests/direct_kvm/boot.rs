@@ -151,7 +151,10 @@ fn an_initrd_larger_than_memory_is_refused() {
     let sparse = memory_file(b"");
     sparse.set_len(1 << 30).unwrap();
     let outcome = machine.initrd(sparse).run();
-    outcome.expect_error(HOST_FAILURE, &["boot.initrd, of 1073741824 bytes", "more memory"]);
+    outcome.expect_error(
+        HOST_FAILURE,
+        &["boot.initrd, of 1073741824 bytes", "more memory"],
+    );
 }
 
 #[test]
