@@ -331,3 +331,17 @@ fn the_doctor_prints_every_check_and_exits_by_the_result() {
     }
     assert!(text.contains("cannot run here"), "{text}");
 }
+
+#[test]
+fn arguments_that_are_no_text_are_an_error_and_no_crash() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let not_text = OsStr::from_bytes(b"a\xff");
+    for before in [&[][..], &["run"], &["run", "--env"], &["ps", "--format"]] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_mote"));
+        let output = command.args(before).arg(not_text).output().unwrap();
+        assert_eq!(output.status.code(), Some(125), "{output:?}");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(errors.starts_with("error: "), "{errors}");
+    }
+}
