@@ -14,7 +14,7 @@ use tempfile::NamedTempFile;
 
 use crate::comparison::{Better, Comparison, Group};
 use crate::error::{BenchError, host};
-use crate::linux::{self, Images};
+use crate::linux::{self, Images, Lost};
 use crate::monitor::{Disk, Monitor, Programs};
 
 /// The size of the disk.
@@ -91,6 +91,7 @@ pub fn run(
 ) -> Result<Comparison, BenchError> {
     let monitors = programs.without_firecracker()?;
     let mut trials: Vec<Vec<Trial>> = vec![Vec::new(); monitors.len()];
+    let mut lost = Lost::default();
     for turn in 0..runs {
         for step in 0..monitors.len() {
             let index = match turn % 2 {
@@ -99,10 +100,13 @@ pub fn run(
             };
             let monitor = &monitors[index];
             progress(&format!("turn {} of {runs}, {}", turn + 1, monitor.name()));
-            trials[index].push(trial(monitor, images)?);
+            let made = lost.trial(monitor.name(), &mut progress, || trial(monitor, images))?;
+            trials[index].push(made);
         }
     }
-    let setting = format!("{runs} turns of {JOB_SECONDS} s, disk of {DISK_MIB} MiB in {DIRECTORY}");
+    let lost = lost.remark();
+    let setting =
+        format!("{runs} turns of {JOB_SECONDS} s, disk of {DISK_MIB} MiB in {DIRECTORY}{lost}");
     let mut comparison = Comparison::new("block", setting, &monitors);
     for (quantity, title, unit) in [
         (Quantity::Operations, "4 KiB at random", "IOPS"),

@@ -36,6 +36,47 @@ impl Images {
     }
 }
 
+/// How often a trial may fail.
+const TRIES: usize = 3;
+
+/// Trials that failed and were made again: the lab loses a guest now and then, whoever
+/// its monitor is (see `docs/lab.md`).
+#[derive(Debug, Default)]
+pub struct Lost(Vec<&'static str>);
+
+impl Lost {
+    /// Makes a trial of `monitor`, again if it fails; `progress` is told why it did.
+    pub fn trial<T>(
+        &mut self,
+        monitor: &'static str,
+        mut progress: impl FnMut(&str),
+        mut trial: impl FnMut() -> Result<T, BenchError>,
+    ) -> Result<T, BenchError> {
+        let mut failed = 0;
+        loop {
+            let error = match trial() {
+                Err(BenchError::Interrupted) => return Err(BenchError::Interrupted),
+                Err(error) => error,
+                done => return done,
+            };
+            failed += 1;
+            if failed == TRIES {
+                return Err(error);
+            }
+            self.0.push(monitor);
+            progress(&format!("once more, since {error}"));
+        }
+    }
+
+    /// What a report says of them: nothing, if there are none.
+    pub fn remark(&self) -> String {
+        match self.0.as_slice() {
+            [] => String::new(),
+            lost => format!(", failed and made again: {}", lost.join(", ")),
+        }
+    }
+}
+
 /// Waits until the init has made everything ready.
 pub fn wait_until_ready(machine: &mut Machine<'_>) -> Result<(), BenchError> {
     loop {
@@ -71,5 +112,50 @@ pub fn unexpected(machine: &Machine<'_>, found: &str, expected: &str) -> BenchEr
         name: machine.name().to_owned(),
         found: found.to_owned(),
         expected: expected.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hangs() -> BenchError {
+        BenchError::Hangs {
+            name: "it".to_owned(),
+            seconds: 1,
+        }
+    }
+
+    #[test]
+    fn a_trial_that_fails_is_made_again_and_told() {
+        let mut lost = Lost::default();
+        assert_eq!(lost.remark(), "");
+        let mut told = Vec::new();
+        let mut results = vec![Ok(7), Err(hangs()), Err(hangs())];
+        let made = lost.trial(
+            "it",
+            |text| told.push(text.to_owned()),
+            || results.pop().unwrap(),
+        );
+        assert_eq!(made.unwrap(), 7);
+        assert_eq!(told.len(), 2);
+        assert!(lost.remark().ends_with("made again: it, it"));
+    }
+
+    #[test]
+    fn a_trial_that_always_fails_and_one_that_is_interrupted_end_the_benchmark() {
+        let mut tries = 0;
+        let made = Lost::default().trial(
+            "it",
+            |_| (),
+            || {
+                tries += 1;
+                Err::<(), _>(hangs())
+            },
+        );
+        assert!(matches!(made, Err(BenchError::Hangs { .. })));
+        assert_eq!(tries, TRIES);
+        let made = Lost::default().trial("it", |_| (), || Err::<(), _>(BenchError::Interrupted));
+        assert!(matches!(made, Err(BenchError::Interrupted)));
     }
 }

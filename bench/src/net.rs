@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::comparison::{Better, Comparison, Group};
 use crate::error::{BenchError, host};
 use crate::interruption;
-use crate::linux::{self, Images};
+use crate::linux::{self, Images, Lost};
 use crate::monitor::{Machine, Monitor, Nic, Programs};
 
 const TAP: &str = "bench0";
@@ -68,6 +68,7 @@ pub fn run(
     let listener = TcpListener::bind((HOST, PORT)).map_err(host("listen for the guest"))?;
     // By mover, by monitor, by turn.
     let mut trials = MOVERS.map(|_| vec![Vec::new(); monitors.len()]);
+    let mut lost = Lost::default();
     for turn in 0..runs {
         for ((vhost, mover), trials) in MOVERS.iter().zip(&mut trials) {
             for step in 0..monitors.len() {
@@ -81,11 +82,13 @@ pub fn run(
                     turn + 1,
                     monitor.name()
                 ));
-                trials[index].push(trial(monitor, images, &listener, *vhost)?);
+                let trial = || trial(monitor, images, &listener, *vhost);
+                trials[index].push(lost.trial(monitor.name(), &mut progress, trial)?);
             }
         }
     }
-    let setting = format!("{runs} turns of {SECONDS} s and {REQUESTS} requests each way");
+    let lost = lost.remark();
+    let setting = format!("{runs} turns of {SECONDS} s and {REQUESTS} requests each way{lost}");
     let mut comparison = Comparison::new("net", setting, &monitors);
     for (title, unit, better, figures) in [
         ("one TCP stream", "Mbit/s", Better::More, STREAMS),
