@@ -112,6 +112,14 @@ pub enum ServerError {
         /// What the system said.
         source: io::Error,
     },
+    /// Its limits could not be set.
+    #[error("cannot make a cgroup for the server of {}", path.display())]
+    Cgroup {
+        /// What was to be served.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A socket or a process was refused.
     #[error("cannot start {} to serve {}", program.display(), path.display())]
     Start {
@@ -163,9 +171,13 @@ pub fn serve(
         source: error,
     };
     let name = format!("{}-{tag}", client.id);
-    let cgroups = Cgroups::open().map_err(failed)?;
+    let no_cgroup = |error| ServerError::Cgroup {
+        path: source.clone(),
+        source: error,
+    };
+    let cgroups = Cgroups::open().map_err(no_cgroup)?;
     let cgroup = Cgroup::create(cgroups.as_ref(), &name, &client.cgroup_limits());
-    let cgroup = cgroup.map_err(failed)?;
+    let cgroup = cgroup.map_err(no_cgroup)?;
     let (connection, mut process) =
         start(program, &source, volume.read_only, cgroup.as_ref()).map_err(failed)?;
     let (end, told) = channel::<()>();

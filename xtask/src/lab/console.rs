@@ -1,13 +1,12 @@
 //! The serial console of a lab: what it said last, and when.
 
+use super::patience::Patience;
+use crate::command::last_lines;
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
-use std::time::Instant;
-
-use crate::command::last_lines;
 
 /// How much of the console is kept for messages.
 const KEPT_BYTES: usize = 64 << 10;
@@ -16,20 +15,19 @@ const LINES: usize = 25;
 
 /// The end of what a lab's console has said.
 #[derive(Clone)]
-pub struct Console(Arc<Mutex<Kept>>);
-
-struct Kept {
-    bytes: VecDeque<u8>,
-    last_heard: Instant,
+pub struct Console {
+    kept: Arc<Mutex<VecDeque<u8>>>,
+    patience: Patience,
 }
 
 impl Console {
-    /// Keeps what `from` says, until it ends; and shows it all, if asked.
-    pub fn keep(mut from: UnixStream, show: bool) -> Self {
-        let console = Self(Arc::new(Mutex::new(Kept {
-            bytes: VecDeque::new(),
-            last_heard: Instant::now(),
-        })));
+    /// Keeps what `from` says, until it ends, and tells `patience` that it is heard;
+    /// shows it all, if asked.
+    pub fn keep(mut from: UnixStream, show: bool, patience: Patience) -> Self {
+        let console = Self {
+            kept: Arc::default(),
+            patience,
+        };
         let keeper = console.clone();
         thread::spawn(move || {
             let mut buffer = [0; 4096];
@@ -40,36 +38,29 @@ impl Console {
                 if show {
                     let _ = io::stderr().write_all(&buffer[..count]);
                 }
-                keeper.kept().add(&buffer[..count]);
+                keeper.add(&buffer[..count]);
             }
         });
         console
     }
 
-    /// When it last said something; when it was first listened to, if never.
-    pub fn last_heard(&self) -> Instant {
-        self.kept().last_heard
-    }
-
     /// Its last lines.
     pub fn last_words(&self) -> String {
-        let text = String::from_utf8_lossy(self.kept().bytes.make_contiguous()).into_owned();
+        let text = String::from_utf8_lossy(self.kept().make_contiguous()).into_owned();
         last_lines(&text, LINES)
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.0
+    fn kept(&self) -> MutexGuard<'_, VecDeque<u8>> {
+        self.kept
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
-}
 
-impl Kept {
-    fn add(&mut self, said: &[u8]) {
-        self.last_heard = Instant::now();
-        self.bytes
-            .extend(said.iter().filter(|byte| **byte != b'\r'));
-        let excess = self.bytes.len().saturating_sub(KEPT_BYTES);
-        self.bytes.drain(..excess);
+    fn add(&self, said: &[u8]) {
+        self.patience.heard();
+        let mut kept = self.kept();
+        kept.extend(said.iter().filter(|byte| **byte != b'\r'));
+        let excess = kept.len().saturating_sub(KEPT_BYTES);
+        kept.drain(..excess);
     }
 }

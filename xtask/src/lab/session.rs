@@ -101,22 +101,20 @@ pub fn start(
     patience: Duration,
 ) -> Result<Start> {
     let on_terminal = command.terminal.is_some();
-    let mut session = Session::new(machine, on_terminal, signalled)?;
+    let with_console = Patience::of(patience);
+    let mut session = Session::new(machine, on_terminal, signalled, with_console.clone())?;
     session.tell(&HostMessage::Run(command))?;
-    match session.wait_for_start(patience)? {
+    match session.wait_for_start(&with_console)? {
         Waited::Started => Ok(Start::Running(session)),
         Waited::Over(ending) => Ok(Start::Over(ending)),
-        Waited::Silence => {
-            let reason = format!("its console was silent for {} s", patience.as_secs());
-            Ok(Start::StoodStill(session.failure(&reason)))
-        }
+        Waited::Silence(complaint) => Ok(Start::StoodStill(session.failure(&complaint))),
     }
 }
 
 enum Waited {
     Started,
     Over(Ending),
-    Silence,
+    Silence(String),
 }
 
 /// A command in a lab.
@@ -130,9 +128,14 @@ pub struct Session {
 }
 
 impl Session {
-    fn new(machine: Machine, on_terminal: bool, signalled: Signalled) -> Result<Self> {
+    fn new(
+        machine: Machine,
+        on_terminal: bool,
+        signalled: Signalled,
+        with_console: Patience,
+    ) -> Result<Self> {
         let (sender, happenings) = mpsc::channel();
-        let console = Console::keep(machine.console.try_clone()?, machine.verbose);
+        let console = Console::keep(machine.console.try_clone()?, machine.verbose, with_console);
         watch_signals(sender.clone())?;
         watch_control(machine.ports.control.try_clone()?, sender.clone());
         watch_virtiofsd(machine.virtiofsd.end()?, sender.clone());
@@ -152,11 +155,10 @@ impl Session {
     }
 
     /// Waits until the command runs, or until it is plain that it will not.
-    fn wait_for_start(&mut self, patience: Duration) -> Result<Waited> {
+    fn wait_for_start(&mut self, with_console: &Patience) -> Result<Waited> {
         let deadline = Instant::now() + START_DEADLINE;
         loop {
-            let silent_at = self.console.last_heard() + patience;
-            let until = deadline.min(silent_at);
+            let until = deadline.min(with_console.ends());
             let left = until.saturating_duration_since(Instant::now());
             let happening = match self.happenings.recv_timeout(left) {
                 Ok(happening) => happening,
@@ -164,12 +166,10 @@ impl Session {
                     let limit = START_DEADLINE.as_secs();
                     return Err(self.failure(&format!("it did not start within {limit} s")));
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    if self.console.last_heard().elapsed() >= patience {
-                        return Ok(Waited::Silence);
-                    }
-                    continue;
-                }
+                Err(RecvTimeoutError::Timeout) => match with_console.complaint("its console") {
+                    Some(complaint) => return Ok(Waited::Silence(complaint)),
+                    None => continue,
+                },
                 Err(RecvTimeoutError::Disconnected) => bail!("all watching threads have ended"),
             };
             match happening {

@@ -144,10 +144,10 @@ fn nothing_at_the_end_is_nothing() {
     assert!(disk_content(&file) == content());
 }
 
-/// Takes its time with nothing.
-struct Instant;
+/// Does nothing, at once.
+struct Idle;
 
-impl BlockBackend for Instant {
+impl BlockBackend for Idle {
     fn size_bytes(&self) -> u64 {
         64 << 20
     }
@@ -163,7 +163,7 @@ impl BlockBackend for Instant {
 
 #[test]
 fn a_disk_that_writes_many_zeroes_gives_others_their_turn() {
-    let mut driver = driver_of(Box::new(Instant), Limits::default());
+    let mut driver = driver_of(Box::new(Idle), Limits::default());
     driver.reset();
     driver.start(BOTH);
     put_header(&driver, VIRTIO_BLK_T_WRITE_ZEROES, 0);
