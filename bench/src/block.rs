@@ -91,7 +91,7 @@ pub fn run(
 ) -> Result<Comparison, BenchError> {
     let monitors = programs.without_firecracker()?;
     let mut trials: Vec<Vec<Trial>> = vec![Vec::new(); monitors.len()];
-    let mut lost = Lost::default();
+    let mut lost = Lost::here();
     for turn in 0..runs {
         for step in 0..monitors.len() {
             let index = match turn % 2 {

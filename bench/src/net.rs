@@ -68,7 +68,7 @@ pub fn run(
     let listener = TcpListener::bind((HOST, PORT)).map_err(host("listen for the guest"))?;
     // By mover, by monitor, by turn.
     let mut trials = MOVERS.map(|_| vec![Vec::new(); monitors.len()]);
-    let mut lost = Lost::default();
+    let mut lost = Lost::here();
     for turn in 0..runs {
         for ((vhost, mover), trials) in MOVERS.iter().zip(&mut trials) {
             for step in 0..monitors.len() {
