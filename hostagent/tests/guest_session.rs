@@ -15,6 +15,7 @@ use std::time::Duration;
 use guest_protocol::Workload;
 use hostagent::guest::{BOOT_TIMEOUT, DeviceEvent, Observer, Request, Streams, Timeline};
 use hostagent::vm_process::{Disk, Extent, Machine, Program};
+use jail::Cgroups;
 use libtest_mimic::{Arguments, Trial};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
@@ -103,10 +104,11 @@ fn as_mote(request: &Value) -> ExitCode {
                 length_bytes: 512,
             }],
             serial: None,
+            limits: None,
         }],
         entropy: Some(null()),
         nics: Vec::new(),
-        network: None,
+        namespaces: None,
         generation_id: None,
         io_limits: Vec::new(),
         filesystems: Vec::new(),
@@ -117,6 +119,7 @@ fn as_mote(request: &Value) -> ExitCode {
         control: None,
         program,
         machine,
+        cgroups: Cgroups::open().unwrap(),
         workload: serde_json::from_value::<Workload>(request["workload"].clone()).unwrap(),
         streams: Streams::inherited(request["stdin"] == true).unwrap(),
         stop_signal: hostagent::stop_signal::DEFAULT,

@@ -7,7 +7,17 @@ use e2e::{finish, image, mote, run_until_ready};
 
 /// A microVM called `name` that has printed "ready".
 fn start(name: &str, script: &str) -> Child {
-    run_until_ready(["--name", name, &image(), "/bin/sh", "-c", script])
+    let limits = "bps=1g,iops=100k";
+    run_until_ready([
+        "--name",
+        name,
+        "--disk",
+        limits,
+        &image(),
+        "/bin/sh",
+        "-c",
+        script,
+    ])
 }
 
 #[test]

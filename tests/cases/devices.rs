@@ -128,7 +128,7 @@ impl Guest {
             standard: [null.as_fd(), null.as_fd(), errors.as_fd()],
             descriptors: passed.iter().map(AsFd::as_fd).collect(),
             limits: vmm::limits::of(&spec, number),
-            network: None,
+            namespaces: None,
             cgroup: None,
             dies_with_parent: true,
         }

@@ -9,7 +9,6 @@ mod qemu;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use jail::NewNetwork;
 use serde::{Deserialize, Serialize};
 
 pub use guest::{Disk, Guest, Nic};
@@ -27,8 +26,8 @@ pub struct Monitor {
 }
 
 /// What one machine is started with.
-#[derive(Debug)]
-pub struct Prepared(Option<NewNetwork>);
+#[derive(Debug, Default)]
+pub struct Prepared(mote::Ready);
 
 #[derive(Debug, Clone, Copy)]
 enum Kind {
@@ -141,7 +140,7 @@ impl Monitor {
     pub fn prepare(&self) -> Result<Prepared, BenchError> {
         match self.kind {
             Kind::Mote => Ok(Prepared(mote::prepare()?)),
-            Kind::Qemu | Kind::Firecracker => Ok(Prepared(None)),
+            Kind::Qemu | Kind::Firecracker => Ok(Prepared::default()),
         }
     }
 

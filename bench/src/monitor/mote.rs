@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use hostagent::network;
-use jail::{Cgroup, Cgroups, Jail, NewNetwork};
+use jail::{Cgroup, Cgroups, Jail, NewNamespaces};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use vmm::spec::{
     BootSpec, Descriptor, DiskSpec, ExtentSpec, MetricsSpec, NicSpec, SPEC_VERSION, SerialSpec,
@@ -81,22 +81,35 @@ fn other(error: impl std::error::Error + Send + Sync + 'static) -> std::io::Erro
     std::io::Error::other(error)
 }
 
-/// What an agent has ready before it starts a VMM: `mote run` begins to have it made
-/// before it looks for the image.
-pub(super) fn prepare() -> Result<Option<NewNetwork>, BenchError> {
-    let what = "make a network namespace";
-    let network = NewNetwork::begin().map_err(host(what))?;
-    if let Some(network) = &network {
-        network.finish().map_err(host(what))?;
+/// What an agent has ready before it starts a VMM: `mote run` has it before it looks for
+/// the image.
+#[derive(Debug, Default)]
+pub(super) struct Ready {
+    namespaces: Option<NewNamespaces>,
+    cgroups: Option<Cgroups>,
+}
+
+pub(super) fn prepare() -> Result<Ready, BenchError> {
+    let what = "make namespaces";
+    let namespaces = NewNamespaces::begin().map_err(host(what))?;
+    if let Some(namespaces) = &namespaces {
+        namespaces.finish().map_err(host(what))?;
     }
-    Ok(network)
+    let cgroups = Cgroups::open().map_err(host("find the hierarchy of cgroups"))?;
+    Ok(Ready {
+        namespaces,
+        cgroups,
+    })
 }
 
 /// Starts the VMM at `path`, and returns what the guest prints.
 pub(super) fn start(
     path: &Path,
     guest: &Guest,
-    network: Option<NewNetwork>,
+    Ready {
+        namespaces,
+        cgroups,
+    }: Ready,
 ) -> Result<(Process, PipeReader), BenchError> {
     let (console, output) = std::io::pipe().map_err(host("make a pipe"))?;
     let mut passed = Passed::default();
@@ -165,8 +178,7 @@ pub(super) fn start(
     let (errors, errors_end) = std::io::pipe().map_err(host("make a pipe"))?;
     let number = STARTED.fetch_add(1, Ordering::Relaxed);
     let name = format!("bench-{}-{number}", std::process::id());
-    let cgroup = Cgroups::open()
-        .and_then(|cgroups| Cgroup::create(cgroups.as_ref(), &name, &vmm::limits::of_cgroup(&spec)))
+    let cgroup = Cgroup::create(cgroups.as_ref(), &name, &vmm::limits::of_cgroup(&spec))
         .map_err(host("make a cgroup"))?;
     let child = Jail {
         program: program.as_fd(),
@@ -176,7 +188,7 @@ pub(super) fn start(
         standard: [null.as_fd(), null.as_fd(), errors_end.as_fd()],
         descriptors: passed.0.iter().map(AsFd::as_fd).collect(),
         limits: vmm::limits::of(&spec, spec_number),
-        network,
+        namespaces,
         cgroup: cgroup.as_ref().map(AsFd::as_fd),
         dies_with_parent: true,
     }

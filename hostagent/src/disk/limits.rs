@@ -1,4 +1,4 @@
-//! Limits of a microVM's disk, as `mote update --disk` has them: `bps=RATE[:BURST]` for the
+//! Limits of a microVM's disk, as `--disk` of `mote run` and `mote update` has them: `bps=RATE[:BURST]` for the
 //! bytes a second, `iops` for the requests, both ways together.
 
 use vmm::spec::LimitsSpec;

@@ -24,6 +24,7 @@ pub fn of_image(store: &Store, image: &StoredImage) -> Result<Disk, StoreError> 
         read_only: true,
         extents: std::iter::once(metadata).chain(layers).collect(),
         serial: Some(image.id.hex()[..SERIAL_DIGITS].to_owned()),
+        limits: None,
     })
 }
 

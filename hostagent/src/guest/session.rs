@@ -9,6 +9,7 @@ use guest_protocol::{
     CONTROL_PORT, ExitStatus, GuestMessage, HostMessage, STDERR_PORT, STDIN_PORT, STDOUT_PORT,
     WireError, Workload,
 };
+use jail::Cgroups;
 use signal_hook::consts::{SIGKILL, SIGTERM};
 use vmm::confinement::Landlock;
 use vmm::event::{Event, EventKind, monotonic_ns};
@@ -63,6 +64,8 @@ pub struct Request {
     pub program: Program,
     /// The microVM.
     pub machine: Machine,
+    /// Where the cgroup of its VMM is made; `None` where there is no place for one.
+    pub cgroups: Option<Cgroups>,
     /// The process in it. `stdin` is set by whether `streams` has an input.
     pub workload: Workload,
     /// What its streams are here.
@@ -119,6 +122,7 @@ pub fn run(
     let Request {
         program,
         machine,
+        cgroups,
         mut workload,
         streams,
         stop_signal,
@@ -128,7 +132,7 @@ pub fn run(
     let signals = Signals::catch().map_err(host("catch signals"))?;
     let movers = Movers::new().map_err(host("make a socket pair"))?;
     workload.stdin = streams.stdin.is_some();
-    let mut vm = VmProcess::spawn(&program, machine)?;
+    let mut vm = VmProcess::spawn(&program, machine, cgroups.as_ref())?;
     observer.vmm_started(vm.pid(), &vm.metrics());
     let server = control
         .zip(vm.take_control())

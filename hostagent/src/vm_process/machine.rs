@@ -3,10 +3,10 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use jail::{IoLimit, NewNetwork};
+use jail::{IoLimit, NewNamespaces};
 use vmm::spec::{
-    BalloonSpec, BootSpec, DiskSpec, ExtentSpec, FilesystemSpec, MetricsSpec, NicLimitsSpec,
-    NicSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
+    BalloonSpec, BootSpec, DiskSpec, ExtentSpec, FilesystemSpec, LimitsSpec, MetricsSpec,
+    NicLimitsSpec, NicSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
 };
 
 use super::descriptors::InheritedDescriptors;
@@ -49,9 +49,8 @@ pub struct Machine {
     pub entropy: Option<OwnedFd>,
     /// In the order the guest sees them.
     pub nics: Vec<Nic>,
-    /// The network namespace of its VMM's process, if the caller has begun to have it
-    /// made.
-    pub network: Option<NewNetwork>,
+    /// Namespaces of its VMM's process, if the caller has begun to have them made.
+    pub namespaces: Option<NewNamespaces>,
     /// Which of the guest's copies it is, 32 hexadecimal digits.
     pub generation_id: Option<String>,
     /// What its VMM may read from and write to disks of this host.
@@ -91,6 +90,8 @@ pub struct Disk {
     pub extents: Vec<Extent>,
     /// At most 20 bytes of ASCII for the guest to know the disk by.
     pub serial: Option<String>,
+    /// How much the guest may read and write.
+    pub limits: Option<LimitsSpec>,
 }
 
 /// A range of a file.
@@ -205,7 +206,7 @@ impl Disk {
             read_only: self.read_only,
             extents: extents.collect::<Result<_, rustix::io::Errno>>()?,
             serial: self.serial,
-            limits: None,
+            limits: self.limits,
         })
     }
 }

@@ -10,7 +10,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jail::{Cgroup, CgroupLimits, Cgroups, Ended, Jail, JailError, Jailed, NewNetwork};
+use jail::{Cgroup, CgroupLimits, Cgroups, Ended, Jail, JailError, Jailed, NewNamespaces};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -44,9 +44,9 @@ pub enum SpawnError {
     /// The cgroup could not be made, or not be limited.
     #[error("cannot make a cgroup for {PROGRAM}")]
     Cgroup(#[source] io::Error),
-    /// No network namespace for the process.
-    #[error("cannot make a network namespace for the VMM's process")]
-    Network(#[source] io::Error),
+    /// No namespaces for the process.
+    #[error("cannot make namespaces for the VMM's process")]
+    Namespaces(#[source] io::Error),
     /// The program did not start.
     #[error("cannot start {}; it is installed together with mote", program.display())]
     Start {
@@ -164,15 +164,19 @@ pub struct Wakeup {
 }
 
 impl VmProcess {
-    /// Starts `program` with `machine`.
+    /// Starts `program` with `machine`, in a cgroup among `cgroups`.
     ///
     /// The process is killed when the calling thread ends, so call this from one
     /// that lasts as long as the machine shall.
-    pub fn spawn(program: &Program, mut machine: Machine) -> Result<Self, SpawnError> {
+    pub fn spawn(
+        program: &Program,
+        mut machine: Machine,
+        cgroups: Option<&Cgroups>,
+    ) -> Result<Self, SpawnError> {
         // First, since it takes the longest of all.
-        let network = match (machine.network.take(), program.confined) {
-            (None, true) => NewNetwork::begin().map_err(SpawnError::Network)?,
-            (network, _) => network,
+        let namespaces = match (machine.namespaces.take(), program.confined) {
+            (None, true) => NewNamespaces::begin().map_err(SpawnError::Namespaces)?,
+            (namespaces, _) => namespaces,
         };
         let (channel, channel_end) = Channel::pair()?;
         // What is not read in time is lost: a full pipe must not stop the guest.
@@ -208,8 +212,7 @@ impl VmProcess {
             io: io_limits,
             ..vmm::limits::of_cgroup(&spec)
         };
-        let cgroups = Cgroups::open().map_err(SpawnError::Cgroup)?;
-        let cgroup = Cgroup::create(cgroups.as_ref(), &id, &cgroup_limits);
+        let cgroup = Cgroup::create(cgroups, &id, &cgroup_limits);
         let cgroup = cgroup.map_err(SpawnError::Cgroup)?;
         let open_flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let executable = rustix::fs::open(&program.path, open_flags, Mode::empty())
@@ -221,7 +224,7 @@ impl VmProcess {
             standard: [null.as_fd(), null.as_fd(), stderr_end.as_fd()],
             descriptors: inherited.all().collect(),
             limits,
-            network,
+            namespaces,
             cgroup: cgroup.as_ref().map(AsFd::as_fd),
             dies_with_parent: true,
         };

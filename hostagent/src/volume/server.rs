@@ -77,6 +77,8 @@ pub struct Client<'a> {
     pub memory_bytes: u64,
     /// What it may read and write of the host's disks.
     pub io_limits: &'a [IoLimit],
+    /// Where cgroups are made; `None` where there is no place for them.
+    pub cgroups: Option<&'a Cgroups>,
 }
 
 impl Client<'_> {
@@ -175,8 +177,7 @@ pub fn serve(
         path: source.clone(),
         source: error,
     };
-    let cgroups = Cgroups::open().map_err(no_cgroup)?;
-    let cgroup = Cgroup::create(cgroups.as_ref(), &name, &client.cgroup_limits());
+    let cgroup = Cgroup::create(client.cgroups, &name, &client.cgroup_limits());
     let cgroup = cgroup.map_err(no_cgroup)?;
     let (connection, mut process) =
         start(program, &source, volume.read_only, cgroup.as_ref()).map_err(failed)?;
@@ -333,6 +334,7 @@ mod tests {
                 vcpus: 1,
                 memory_bytes: 1 << 20,
                 io_limits: &[],
+                cgroups: None,
             };
             let error = serve(program, &volume, "tag", client, |_| ()).unwrap_err();
             let error = error.to_string();

@@ -10,20 +10,17 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
-};
 use rustix::process::{
     DumpableBehavior, Gid, Pid, PidfdFlags, Signal, Uid, dumpable_behavior, getpid, pidfd_open,
     set_dumpable_behavior, set_parent_process_death_signal, setsid,
 };
 use rustix::thread::{
-    CapabilitySet, LinkNameSpaceType, UnshareFlags, capabilities, move_into_link_name_space,
-    remove_capability_from_bounding_set, set_no_new_privs, set_thread_groups, set_thread_res_gid,
-    set_thread_res_uid,
+    CapabilitySet, UnshareFlags, capabilities, remove_capability_from_bounding_set,
+    set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
-use crate::{FIRST_ID, Jail, JailError, Jailed, NewNetwork};
+use crate::namespaces::{NewNamespaces, PREPARED, enter_empty_root};
+use crate::{FIRST_ID, Jail, JailError, Jailed};
 
 /// The kernel's `struct clone_args`, as of Linux 5.7.
 #[repr(C)]
@@ -47,18 +44,11 @@ const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 /// The child starts in [`CloneArgs::cgroup`] (Linux 5.7).
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-const NAMESPACES: u64 = (libc::CLONE_NEWNS
-    | libc::CLONE_NEWPID
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWUTS
-    | libc::CLONE_NEWCGROUP) as u64;
+/// Those that are made with the process, whatever was made before it.
+const NAMESPACES: u64 = (libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP) as u64;
 
 /// Enough for a child that calls a dozen shallow functions.
 const STACK_BYTES: usize = 64 << 10;
-
-/// Where the empty root is mounted, in the child's own mount namespace, before it
-/// becomes the root. Any directory would do; every Linux has this one.
-const MOUNT_POINT: &std::ffi::CStr = c"/proc";
 
 /// One past the last capability there can be: they are bits of 64.
 const MAX_CAPABILITIES: u32 = 64;
@@ -150,10 +140,10 @@ struct Birth<'a> {
 }
 
 impl<'a> Birth<'a> {
-    /// The network namespace that is made beside, if it is.
-    fn network(&self) -> Option<&'a NewNetwork> {
-        // Without privileges it must belong to the child's own user namespace.
-        self.jail.network.as_ref().filter(|_| self.privileged)
+    /// The namespaces that are made beside, if they are.
+    fn namespaces(&self) -> Option<&'a NewNamespaces> {
+        // Without privileges they must belong to the child's own user namespace.
+        self.jail.namespaces.as_ref().filter(|_| self.privileged)
     }
 }
 
@@ -181,8 +171,8 @@ fn clone(birth: &mut Birth) -> io::Result<(Pid, OwnedFd)> {
     };
     if birth.confined {
         arguments.flags |= NAMESPACES;
-        if birth.network().is_none() {
-            arguments.flags |= libc::CLONE_NEWNET as u64;
+        if birth.namespaces().is_none() {
+            arguments.flags |= u64::from(PREPARED.bits());
         }
         if !birth.privileged {
             arguments.flags |= libc::CLONE_NEWUSER as u64;
@@ -252,7 +242,7 @@ enum Step {
     Session,
     Root,
     Limits,
-    Network,
+    Namespaces,
     Ids,
     UserNamespace,
     Capabilities,
@@ -267,7 +257,7 @@ impl Step {
             Self::Session => "begin a session (setsid)",
             Self::Root => "make an empty root (mount, pivot_root)",
             Self::Limits => "set resource limits (setrlimit)",
-            Self::Network => "make a network namespace (unshare, setns)",
+            Self::Namespaces => "make or enter its namespaces (unshare, pivot_root, setns)",
             Self::Ids => "take a uid and gid of its own (setresuid, setresgid)",
             Self::UserNamespace => "make a user namespace (unshare)",
             Self::Capabilities => "give up capabilities (prctl)",
@@ -299,8 +289,8 @@ unsafe extern "C" fn child(birth: *mut Birth) -> ! {
 fn become_the_program(birth: &Birth) -> Result<Infallible, Failure> {
     let at = |step| move |errno| (step, errno);
     let jail = birth.jail;
-    // Until it is the program it needs its parent: for memory, for the network that a
-    // thread there makes, for whoever would know of it.
+    // Until it is the program it needs its parent: for memory, for the namespaces that
+    // a thread there makes, for whoever would know of it.
     die_with(birth.parent).map_err(at(Step::DieWithParent))?;
     // No controlling terminal, and a process group of its own: what is typed at the
     // parent's terminal is not for this process.
@@ -321,11 +311,11 @@ fn become_the_program(birth: &Birth) -> Result<Infallible, Failure> {
 
 fn confine(birth: &Birth) -> Result<(), Failure> {
     let at = |step| move |errno| (step, errno);
-    enter_empty_root().map_err(at(Step::Root))?;
-    birth.jail.limits.apply().map_err(at(Step::Limits))?;
-    if let Some(network) = birth.network() {
-        enter_network(network).map_err(at(Step::Network))?;
+    match birth.namespaces() {
+        Some(namespaces) => namespaces.enter().map_err(at(Step::Namespaces))?,
+        None => enter_empty_root().map_err(at(Step::Root))?,
     }
+    birth.jail.limits.apply().map_err(at(Step::Limits))?;
     if birth.privileged {
         take_ids(FIRST_ID + birth.pid as u32).map_err(at(Step::Ids))?;
         // SAFETY: this process has one thread and shares no user namespace with
@@ -334,31 +324,6 @@ fn confine(birth: &Birth) -> Result<(), Failure> {
             .map_err(at(Step::UserNamespace))?;
     }
     give_up_capabilities().map_err(at(Step::Capabilities))
-}
-
-/// A file system with nothing in it, that takes nothing in. What was the root is
-/// not mounted any more.
-fn enter_empty_root() -> rustix::io::Result<()> {
-    // Else what happens here would happen in the parent's namespace too.
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change(c"/", private)?;
-    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    // The least there is: a size of 0 would mean none.
-    let options = c"size=4096,nr_inodes=1,mode=0555";
-    mount(c"none", MOUNT_POINT, c"tmpfs", flags, options)?;
-    rustix::process::chdir(MOUNT_POINT)?;
-    // The new root on top of the old one, which then goes (pivot_root(2), NOTES).
-    rustix::process::pivot_root(c".", c".")?;
-    unmount(c".", UnmountFlags::DETACH)?;
-    rustix::process::chdir(c"/")
-}
-
-fn enter_network(network: &NewNetwork) -> rustix::io::Result<()> {
-    let descriptor = network.wait()?;
-    // SAFETY: the descriptor is open as long as `network` lives, which the parent's
-    // waiting frame keeps.
-    let descriptor = unsafe { BorrowedFd::borrow_raw(descriptor) };
-    move_into_link_name_space(descriptor, Some(LinkNameSpaceType::Network))
 }
 
 /// Of this thread, which is all there is: the C library's functions would have the

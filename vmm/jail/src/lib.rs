@@ -6,8 +6,8 @@
 //! own, an empty read-only root, a uid and gid that no other process has, no
 //! capabilities and no way to gain any, resource limits, a session without a
 //! terminal, and a cgroup it was born in. All of that is done between `clone3(2)`
-//! and `execveat(2)`, by this crate, but for the network namespace, which may be begun
-//! before ([`NewNetwork`]); what a process can only do for itself after
+//! and `execveat(2)`, by this crate, but for the namespaces that take long, which may be begun
+//! before ([`NewNamespaces`]); what a process can only do for itself after
 //! that (Landlock, seccomp, not being dumpable) is the program's part.
 //!
 //! The child shares this process's memory until it executes the program, as after
@@ -17,7 +17,7 @@
 mod birth;
 mod cgroup;
 mod limits;
-mod network;
+mod namespaces;
 mod process;
 
 use std::ffi::CString;
@@ -25,7 +25,7 @@ use std::os::fd::BorrowedFd;
 
 pub use cgroup::{Cgroup, CgroupLimits, Cgroups, IoLimit, hierarchy as cgroup_hierarchy};
 pub use limits::Limits;
-pub use network::NewNetwork;
+pub use namespaces::NewNamespaces;
 pub use process::{Ended, Jailed};
 
 /// The uid and gid of a jailed process are this and its PID, so that no two that
@@ -47,9 +47,9 @@ pub struct Jail<'a> {
     pub descriptors: Vec<BorrowedFd<'a>>,
     /// What it may use of the host.
     pub limits: Limits,
-    /// The network namespace it gets, if this was begun before. Omitted: one is made
-    /// with the process.
-    pub network: Option<NewNetwork>,
+    /// Namespaces for it that were begun before. Omitted: they are made with the
+    /// process.
+    pub namespaces: Option<NewNamespaces>,
     /// A directory of a cgroup version 2 hierarchy. Omitted: that of this process.
     pub cgroup: Option<BorrowedFd<'a>>,
     /// Whether it is killed when the calling thread ends.

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use jail::{Ended, FIRST_ID, Jail, JailError, Jailed, Limits, NewNetwork};
+use jail::{Ended, FIRST_ID, Jail, JailError, Jailed, Limits, NewNamespaces};
 use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -84,7 +84,7 @@ struct Unusual<'a> {
     program: Option<BorrowedFd<'a>>,
     descriptors: Vec<BorrowedFd<'a>>,
     cgroup: Option<BorrowedFd<'a>>,
-    network_with_process: bool,
+    namespaces_with_process: bool,
 }
 
 fn start(what: &str) -> Inmate {
@@ -96,8 +96,8 @@ fn start_with(what: &str, unusual: Unusual) -> Result<Inmate, JailError> {
     let (input_end, input) = std::io::pipe().unwrap();
     let (output, output_end) = std::io::pipe().unwrap();
     // Beside, as an agent does it.
-    let network = match unusual.network_with_process {
-        false => NewNetwork::begin().unwrap(),
+    let namespaces = match unusual.namespaces_with_process {
+        false => NewNamespaces::begin().unwrap(),
         true => None,
     };
     let jail = Jail {
@@ -108,7 +108,7 @@ fn start_with(what: &str, unusual: Unusual) -> Result<Inmate, JailError> {
         standard: [input_end.as_fd(), output_end.as_fd(), output_end.as_fd()],
         descriptors: unusual.descriptors,
         limits: LIMITS,
-        network,
+        namespaces,
         cgroup: unusual.cgroup,
         dies_with_parent: true,
     };
@@ -267,7 +267,7 @@ fn ids_and_capabilities() {
 fn namespaces() {
     own_namespaces(Unusual::default());
     own_namespaces(Unusual {
-        network_with_process: true,
+        namespaces_with_process: true,
         ..Unusual::default()
     });
 }

@@ -341,7 +341,7 @@ impl Machine {
             standard: [null.as_fd(), null.as_fd(), errors_end.as_fd()],
             descriptors: self.passed.iter().map(AsFd::as_fd).collect(),
             limits: vmm::limits::of(&self.spec, spec),
-            network: None,
+            namespaces: None,
             cgroup: None,
             dies_with_parent: true,
         }

@@ -80,7 +80,7 @@ impl Boot {
             disks: vec![image],
             entropy: Some(entropy.into()),
             nics,
-            network: None,
+            namespaces: None,
             generation_id: None,
             io_limits: Vec::new(),
             filesystems,

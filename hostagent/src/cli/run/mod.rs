@@ -16,6 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use clap::{ArgAction, Args};
 use hostagent::assets::Assets;
+use hostagent::disk;
 use hostagent::guest::{self, Streams, Timeline};
 use hostagent::image::oci_layout::OciLayout;
 use hostagent::image::progress::Progress;
@@ -28,8 +29,9 @@ use hostagent::store::{ImportError, Store, StoreError, StoredImage};
 use hostagent::vm_process::{Filesystem, Nic, Program};
 use hostagent::volume::{self, VolumeOption};
 use hostagent::workload::{EnvChange, WorkloadOptions};
-use jail::NewNetwork;
+use jail::{Cgroups, NewNamespaces};
 use vmm::arch::x86_64::cpuid::template::Template;
+use vmm::spec::LimitsSpec;
 
 use super::interrupt;
 use super::progress::TerminalProgress;
@@ -121,6 +123,10 @@ pub struct RunArgs {
         default_value = "none"
     )]
     network: String,
+    /// Limit the guest's disk, reads and writes together: RATE or RATE:BURST, sizes as
+    /// for --memory; `none` is no limit.
+    #[arg(long, value_name = "bps=RATE[:BURST],iops=RATE[:BURST]", value_parser = disk::limits::parse_list)]
+    disk: Option<LimitsSpec>,
     /// Limit the bytes a second that are read from a disk of this host, such as
     /// /dev/sda:10m.
     #[arg(long, value_name = "DISK:RATE")]
@@ -230,8 +236,9 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     )?;
     let program = Program::vmm(assets.vmm()?);
     // Made while the image is looked for.
-    let network_namespace =
-        NewNetwork::begin().context("cannot make a network namespace for the VMM's process")?;
+    let namespaces =
+        NewNamespaces::begin().context("cannot make namespaces for the VMM's process")?;
+    let cgroups = Cgroups::open().context("cannot prepare this host's cgroups for a microVM's")?;
 
     interrupt::watch().context("cannot catch signals")?;
     let store = Store::open(&Store::default_root())?;
@@ -250,7 +257,8 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         None => stop_signal::DEFAULT,
     };
     let workload = options.apply(&config)?;
-    let disk = hostagent::disk::of_image(&store, &stored)?;
+    let mut disk = disk::of_image(&store, &stored)?;
+    disk.limits = args.disk;
     if progress.cancelled() {
         return Err(ImportError::Cancelled.into());
     }
@@ -268,6 +276,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         vcpus,
         memory_bytes,
         io_limits: &io_limits,
+        cgroups: cgroups.as_ref(),
     };
     for ((volume, program), index) in volumes.iter().zip(virtiofsd.iter().cycle()).zip(0..) {
         let tag = volume::tag(index);
@@ -284,7 +293,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     let cpu_template = args.cpu_template.map(|template| template.name().to_owned());
     machine.cpu_template.clone_from(&cpu_template);
     machine.io_limits = io_limits;
-    machine.network = network_namespace;
+    machine.namespaces = namespaces;
     // Another run is another copy, and never the same.
     machine.generation_id = Some(new_id().context("cannot make an id")?.split_off(32));
     let streams = Streams::inherited(args.interactive == Some(true))
@@ -293,6 +302,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         control: None,
         program,
         machine,
+        cgroups,
         workload,
         streams,
         stop_signal,

@@ -1,0 +1,160 @@
+//! Namespaces that are made before their process, or while that is made.
+//!
+//! They take the kernel longer than all else of a jail together: of a network
+//! namespace each protocol sets up its part, a new root waits until nobody reads the
+//! old one any more (RCU).
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+
+use rustix::io::Errno;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
+};
+use rustix::thread::{
+    CapabilitySet, LinkNameSpaceType, UnshareFlags, capabilities, futex, move_into_link_name_space,
+};
+
+/// What is made: all that a process can enter later and that costs time.
+pub(crate) const PREPARED: UnshareFlags = UnshareFlags::NEWNET
+    .union(UnshareFlags::NEWIPC)
+    .union(UnshareFlags::NEWNS);
+
+/// Where the empty root is mounted, in its own mount namespace, before it becomes the
+/// root. Any directory would do; every Linux has this one.
+const MOUNT_POINT: &std::ffi::CStr = c"/proc";
+
+/// An empty network namespace, an IPC namespace and a mount namespace with an empty
+/// root, that another thread makes.
+#[derive(Debug)]
+pub struct NewNamespaces {
+    outcome: Arc<Outcome>,
+    maker: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Outcome {
+    /// [`PENDING`], [`MADE`], or an errno with [`FAILED`].
+    state: AtomicU32,
+    made: OnceLock<[Namespace; 3]>,
+}
+
+type Namespace = (LinkNameSpaceType, OwnedFd);
+
+const PENDING: u32 = 0;
+const MADE: u32 = 1;
+const FAILED: u32 = 1 << 31;
+
+impl NewNamespaces {
+    /// Begins to make them, for a [`crate::Jail`] to enter. `None` without the
+    /// privileges for that (`CAP_SYS_ADMIN`, `CAP_SYS_CHROOT`): a jail has its own
+    /// made then.
+    pub fn begin() -> io::Result<Option<Self>> {
+        let effective = capabilities(None)?.effective;
+        if !crate::birth::is_privileged()? || !effective.contains(CapabilitySet::SYS_CHROOT) {
+            return Ok(None);
+        }
+        let outcome = Arc::new(Outcome::default());
+        let told = Arc::clone(&outcome);
+        let maker = std::thread::Builder::new()
+            .name("namespaces".to_owned())
+            .spawn(move || told.tell(make()))?;
+        let maker = Some(maker);
+        Ok(Some(Self { outcome, maker }))
+    }
+
+    /// Waits until they are made, or not.
+    pub fn finish(&self) -> io::Result<()> {
+        self.wait()?;
+        Ok(())
+    }
+
+    /// Has this process, whose root and working directory no other shares, enter them.
+    /// System calls only: called by the child, which shares memory and descriptors with
+    /// its parent then.
+    pub(crate) fn enter(&self) -> Result<(), Errno> {
+        for (kind, namespace) in self.wait()? {
+            move_into_link_name_space(namespace.as_fd(), Some(*kind))?;
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<&[Namespace], Errno> {
+        let state = &self.outcome.state;
+        loop {
+            match state.load(Ordering::Acquire) {
+                PENDING => match futex::wait(state, futex::Flags::PRIVATE, PENDING, None) {
+                    Ok(()) | Err(Errno::AGAIN | Errno::INTR) => {}
+                    Err(errno) => return Err(errno),
+                },
+                failed if failed & FAILED != 0 => {
+                    return Err(Errno::from_raw_os_error((failed & !FAILED) as i32));
+                }
+                _ => return Ok(self.outcome.made.get().map_or(&[], |made| made)),
+            }
+        }
+    }
+}
+
+impl Outcome {
+    fn tell(&self, result: io::Result<[Namespace; 3]>) {
+        let state = match result {
+            Ok(namespaces) => {
+                // Nobody else sets it.
+                let _ = self.made.set(namespaces);
+                MADE
+            }
+            Err(error) => FAILED | error.raw_os_error().unwrap_or(libc::EIO) as u32,
+        };
+        self.state.store(state, Ordering::Release);
+        let _ = futex::wake(&self.state, futex::Flags::PRIVATE, u32::MAX);
+    }
+}
+
+/// Of this thread, which does nothing else and ends.
+fn make() -> io::Result<[Namespace; 3]> {
+    // SAFETY: what this thread leaves is these namespaces, with NEWNS also the root and
+    // the working directory that it shares with the process; its memory and its
+    // descriptors stay the process's.
+    unsafe { rustix::thread::unshare_unsafe(PREPARED)? };
+    let open = |kind, name| -> io::Result<Namespace> {
+        let namespace = File::open(format!("/proc/thread-self/ns/{name}"))?;
+        Ok((kind, namespace.into()))
+    };
+    let namespaces = [
+        open(LinkNameSpaceType::Network, "net")?,
+        open(LinkNameSpaceType::InterProcessCommunication, "ipc")?,
+        open(LinkNameSpaceType::Mount, "mnt")?,
+    ];
+    enter_empty_root()?;
+    Ok(namespaces)
+}
+
+/// Gives this mount namespace, which is new, a file system with nothing in it that
+/// takes nothing in. What was the root is not mounted any more.
+pub(crate) fn enter_empty_root() -> rustix::io::Result<()> {
+    // Else what happens here would happen in the parent's namespace too.
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change(c"/", private)?;
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    // The least there is: a size of 0 would mean none.
+    let options = c"size=4096,nr_inodes=1,mode=0555";
+    mount(c"none", MOUNT_POINT, c"tmpfs", flags, options)?;
+    rustix::process::chdir(MOUNT_POINT)?;
+    // The new root on top of the old one, which then goes (pivot_root(2), NOTES).
+    rustix::process::pivot_root(c".", c".")?;
+    unmount(c".", UnmountFlags::DETACH)?;
+    rustix::process::chdir(c"/")
+}
+
+impl Drop for NewNamespaces {
+    fn drop(&mut self) {
+        if let Some(maker) = self.maker.take() {
+            let _ = maker.join();
+        }
+    }
+}
