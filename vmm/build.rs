@@ -19,7 +19,7 @@ fn main() {
     for name in POLICIES {
         let source = Path::new("seccomp").join(name).with_extension("json");
         println!("cargo::rerun-if-changed={}", source.display());
-        let program = compile(&source, name, architecture);
+        let program = bpf_optimizer::optimize(&compile(&source, name, architecture));
         let bytes: Vec<u8> = program
             .iter()
             .flat_map(|instruction| {
