@@ -3,6 +3,7 @@
 mod builder;
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
@@ -24,7 +25,7 @@ use crate::event::{EventKind, EventSink};
 use crate::event_loop::{EventLoop, EventLoopError, Subscriber};
 use crate::exit::{ExitLine, ExitReason};
 use crate::kvm::pause::{self, PauseGate};
-use crate::kvm::vcpu::{self, Shared, StartLine};
+use crate::kvm::vcpu::{self, Shared, Start, StartLine};
 use crate::kvm::vm::{Vm, VmError, kvm};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::metrics::page::Metrics;
@@ -107,6 +108,8 @@ pub struct Machine {
     /// Its interrupt is connected for as long as it lives.
     generation_id: Option<GenerationId>,
     vcpus: Vec<VcpuFd>,
+    /// Where their threads wait.
+    lines: Vec<Arc<StartLine>>,
     shared: Arc<Shared>,
     event_loop: EventLoop,
     hardware: Hardware,
@@ -132,7 +135,11 @@ impl Machine {
             // Their backends have it too.
             false => memory::create_shared(config.memory_bytes)?,
         };
-        let vm = Vm::new(config.kvm, &memory)?;
+        let vm = Vm::new(config.kvm)?;
+        // Here, since KVM waits while it takes the memory: the threads get their
+        // filters meanwhile.
+        let lines = start_threads(config.vcpus, &exit)?;
+        vm.equip(&memory)?;
 
         let metrics = match &config.metrics {
             Some(options) => Metrics::map(options).map_err(host("a mapping of the metrics"))?,
@@ -157,11 +164,11 @@ impl Machine {
             boot: config.boot,
             generation_id,
             vcpus,
+            lines,
             shared: Arc::new(Shared {
                 ports,
                 mmio,
                 exit,
-                start: StartLine::new(),
                 events,
                 gate,
                 metrics,
@@ -195,34 +202,39 @@ impl Machine {
         &self.memory
     }
 
-    /// Puts every thread behind its filter, then reads the guest's kernel, then runs
+    /// Puts this thread behind its filter, then reads the guest's kernel, then runs
     /// until the guest ends.
-    pub fn run(mut self, landlock: Landlock) -> Result<ExitReason, MachineError> {
-        let blocked = signals::Blocked::new();
-        for (vcpu, index) in self.vcpus.into_iter().zip(0..) {
-            let shared = Arc::clone(&self.shared);
-            std::thread::Builder::new()
-                .name(format!("vcpu{index}"))
-                .stack_size(VCPU_STACK_BYTES)
-                .spawn(move || vcpu::live(vcpu, index, &shared))
-                .map_err(host("a vCPU thread"))?;
-        }
-        drop(blocked);
+    pub fn run(self, landlock: Landlock) -> Result<ExitReason, MachineError> {
+        let Self {
+            mut boot, hardware, ..
+        } = self;
+        // However this ends, these go with the process: vCPUs run in them, and the filter
+        // does not allow what it takes to drop them.
+        let memory = ManuallyDrop::new(self.memory);
+        let vcpus = ManuallyDrop::new(self.vcpus);
+        let shared = ManuallyDrop::new(self.shared);
+        let mut event_loop = ManuallyDrop::new(self.event_loop);
+        let _rest = ManuallyDrop::new((self.vm, self.generation_id));
+
         pause::leave_kicks_to_vcpus().map_err(host("the signal mask of the event loop"))?;
         seccomp::install(ThreadKind::EventLoop)
             .map_err(host("the system call filter of the event loop"))?;
-        let events = &self.shared.events;
+        let events = &shared.events;
         events.send(EventKind::Confined { landlock });
 
-        let mut boot = self.boot;
-        let kernel = boot::load_kernel(&self.memory, &mut boot.kernel)?;
-        let rsdp = acpi::write_tables(&self.memory, &self.hardware)?;
-        registers::write_boot_tables(&self.memory)?;
-        let entry = boot::finish(&self.memory, kernel, boot, rsdp)?;
-        // Nobody else sets it.
-        let _ = self.shared.start.set(entry);
+        let kernel = boot::load_kernel(&memory, &mut boot.kernel)?;
+        let rsdp = acpi::write_tables(&memory, &hardware)?;
+        registers::write_boot_tables(&memory)?;
+        let entry = boot::finish(&memory, kernel, boot, rsdp)?;
+        for (line, vcpu) in self.lines.iter().zip(ManuallyDrop::into_inner(vcpus)) {
+            line.give(Start {
+                vcpu,
+                entry,
+                shared: Arc::clone(&shared),
+            });
+        }
 
-        let reason = self.event_loop.run()?;
+        let reason = event_loop.run()?;
         match &reason {
             ExitReason::PoweredOff => events.send(EventKind::PoweredOff),
             ExitReason::Reset => events.send(EventKind::Reset),
@@ -234,10 +246,24 @@ impl Machine {
                 reason: reason.clone(),
             }),
         }
-        // The vCPUs still run in it; it goes with the process.
-        std::mem::forget((self.memory, self.vm, self.event_loop, self.generation_id));
         Ok(reason)
     }
+}
+
+/// A thread for each vCPU, which puts itself behind its filter and waits.
+fn start_threads(vcpus: u8, exit: &Arc<ExitLine>) -> Result<Vec<Arc<StartLine>>, MachineError> {
+    let _blocked = signals::Blocked::new();
+    let start = |index| {
+        let line = Arc::new(StartLine::default());
+        let (own, exit) = (Arc::clone(&line), Arc::clone(exit));
+        std::thread::Builder::new()
+            .name(format!("vcpu{index}"))
+            .stack_size(VCPU_STACK_BYTES)
+            .spawn(move || vcpu::live(index, &own, &exit))
+            .map_err(host("a vCPU thread"))?;
+        Ok(line)
+    };
+    (0..vcpus).map(start).collect()
 }
 
 fn create_vcpus(

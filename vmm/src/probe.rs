@@ -177,7 +177,8 @@ struct Guest {
 impl Guest {
     fn new(kvm: OwnedFd, code: &[u8]) -> anyhow::Result<Self> {
         let memory = memory::create(MEMORY_BYTES)?;
-        let vm = Vm::new(crate::kvm::vm::open(kvm)?, &memory)?;
+        let vm = Vm::new(crate::kvm::vm::open(kvm)?)?;
+        vm.equip(&memory)?;
         registers::write_boot_tables(&memory)?;
         memory.write_slice(&[code, DONE].concat(), CODE)?;
         let vcpu = vm.create_vcpu(0)?;

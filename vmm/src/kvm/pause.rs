@@ -15,6 +15,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::marker::PhantomData;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -152,23 +153,23 @@ impl PauseGate {
         &self.changed
     }
 
-    /// Makes the calling thread the one of vCPU `index`, which runs `vcpu` and
-    /// nothing else as long as the seat lives.
-    pub fn take_seat(&self, index: usize, vcpu: &mut VcpuFd) -> Seat<'_> {
+    /// Makes the calling thread, which is `thread`, the one of vCPU `index`, which runs
+    /// `vcpu` and nothing else as long as the seat lives. Without a system call.
+    pub fn take_seat(&self, index: usize, vcpu: &mut VcpuFd, thread: KickedThread) -> Seat<'_> {
         let immediate_exit = &raw mut vcpu.get_kvm_run().immediate_exit;
-        self.seat(index, immediate_exit.cast())
+        self.seat(index, immediate_exit.cast(), thread)
     }
 
     /// `immediate_exit` must stay valid for as long as the seat lives.
-    fn seat(&self, index: usize, immediate_exit: *const AtomicU8) -> Seat<'_> {
+    fn seat(
+        &self,
+        index: usize,
+        immediate_exit: *const AtomicU8,
+        thread: KickedThread,
+    ) -> Seat<'_> {
         let slot = &self.slots[index];
         IMMEDIATE_EXIT.set(immediate_exit);
-        // The signal may have been blocked in whoever started this process. It
-        // can only fail for numbers that are no signals.
-        let _ = unblock_signal(KICK);
-        // SAFETY: gettid(2) has no arguments and does not fail.
-        let thread = unsafe { libc::gettid() };
-        slot.thread.store(thread, Ordering::SeqCst);
+        slot.thread.store(thread.id, Ordering::SeqCst);
         Seat {
             gate: self,
             slot,
@@ -202,6 +203,27 @@ impl Slot {
             // SAFETY: tgkill(2) only takes numbers. The thread lasts until the
             // process ends; were it gone, the call would fail.
             unsafe { libc::syscall(libc::SYS_tgkill, process, thread, KICK) };
+        }
+    }
+}
+
+/// A thread that takes kicks.
+pub struct KickedThread {
+    id: libc::pid_t,
+    /// It is no other thread's.
+    _here: PhantomData<*const ()>,
+}
+
+impl KickedThread {
+    /// The calling thread, from now on.
+    pub fn here() -> Self {
+        // The signal may have been blocked in whoever started this process. It
+        // can only fail for numbers that are no signals.
+        let _ = unblock_signal(KICK);
+        Self {
+            // SAFETY: gettid(2) has no arguments and does not fail.
+            id: unsafe { libc::gettid() },
+            _here: PhantomData,
         }
     }
 }

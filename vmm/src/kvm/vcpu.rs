@@ -1,7 +1,7 @@
 //! One vCPU: enters the guest, hands its exits to the buses.
 
 use std::error::Error;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use kvm_bindings::{
     KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
@@ -14,14 +14,51 @@ use crate::arch::x86_64::registers::set_boot_registers;
 use crate::bus::Bus;
 use crate::event::{EventKind, EventSink};
 use crate::exit::{ExitLine, ExitReason};
-use crate::kvm::pause::{PauseGate, Seat};
+use crate::kvm::pause::{KickedThread, PauseGate, Seat};
 use crate::metrics::page::Metrics;
 use crate::metrics::vcpu::VcpuMetrics;
 use crate::panics::contain;
 use crate::seccomp::{self, ThreadKind};
 
-/// Where the guest begins: empty until there is something to run.
-pub type StartLine = OnceLock<GuestAddress>;
+/// What a vCPU's thread needs to run it.
+pub struct Start {
+    /// The vCPU.
+    pub vcpu: VcpuFd,
+    /// Where the guest begins.
+    pub entry: GuestAddress,
+    /// The rest of the machine.
+    pub shared: Arc<Shared>,
+}
+
+/// Where the thread of a vCPU waits for that.
+#[derive(Default)]
+pub struct StartLine {
+    start: Mutex<Option<Start>>,
+    given: Condvar,
+}
+
+impl StartLine {
+    /// Lets the thread go.
+    pub fn give(&self, start: Start) {
+        *self.start.lock().unwrap_or_else(PoisonError::into_inner) = Some(start);
+        self.given.notify_one();
+    }
+
+    fn wait(&self) -> Start {
+        let mut start = self.start.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match start.take() {
+                Some(start) => return start,
+                None => {
+                    start = self
+                        .given
+                        .wait(start)
+                        .unwrap_or_else(PoisonError::into_inner)
+                }
+            }
+        }
+    }
+}
 
 /// What all vCPUs share.
 pub struct Shared {
@@ -33,8 +70,6 @@ pub struct Shared {
     pub exit: Arc<ExitLine>,
     /// How they are brought out of the guest.
     pub gate: Arc<PauseGate>,
-    /// When it starts, and where.
-    pub start: StartLine,
     /// Where events go.
     pub events: Arc<EventSink>,
     /// Where exits are counted.
@@ -43,21 +78,32 @@ pub struct Shared {
 
 /// The life of a vCPU's thread: behind its filter first of all, then waiting for
 /// the start, then in the guest. It never ends: the process does.
-pub fn live(mut vcpu: VcpuFd, index: u8, shared: &Shared) -> ! {
-    // Before the filter: the seat is taken by system calls needed only once.
-    let seat = shared.gate.take_seat(index.into(), &mut vcpu);
-    let outcome = seccomp::install(ThreadKind::Vcpu)
-        .map_err(|error| format!("cannot install the system call filter of a vCPU: {error}"));
-    let outcome = outcome.and_then(|()| {
-        let entry = *shared.start.wait();
-        // A panic is a defect of the VMM. It must end the microVM, not leave it
-        // hanging with a vCPU less.
-        contain(|| start(&mut vcpu, index, entry, &seat, shared))
-            .unwrap_or_else(|panic| Err(format!("the thread of vCPU {index} panicked at {panic}")))
-    });
-    if let Err(reason) = outcome {
-        shared.exit.pull(ExitReason::HostFailure(reason));
+pub fn live(index: u8, line: &StartLine, exit: &ExitLine) -> ! {
+    // Before the filter: system calls needed only once.
+    let thread = KickedThread::here();
+    if let Err(error) = seccomp::install(ThreadKind::Vcpu) {
+        let reason = format!("cannot install the system call filter of a vCPU: {error}");
+        exit.pull(ExitReason::HostFailure(reason));
+        rest();
     }
+    // Never dropped: the filter does not allow that.
+    let Start {
+        mut vcpu,
+        entry,
+        shared,
+    } = line.wait();
+    let seat = shared.gate.take_seat(index.into(), &mut vcpu, thread);
+    // A panic is a defect of the VMM. It must end the microVM, not leave it
+    // hanging with a vCPU less.
+    let outcome = contain(|| start(&mut vcpu, index, entry, &seat, &shared))
+        .unwrap_or_else(|panic| Err(format!("the thread of vCPU {index} panicked at {panic}")));
+    if let Err(reason) = outcome {
+        exit.pull(ExitReason::HostFailure(reason));
+    }
+    rest()
+}
+
+fn rest() -> ! {
     loop {
         std::thread::park();
     }

@@ -54,23 +54,26 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Creates a virtual machine that runs in `memory`.
-    ///
-    /// The order is measured: with memory registered before the interrupt
-    /// controller exists, creating both takes a tenth of the time.
-    pub fn new(device: Kvm, memory: &GuestMemory) -> Result<Self, VmError> {
+    /// Creates a virtual machine that has nothing yet.
+    pub fn new(device: Kvm) -> Result<Self, VmError> {
         let vm = device
             .create_vm()
             .map_err(kvm("create a virtual machine (KVM_CREATE_VM)"))?;
-        let this = Self { kvm: device, vm };
-        this.attach(memory)?;
-        this.vm
+        Ok(Self { kvm: device, vm })
+    }
+
+    /// Gives it `memory` and an interrupt controller.
+    ///
+    /// The order is measured: with memory registered before the interrupt
+    /// controller exists, creating both takes a tenth of the time.
+    pub fn equip(&self, memory: &GuestMemory) -> Result<(), VmError> {
+        self.attach(memory)?;
+        self.vm
             .set_tss_address(layout::KVM_TSS)
             .map_err(kvm("place its three pages (KVM_SET_TSS_ADDR)"))?;
-        this.vm
+        self.vm
             .create_irq_chip()
-            .map_err(kvm("create the interrupt controller (KVM_CREATE_IRQCHIP)"))?;
-        Ok(this)
+            .map_err(kvm("create the interrupt controller (KVM_CREATE_IRQCHIP)"))
     }
 
     /// Puts `mapping` into the guest's memory at `start`, as memory slot `slot`.

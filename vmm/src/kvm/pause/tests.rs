@@ -9,7 +9,7 @@ use super::*;
 /// Acts as vCPU threads do until `end`: counts, and stays outside when it is wanted.
 fn act(gate: &PauseGate, index: usize, count: &AtomicU64, end: &AtomicBool) {
     let immediate_exit = AtomicU8::new(0);
-    let seat = gate.seat(index, &immediate_exit);
+    let seat = gate.seat(index, &immediate_exit, KickedThread::here());
     while !end.load(Ordering::SeqCst) {
         if seat.is_wanted_outside() {
             seat.stay_outside();
@@ -98,14 +98,17 @@ fn a_thread_that_begins_while_the_gate_is_closed_does_not_pass_it() {
     let gate = PauseGate::new(1).unwrap();
     gate.request();
     let immediate_exit = AtomicU8::new(0);
-    assert!(gate.seat(0, &immediate_exit).is_wanted_outside());
+    assert!(
+        gate.seat(0, &immediate_exit, KickedThread::here())
+            .is_wanted_outside()
+    );
 }
 
 #[test]
 fn a_kick_is_seen_by_the_kicked_thread_alone() {
     let gate = PauseGate::new(2).unwrap();
     let ours = AtomicU8::new(0);
-    let _seat = gate.seat(0, &ours);
+    let _seat = gate.seat(0, &ours, KickedThread::here());
     let (theirs, ready, go_on) = (
         AtomicU8::new(0),
         AtomicBool::new(false),
@@ -113,7 +116,7 @@ fn a_kick_is_seen_by_the_kicked_thread_alone() {
     );
     thread::scope(|scope| {
         scope.spawn(|| {
-            let _seat = gate.seat(1, &theirs);
+            let _seat = gate.seat(1, &theirs, KickedThread::here());
             ready.store(true, Ordering::SeqCst);
             while !go_on.load(Ordering::SeqCst) {
                 thread::yield_now();
@@ -140,7 +143,7 @@ fn a_kick_interrupts_no_other_system_call() {
     let gate = &gate;
     thread::scope(|scope| {
         let read = scope.spawn(move || {
-            let _seat = gate.seat(0, flag);
+            let _seat = gate.seat(0, flag, KickedThread::here());
             let mut byte = [0];
             reader.read(&mut byte).map(|_| byte)
         });
