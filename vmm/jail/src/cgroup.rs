@@ -81,6 +81,8 @@ impl std::fmt::Display for IoLimit {
 #[derive(Debug)]
 pub struct Cgroups {
     directory: PathBuf,
+    /// What its cgroups have (`cgroup.subtree_control`).
+    controllers: String,
 }
 
 /// A cgroup. Dropping it removes it, if nothing runs in it any more.
@@ -111,7 +113,11 @@ impl Cgroups {
         for above in [hierarchy, &directory] {
             give_controllers_on(above);
         }
-        Ok(Some(Self { directory }))
+        let controllers = fs::read_to_string(directory.join("cgroup.subtree_control"));
+        Ok(Some(Self {
+            directory,
+            controllers: controllers.unwrap_or_default(),
+        }))
     }
 
     fn create(&self, name: &str, limits: &CgroupLimits) -> io::Result<Option<Cgroup>> {
@@ -122,16 +128,27 @@ impl Cgroups {
             Err(error) => return Err(error),
         };
         let cgroup = Cgroup { path, directory };
-        let quota = limits.cpus.saturating_mul(CPU_PERIOD_US);
-        cgroup.set("cpu.max", &format!("{quota} {CPU_PERIOD_US}"))?;
-        cgroup.set("memory.max", &limits.memory_bytes.to_string())?;
-        // A process that has lost a thread is of no use.
-        cgroup.set("memory.oom.group", "1")?;
-        cgroup.set("pids.max", &limits.threads.to_string())?;
+        if self.have("cpu") {
+            let quota = limits.cpus.saturating_mul(CPU_PERIOD_US);
+            cgroup.set("cpu.max", &format!("{quota} {CPU_PERIOD_US}"))?;
+        }
+        if self.have("memory") {
+            cgroup.set("memory.max", &limits.memory_bytes.to_string())?;
+            // A process that has lost a thread is of no use.
+            cgroup.set("memory.oom.group", "1")?;
+        }
+        if self.have("pids") {
+            cgroup.set("pids.max", &limits.threads.to_string())?;
+        }
         for limit in &limits.io {
             cgroup.limit_io(limit)?;
         }
         Ok(Some(cgroup))
+    }
+
+    fn have(&self, controller: &str) -> bool {
+        let mut controllers = self.controllers.split_whitespace();
+        controllers.any(|one| one == controller)
     }
 
     /// Removes what agents that were killed have left behind. Looks at every cgroup
@@ -187,12 +204,8 @@ impl Cgroup {
         }
     }
 
-    /// Sets one limit, if the hierarchy has it.
     fn set(&self, file: &str, value: &str) -> io::Result<()> {
-        match write(&self.path.join(file), value) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result,
-        }
+        write(&self.path.join(file), value)
     }
 
     /// How many of its processes were killed for want of memory, by its own limit or
