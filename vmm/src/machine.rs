@@ -5,7 +5,9 @@ mod builder;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
 
+use kvm_bindings::CpuId;
 use kvm_ioctls::VcpuFd;
 
 use crate::arch::x86_64::acpi::{self, AcpiError, Hardware};
@@ -26,7 +28,7 @@ use crate::event_loop::{EventLoop, EventLoopError, Subscriber};
 use crate::exit::{ExitLine, ExitReason};
 use crate::kvm::pause::{self, PauseGate};
 use crate::kvm::vcpu::{self, Shared, Start, StartLine};
-use crate::kvm::vm::{Vm, VmError, kvm};
+use crate::kvm::vm::{Vm, VmError, kvm, supported_cpuid};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::metrics::page::Metrics;
 use crate::seccomp::{self, ThreadKind};
@@ -136,9 +138,8 @@ impl Machine {
             false => memory::create_shared(config.memory_bytes)?,
         };
         let vm = Vm::new(config.kvm)?;
-        // Here, since KVM waits while it takes the memory: the threads get their
-        // filters meanwhile.
-        let lines = start_threads(config.vcpus, &exit)?;
+        // Here, since KVM waits while it takes the memory.
+        let Threads { lines, supported } = start_threads(config.vcpus, &exit, &vm)?;
         vm.equip(&memory)?;
 
         let metrics = match &config.metrics {
@@ -157,7 +158,9 @@ impl Machine {
             hardware,
             metrics,
         } = builder.finish(config.vcpus);
-        let vcpus = create_vcpus(&vm, config.vcpus, config.cpu_template)?;
+        let supported = supported.recv().map_err(io::Error::other);
+        let supported = supported.map_err(host("the list of CPU features"))??;
+        let vcpus = create_vcpus(&vm, config.vcpus, supported, config.cpu_template)?;
         Ok(Self {
             memory,
             vm,
@@ -250,28 +253,48 @@ impl Machine {
     }
 }
 
-/// A thread for each vCPU, which puts itself behind its filter and waits.
-fn start_threads(vcpus: u8, exit: &Arc<ExitLine>) -> Result<Vec<Arc<StartLine>>, MachineError> {
+/// The threads of the vCPUs, before these exist.
+struct Threads {
+    /// Where they wait.
+    lines: Vec<Arc<StartLine>>,
+    /// What CPUID may say.
+    supported: Receiver<Result<CpuId, VmError>>,
+}
+
+/// A thread for each vCPU, which puts itself behind its filter and waits. The boot
+/// vCPU's has time before: it asks KVM what CPUID may say.
+fn start_threads(vcpus: u8, exit: &Arc<ExitLine>, vm: &Vm) -> Result<Threads, MachineError> {
     let _blocked = signals::Blocked::new();
+    let (tell, supported) = sync_channel(1);
+    let mut errand = Some((vm.device(), tell));
     let start = |index| {
         let line = Arc::new(StartLine::default());
         let (own, exit) = (Arc::clone(&line), Arc::clone(exit));
+        let errand = errand.take();
+        let live = move || {
+            if let Some((device, tell)) = errand {
+                // Whoever would know may have given up.
+                let _ = tell.send(supported_cpuid(&device));
+            }
+            vcpu::live(index, &own, &exit)
+        };
         std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             .stack_size(VCPU_STACK_BYTES)
-            .spawn(move || vcpu::live(index, &own, &exit))
+            .spawn(live)
             .map_err(host("a vCPU thread"))?;
         Ok(line)
     };
-    (0..vcpus).map(start).collect()
+    let lines = (0..vcpus).map(start).collect::<Result<_, MachineError>>()?;
+    Ok(Threads { lines, supported })
 }
 
 fn create_vcpus(
     vm: &Vm,
     count: u8,
+    mut supported: CpuId,
     template: Option<&Template>,
 ) -> Result<Vec<VcpuFd>, MachineError> {
-    let mut supported = vm.supported_cpuid()?;
     if let Some(template) = template {
         supported = template.apply(&supported)?;
     }

@@ -1,6 +1,7 @@
 //! The virtual machine: memory, interrupt controller, event descriptors.
 
 use std::os::fd::{IntoRawFd, OwnedFd};
+use std::sync::Arc;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
@@ -47,9 +48,16 @@ pub(crate) fn kvm(action: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmE
     move |source| VmError::Kvm { action, source }
 }
 
+/// What CPUID may say on this host.
+pub fn supported_cpuid(device: &Kvm) -> Result<CpuId, VmError> {
+    device
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(kvm("list CPU features (KVM_GET_SUPPORTED_CPUID)"))
+}
+
 /// A virtual machine with memory and an interrupt controller.
 pub struct Vm {
-    kvm: Kvm,
+    kvm: Arc<Kvm>,
     vm: VmFd,
 }
 
@@ -59,7 +67,10 @@ impl Vm {
         let vm = device
             .create_vm()
             .map_err(kvm("create a virtual machine (KVM_CREATE_VM)"))?;
-        Ok(Self { kvm: device, vm })
+        Ok(Self {
+            kvm: Arc::new(device),
+            vm,
+        })
     }
 
     /// Gives it `memory` and an interrupt controller.
@@ -122,11 +133,9 @@ impl Vm {
         Ok(())
     }
 
-    /// What CPUID may say on this host.
-    pub fn supported_cpuid(&self) -> Result<CpuId, VmError> {
-        self.kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(kvm("list CPU features (KVM_GET_SUPPORTED_CPUID)"))
+    /// The device that made it.
+    pub fn device(&self) -> Arc<Kvm> {
+        Arc::clone(&self.kvm)
     }
 
     /// Creates vCPU `index`.

@@ -19,6 +19,7 @@ pub mod vcpu;
 
 use std::fs::File;
 use std::io;
+use std::sync::OnceLock;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, memfd_create};
 
@@ -51,11 +52,15 @@ pub fn is_page(file: &File) -> bool {
 
 /// Whether this host's clock is read without a system call: its clock source is one
 /// that the kernel's vDSO reads on x86-64 (`/sys/devices/system/clocksource`). Where it
-/// is not, times are better not measured: each would cost an exit as much again.
+/// is not, times are better not measured: each would cost an exit as much again. Looked
+/// up once for a process: the kernel changes it when it finds it wrong, if ever.
 pub fn clock_is_cheap() -> bool {
     const SOURCE: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
-    let source = std::fs::read_to_string(SOURCE).unwrap_or_default();
-    ["tsc", "kvm-clock", "hyperv_clocksource_tsc_page"].contains(&source.trim_end())
+    static CHEAP: OnceLock<bool> = OnceLock::new();
+    *CHEAP.get_or_init(|| {
+        let source = std::fs::read_to_string(SOURCE).unwrap_or_default();
+        ["tsc", "kvm-clock", "hyperv_clocksource_tsc_page"].contains(&source.trim_end())
+    })
 }
 
 #[cfg(test)]
