@@ -95,8 +95,8 @@ pub struct LoadedKernel {
     params: boot_params,
 }
 
-/// Loads the kernel. It comes before everything else that knows addresses, as
-/// the kernel decides where there is room.
+/// Loads the kernel. It comes before the rest that goes above 1 MiB, as the kernel
+/// decides where there is room.
 pub fn load_kernel(memory: &GuestMemory, kernel: &mut File) -> Result<LoadedKernel, BootError> {
     let read = |source| BootError::Read {
         what: "boot.kernel",

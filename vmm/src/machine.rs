@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use kvm_bindings::CpuId;
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{Kvm, VcpuFd};
 
 use crate::arch::x86_64::acpi::{self, AcpiError, Hardware};
 use crate::arch::x86_64::cpuid;
@@ -139,7 +139,7 @@ impl Machine {
         };
         let vm = Vm::new(config.kvm)?;
         // Here, since KVM waits while it takes the memory.
-        let Threads { lines, supported } = start_threads(config.vcpus, &exit, &vm)?;
+        let Threads { lines, supported } = start_threads(config.vcpus, &exit, &vm, &memory)?;
         vm.equip(&memory)?;
 
         let metrics = match &config.metrics {
@@ -227,7 +227,6 @@ impl Machine {
 
         let kernel = boot::load_kernel(&memory, &mut boot.kernel)?;
         let rsdp = acpi::write_tables(&memory, &hardware)?;
-        registers::write_boot_tables(&memory)?;
         let entry = boot::finish(&memory, kernel, boot, rsdp)?;
         for (line, vcpu) in self.lines.iter().zip(ManuallyDrop::into_inner(vcpus)) {
             line.give(Start {
@@ -257,24 +256,29 @@ impl Machine {
 struct Threads {
     /// Where they wait.
     lines: Vec<Arc<StartLine>>,
-    /// What CPUID may say.
-    supported: Receiver<Result<CpuId, VmError>>,
+    /// What comes of [`prepare`].
+    supported: Receiver<Result<CpuId, MachineError>>,
 }
 
 /// A thread for each vCPU, which puts itself behind its filter and waits. The boot
-/// vCPU's has time before: it asks KVM what CPUID may say.
-fn start_threads(vcpus: u8, exit: &Arc<ExitLine>, vm: &Vm) -> Result<Threads, MachineError> {
+/// vCPU's has time before that, to [`prepare`].
+fn start_threads(
+    vcpus: u8,
+    exit: &Arc<ExitLine>,
+    vm: &Vm,
+    memory: &GuestMemory,
+) -> Result<Threads, MachineError> {
     let _blocked = signals::Blocked::new();
     let (tell, supported) = sync_channel(1);
-    let mut errand = Some((vm.device(), tell));
+    let mut errand = Some((vm.device(), memory.clone(), tell));
     let start = |index| {
         let line = Arc::new(StartLine::default());
         let (own, exit) = (Arc::clone(&line), Arc::clone(exit));
         let errand = errand.take();
         let live = move || {
-            if let Some((device, tell)) = errand {
+            if let Some((device, memory, tell)) = errand {
                 // Whoever would know may have given up.
-                let _ = tell.send(supported_cpuid(&device));
+                let _ = tell.send(prepare(&device, &memory));
             }
             vcpu::live(index, &own, &exit)
         };
@@ -287,6 +291,13 @@ fn start_threads(vcpus: u8, exit: &Arc<ExitLine>, vm: &Vm) -> Result<Threads, Ma
     };
     let lines = (0..vcpus).map(start).collect::<Result<_, MachineError>>()?;
     Ok(Threads { lines, supported })
+}
+
+/// What a vCPU needs and neither the machine nor the guest decides: writes its tables to
+/// memory; returns what CPUID may say.
+fn prepare(device: &Kvm, memory: &GuestMemory) -> Result<CpuId, MachineError> {
+    registers::write_boot_tables(memory)?;
+    Ok(supported_cpuid(device)?)
 }
 
 fn create_vcpus(
