@@ -5,7 +5,6 @@ mod builder;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
 
 use kvm_bindings::CpuId;
 use kvm_ioctls::{Kvm, VcpuFd};
@@ -26,6 +25,7 @@ use crate::devices::virtio::mmio::TransportError;
 use crate::event::{EventKind, EventSink};
 use crate::event_loop::{EventLoop, EventLoopError, Subscriber};
 use crate::exit::{ExitLine, ExitReason};
+use crate::kvm::handover::Handover;
 use crate::kvm::pause::{self, PauseGate};
 use crate::kvm::vcpu::{self, Shared, Start, StartLine};
 use crate::kvm::vm::{Vm, VmError, kvm, supported_cpuid};
@@ -158,8 +158,7 @@ impl Machine {
             hardware,
             metrics,
         } = builder.finish(config.vcpus);
-        let supported = supported.recv().map_err(io::Error::other);
-        let supported = supported.map_err(host("the list of CPU features"))??;
+        let supported = supported.take()?;
         let vcpus = create_vcpus(&vm, config.vcpus, supported, config.cpu_template)?;
         Ok(Self {
             memory,
@@ -257,7 +256,7 @@ struct Threads {
     /// Where they wait.
     lines: Vec<Arc<StartLine>>,
     /// What comes of [`prepare`].
-    supported: Receiver<Result<CpuId, MachineError>>,
+    supported: Arc<Handover<Result<CpuId, MachineError>>>,
 }
 
 /// A thread for each vCPU, which puts itself behind its filter and waits. The boot
@@ -269,16 +268,15 @@ fn start_threads(
     memory: &GuestMemory,
 ) -> Result<Threads, MachineError> {
     let _blocked = signals::Blocked::new();
-    let (tell, supported) = sync_channel(1);
-    let mut errand = Some((vm.device(), memory.clone(), tell));
+    let supported = Arc::new(Handover::default());
+    let mut errand = Some((vm.device(), memory.clone(), Arc::clone(&supported)));
     let start = |index| {
         let line = Arc::new(StartLine::default());
         let (own, exit) = (Arc::clone(&line), Arc::clone(exit));
         let errand = errand.take();
         let live = move || {
-            if let Some((device, memory, tell)) = errand {
-                // Whoever would know may have given up.
-                let _ = tell.send(prepare(&device, &memory));
+            if let Some((device, memory, supported)) = errand {
+                supported.give(prepare(&device, &memory));
             }
             vcpu::live(index, &own, &exit)
         };

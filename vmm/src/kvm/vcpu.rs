@@ -1,7 +1,7 @@
 //! One vCPU: enters the guest, hands its exits to the buses.
 
 use std::error::Error;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 
 use kvm_bindings::{
     KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
@@ -14,6 +14,7 @@ use crate::arch::x86_64::registers::set_boot_registers;
 use crate::bus::Bus;
 use crate::event::{EventKind, EventSink};
 use crate::exit::{ExitLine, ExitReason};
+use crate::kvm::handover::Handover;
 use crate::kvm::pause::{KickedThread, PauseGate, Seat};
 use crate::metrics::page::Metrics;
 use crate::metrics::vcpu::VcpuMetrics;
@@ -31,34 +32,7 @@ pub struct Start {
 }
 
 /// Where the thread of a vCPU waits for that.
-#[derive(Default)]
-pub struct StartLine {
-    start: Mutex<Option<Start>>,
-    given: Condvar,
-}
-
-impl StartLine {
-    /// Lets the thread go.
-    pub fn give(&self, start: Start) {
-        *self.start.lock().unwrap_or_else(PoisonError::into_inner) = Some(start);
-        self.given.notify_one();
-    }
-
-    fn wait(&self) -> Start {
-        let mut start = self.start.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            match start.take() {
-                Some(start) => return start,
-                None => {
-                    start = self
-                        .given
-                        .wait(start)
-                        .unwrap_or_else(PoisonError::into_inner)
-                }
-            }
-        }
-    }
-}
+pub type StartLine = Handover<Start>;
 
 /// What all vCPUs share.
 pub struct Shared {
@@ -91,7 +65,7 @@ pub fn live(index: u8, line: &StartLine, exit: &ExitLine) -> ! {
         mut vcpu,
         entry,
         shared,
-    } = line.wait();
+    } = line.take();
     let seat = shared.gate.take_seat(index.into(), &mut vcpu, thread);
     // A panic is a defect of the VMM. It must end the microVM, not leave it
     // hanging with a vCPU less.
