@@ -21,7 +21,7 @@ use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use vmm::confinement::Landlock;
 use vmm::event::{EventKind, EventSink};
-use vmm::spec::VmSpec;
+use vmm::spec::{LimitsSpec, RateSpec, VmSpec};
 
 macro_rules! tests {
     ($($name:ident,)*) => { &[$((stringify!($name), $name as fn())),*] };
@@ -80,6 +80,14 @@ fn main() -> ExitCode {
 
 // ---- The process under test.
 
+const DISK_LIMITS: LimitsSpec = LimitsSpec {
+    bandwidth: None,
+    operations: Some(RateSpec {
+        per_second: 1000,
+        burst: 10,
+    }),
+};
+
 fn as_mote(request: &Value) -> ExitCode {
     let mut timeline = Timeline::start();
     let null = || OwnedFd::from(File::open("/dev/null").unwrap());
@@ -104,7 +112,7 @@ fn as_mote(request: &Value) -> ExitCode {
                 length_bytes: 512,
             }],
             serial: None,
-            limits: None,
+            limits: Some(DISK_LIMITS),
         }],
         entropy: Some(null()),
         nics: Vec::new(),
@@ -163,6 +171,7 @@ fn as_vmm(spec_number: i32) -> ExitCode {
     // SAFETY: the parent passes this descriptor for us to take.
     let spec = unsafe { File::from_raw_fd(spec_number) };
     let spec: VmSpec = serde_json::from_reader(spec).unwrap();
+    assert_eq!(spec.disks[0].limits, Some(DISK_LIMITS));
     let numbers = [spec.kvm, spec.boot.kernel, spec.disks[0].extents[0].file];
     for number in numbers {
         // SAFETY: the spec says that these were passed; the test fails if not.

@@ -156,7 +156,7 @@ pub enum RunState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VcpuState {
-    /// Its thread is about to begin.
+    /// Its thread waits for the start.
     Starting,
     /// In the guest, which may have halted it.
     Running,

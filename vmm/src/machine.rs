@@ -119,7 +119,7 @@ pub struct Machine {
 
 impl Machine {
     /// Builds all of the microVM but its guest. The order is that of the start
-    /// path, cheapest first: see [`Vm::new`] for the one that matters most.
+    /// path, cheapest first: see [`Vm::equip`] for the one that matters most.
     pub fn build(config: Config, events: Arc<EventSink>) -> Result<Self, MachineError> {
         Self::build_with(config, events, None)
     }

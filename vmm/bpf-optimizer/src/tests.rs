@@ -6,7 +6,7 @@ use seccompiler::{
     SeccompRule, TargetArch, sock_filter,
 };
 
-use super::optimize;
+use super::{graph, optimize};
 
 /// `struct seccomp_data` (seccomp(2)) in words.
 type Data = [u32; 16];
@@ -97,26 +97,64 @@ proptest! {
     }
 
     #[test]
-    fn any_program_returns_what_it_did(
-        program in prop::collection::vec(any_instruction(), 1..24),
+    fn a_program_returns_what_it_did_whatever_its_shape(
+        program in any_program(),
         data in prop::collection::vec(any_data(), 50),
     ) {
+        prop_assert!(graph::read(&program).is_some());
         let optimized = optimize(&program);
         for data in data {
             prop_assert_eq!(run(&optimized, &data), run(&program, &data));
         }
     }
+
+    #[test]
+    fn what_is_no_program_stays_as_it_is(
+        program in any_program(),
+        at in any::<prop::sample::Index>(),
+        harm in prop::sample::select(vec![(0x87, 0), (0x05, 100)]),
+    ) {
+        let mut program = program;
+        let (code, k) = harm;
+        let at = at.index(program.len());
+        program[at] = sock_filter { code, jt: 0, jf: 0, k };
+        prop_assert_eq!(optimize(&program), program);
+    }
 }
 
-/// Also such as lead out of the program, or are known to nobody.
-fn any_instruction() -> impl Strategy<Value = sock_filter> {
-    let code = prop::sample::select(vec![
-        0x20_u16, 0x20, 0x54, 0x05, 0x06, 0x15, 0x25, 0x45, 0x87,
-    ]);
-    (code, 0..4_u8, 0..4_u8, 0..4_u32).prop_map(|(code, jt, jf, k)| {
-        // Loads are of whole words.
-        let k = if code == 0x20 { k * 4 } else { k };
-        sock_filter { code, jt, jf, k }
+/// All jumps lead forwards within it, and its last instruction returns, as the kernel
+/// demands.
+fn any_program() -> impl Strategy<Value = BpfProgram> {
+    let code = prop::sample::select(vec![0x20_u16, 0x20, 0x54, 0x05, 0x06, 0x15, 0x25, 0x45]);
+    let instruction = (code, 0..6_u8, 0..6_u8, 0..4_u32);
+    prop::collection::vec(instruction, 0..30).prop_map(|instructions| {
+        let count = instructions.len();
+        let instructions = instructions.into_iter().enumerate();
+        let mut program: BpfProgram = instructions
+            .map(|(at, (code, jt, jf, k))| {
+                let furthest = count - at - 1;
+                let clamp = |offset: u8| offset.min(furthest.try_into().unwrap_or(u8::MAX));
+                let k = match code {
+                    // Loads are of whole words.
+                    0x20 => k * 4,
+                    0x05 => k.min(furthest as u32),
+                    _ => k,
+                };
+                sock_filter {
+                    code,
+                    jt: clamp(jt),
+                    jf: clamp(jf),
+                    k,
+                }
+            })
+            .collect();
+        program.push(sock_filter {
+            code: 0x06,
+            jt: 0,
+            jf: 0,
+            k: 9,
+        });
+        program
     })
 }
 

@@ -113,10 +113,10 @@ impl Cgroups {
         for above in [hierarchy, &directory] {
             give_controllers_on(above);
         }
-        let controllers = fs::read_to_string(directory.join("cgroup.subtree_control"));
+        let controllers = fs::read_to_string(directory.join("cgroup.subtree_control"))?;
         Ok(Some(Self {
             directory,
-            controllers: controllers.unwrap_or_default(),
+            controllers,
         }))
     }
 
@@ -204,8 +204,12 @@ impl Cgroup {
         }
     }
 
+    /// Sets one limit, if the kernel has it: a controller may come without some.
     fn set(&self, file: &str, value: &str) -> io::Result<()> {
-        write(&self.path.join(file), value)
+        match write(&self.path.join(file), value) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
     }
 
     /// How many of its processes were killed for want of memory, by its own limit or
@@ -325,9 +329,18 @@ mod tests {
         io: Vec::new(),
     };
 
+    /// An ordinary directory that stands in for one.
+    fn hierarchy() -> tempfile::TempDir {
+        let hierarchy = tempfile::tempdir().unwrap();
+        let parent = hierarchy.path().join(PARENT);
+        fs::create_dir(&parent).unwrap();
+        fs::write(parent.join("cgroup.subtree_control"), "").unwrap();
+        hierarchy
+    }
+
     #[test]
     fn kills_for_want_of_memory_are_counted() {
-        let hierarchy = tempfile::tempdir().unwrap();
+        let hierarchy = hierarchy();
         let cgroups = Cgroups::open_in(hierarchy.path()).unwrap().unwrap();
         let cgroup = cgroups.create("vm", &LIMITS).unwrap().unwrap();
         assert_eq!(cgroup.out_of_memory_kills(), 0);
@@ -353,7 +366,7 @@ mod tests {
 
     #[test]
     fn a_limit_on_io_that_nobody_keeps_is_refused() {
-        let hierarchy = tempfile::tempdir().unwrap();
+        let hierarchy = hierarchy();
         let limits = CgroupLimits {
             io: vec![IoLimit::default()],
             ..LIMITS
@@ -369,7 +382,7 @@ mod tests {
     /// removes what.
     #[test]
     fn a_cgroup_in_use_stays_and_an_abandoned_one_goes() {
-        let hierarchy = tempfile::tempdir().unwrap();
+        let hierarchy = hierarchy();
         let parent = hierarchy.path().join(PARENT);
         let cgroups = Cgroups::open_in(hierarchy.path()).unwrap().unwrap();
         let used = cgroups.create("used", &LIMITS).unwrap();

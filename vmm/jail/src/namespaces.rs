@@ -7,10 +7,12 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
@@ -40,7 +42,14 @@ pub struct NewNamespaces {
 struct Outcome {
     /// [`PENDING`], [`MADE`], or an errno with [`FAILED`].
     state: AtomicU32,
-    made: OnceLock<[Namespace; 3]>,
+    made: OnceLock<Made>,
+}
+
+#[derive(Debug)]
+struct Made {
+    namespaces: [Namespace; 3],
+    /// The empty root.
+    root: OwnedFd,
 }
 
 type Namespace = (LinkNameSpaceType, OwnedFd);
@@ -62,7 +71,8 @@ impl NewNamespaces {
         let told = Arc::clone(&outcome);
         let maker = std::thread::Builder::new()
             .name("namespaces".to_owned())
-            .spawn(move || told.tell(make()))?;
+            // Whoever waits for it must not wait for ever.
+            .spawn(move || told.tell(catch_unwind(make).unwrap_or(Err(Errno::IO.into()))))?;
         let maker = Some(maker);
         Ok(Some(Self { outcome, maker }))
     }
@@ -77,13 +87,17 @@ impl NewNamespaces {
     /// System calls only: called by the child, which shares memory and descriptors with
     /// its parent then.
     pub(crate) fn enter(&self) -> Result<(), Errno> {
-        for (kind, namespace) in self.wait()? {
+        let Made { namespaces, root } = self.wait()?;
+        for (kind, namespace) in namespaces {
             move_into_link_name_space(namespace.as_fd(), Some(*kind))?;
         }
-        Ok(())
+        // What an agent in a chroot(2) has replaced is not the root of the namespace, which
+        // this process now stands in.
+        rustix::process::fchdir(root)?;
+        rustix::process::chroot(c".")
     }
 
-    fn wait(&self) -> Result<&[Namespace], Errno> {
+    fn wait(&self) -> Result<&Made, Errno> {
         let state = &self.outcome.state;
         loop {
             match state.load(Ordering::Acquire) {
@@ -94,18 +108,18 @@ impl NewNamespaces {
                 failed if failed & FAILED != 0 => {
                     return Err(Errno::from_raw_os_error((failed & !FAILED) as i32));
                 }
-                _ => return Ok(self.outcome.made.get().map_or(&[], |made| made)),
+                _ => return self.outcome.made.get().ok_or(Errno::IO),
             }
         }
     }
 }
 
 impl Outcome {
-    fn tell(&self, result: io::Result<[Namespace; 3]>) {
+    fn tell(&self, result: io::Result<Made>) {
         let state = match result {
-            Ok(namespaces) => {
+            Ok(made) => {
                 // Nobody else sets it.
-                let _ = self.made.set(namespaces);
+                let _ = self.made.set(made);
                 MADE
             }
             Err(error) => FAILED | error.raw_os_error().unwrap_or(libc::EIO) as u32,
@@ -116,7 +130,7 @@ impl Outcome {
 }
 
 /// Of this thread, which does nothing else and ends.
-fn make() -> io::Result<[Namespace; 3]> {
+fn make() -> io::Result<Made> {
     // SAFETY: what this thread leaves is these namespaces, with NEWNS also the root and
     // the working directory that it shares with the process; its memory and its
     // descriptors stay the process's.
@@ -131,7 +145,9 @@ fn make() -> io::Result<[Namespace; 3]> {
         open(LinkNameSpaceType::Mount, "mnt")?,
     ];
     enter_empty_root()?;
-    Ok(namespaces)
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(c"/", flags, Mode::empty())?;
+    Ok(Made { namespaces, root })
 }
 
 /// Gives this mount namespace, which is new, a file system with nothing in it that

@@ -26,6 +26,13 @@ fn main() -> ExitCode {
     match arguments.next().as_deref() {
         Some("inside") => return inside(&arguments.next().unwrap_or_default()),
         Some("agent") => return agent(),
+        Some("look") => {
+            match start_with("look", Unusual::default()) {
+                Ok(mut inmate) => println!("it sees {}", inmate.line()),
+                Err(error) => println!("{error}"),
+            }
+            return ExitCode::SUCCESS;
+        }
         _ => {}
     }
     libtest_mimic::run(&Arguments::from_args(), trials()).exit_code()
@@ -40,6 +47,8 @@ fn trials() -> Vec<Trial> {
     };
     vec![
         trial("the_root_is_empty_and_cannot_be_written", the_root_is_empty),
+        trial("an_agent_in_a_chroot_starts_nothing", agent_in_chroot)
+            .with_ignored_flag(!rustix::process::geteuid().is_root()),
         trial("it_is_process_one_without_environment", it_is_process_one),
         trial(
             "its_ids_are_its_own_and_its_capabilities_none",
@@ -232,11 +241,40 @@ fn gain_power() -> String {
 }
 
 fn the_root_is_empty() {
-    let mut inmate = start("look");
-    let line = inmate.line();
+    empty_root(Unusual::default());
+    empty_root(Unusual {
+        namespaces_with_process: true,
+        ..Unusual::default()
+    });
+}
+
+#[track_caller]
+fn assert_sees_nothing(line: &str) {
     assert!(line.starts_with("Ok(0) Err("), "{line}");
     assert!(line.ends_with(" Ok(0)"), "{line}");
     assert_eq!(line.matches("Err(").count(), 2, "{line}");
+}
+
+/// An agent whose root is not that of its mount namespace: there the empty root would take
+/// the place of the wrong one. The kernel makes no user namespace for who is in a chroot.
+fn agent_in_chroot() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = r#"mount --rbind / "$0" && exec chroot "$0" "$1" look"#;
+    let output = std::process::Command::new("unshare")
+        .args(["--mount", "sh", "-c", script])
+        .arg(directory.path())
+        .arg(std::env::current_exe().unwrap())
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("make a user namespace"), "{said}");
+}
+
+fn empty_root(unusual: Unusual) {
+    let mut inmate = start_with("look", unusual).unwrap();
+    assert_sees_nothing(&inmate.line());
     let mounts = inmate.proc("mountinfo");
     assert_eq!(mounts.lines().count(), 1, "{mounts}");
     assert!(mounts.contains(" / / ro,nosuid,nodev,noexec"), "{mounts}");

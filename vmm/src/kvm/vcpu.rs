@@ -50,8 +50,8 @@ pub struct Shared {
     pub metrics: Metrics,
 }
 
-/// The life of a vCPU's thread: behind its filter first of all, then waiting for
-/// the start, then in the guest. It never ends: the process does.
+/// The life of a vCPU's thread from its filter on: it waits for the start, then it is in
+/// the guest. It never ends: the process does.
 pub fn live(index: u8, line: &StartLine, exit: &ExitLine) -> ! {
     // Before the filter: system calls needed only once.
     let thread = KickedThread::here();
