@@ -1,5 +1,5 @@
-//! Limits of a microVM's disk, as `--disk` of `mote run` and `mote update` has them: `bps=RATE[:BURST]` for the
-//! bytes a second, `iops` for the requests, both ways together.
+//! Limits of a microVM's disk, as `--disk` of `mote run` and `mote update` has them:
+//! `bps=RATE[:BURST]` for the bytes a second, `iops` for the requests, both ways together.
 
 use vmm::spec::LimitsSpec;
 

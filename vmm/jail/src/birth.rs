@@ -121,9 +121,13 @@ impl Jail<'_> {
     }
 }
 
-pub(crate) fn is_privileged() -> rustix::io::Result<bool> {
-    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::SETUID | CapabilitySet::SETGID;
-    Ok(capabilities(None)?.effective.contains(needed))
+/// What it takes to give a process namespaces of this one's and ids of its own.
+pub(crate) const PRIVILEGES: CapabilitySet = CapabilitySet::SYS_ADMIN
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETGID);
+
+fn is_privileged() -> rustix::io::Result<bool> {
+    Ok(capabilities(None)?.effective.contains(PRIVILEGES))
 }
 
 /// What the child is told, and what it says of its failure, in memory it shares

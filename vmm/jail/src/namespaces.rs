@@ -4,7 +4,6 @@
 //! namespace each protocol sets up its part, a new root waits until nobody reads the
 //! old one any more (RCU).
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::catch_unwind;
@@ -20,6 +19,8 @@ use rustix::mount::{
 use rustix::thread::{
     CapabilitySet, LinkNameSpaceType, UnshareFlags, capabilities, futex, move_into_link_name_space,
 };
+
+use crate::birth::PRIVILEGES;
 
 /// What is made: all that a process can enter later and that costs time.
 pub(crate) const PREPARED: UnshareFlags = UnshareFlags::NEWNET
@@ -40,9 +41,9 @@ pub struct NewNamespaces {
 
 #[derive(Debug, Default)]
 struct Outcome {
-    /// [`PENDING`], [`MADE`], or an errno with [`FAILED`].
-    state: AtomicU32,
-    made: OnceLock<Made>,
+    made: OnceLock<Result<Made, Errno>>,
+    /// Whether that is set, for who waits: 0 or 1.
+    told: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -54,17 +55,13 @@ struct Made {
 
 type Namespace = (LinkNameSpaceType, OwnedFd);
 
-const PENDING: u32 = 0;
-const MADE: u32 = 1;
-const FAILED: u32 = 1 << 31;
-
 impl NewNamespaces {
     /// Begins to make them, for a [`crate::Jail`] to enter. `None` without the
-    /// privileges for that (`CAP_SYS_ADMIN`, `CAP_SYS_CHROOT`): a jail has its own
-    /// made then.
+    /// privileges of root for that (`CAP_SYS_ADMIN`, `CAP_SYS_CHROOT`, and those for
+    /// ids): a jail has its own made then.
     pub fn begin() -> io::Result<Option<Self>> {
-        let effective = capabilities(None)?.effective;
-        if !crate::birth::is_privileged()? || !effective.contains(CapabilitySet::SYS_CHROOT) {
+        let needed = PRIVILEGES.union(CapabilitySet::SYS_CHROOT);
+        if !capabilities(None)?.effective.contains(needed) {
             return Ok(None);
         }
         let outcome = Arc::new(Outcome::default());
@@ -72,7 +69,7 @@ impl NewNamespaces {
         let maker = std::thread::Builder::new()
             .name("namespaces".to_owned())
             // Whoever waits for it must not wait for ever.
-            .spawn(move || told.tell(catch_unwind(make).unwrap_or(Err(Errno::IO.into()))))?;
+            .spawn(move || told.tell(catch_unwind(make).unwrap_or(Err(Errno::IO))))?;
         let maker = Some(maker);
         Ok(Some(Self { outcome, maker }))
     }
@@ -98,51 +95,45 @@ impl NewNamespaces {
     }
 
     fn wait(&self) -> Result<&Made, Errno> {
-        let state = &self.outcome.state;
+        let Outcome { made, told } = &*self.outcome;
         loop {
-            match state.load(Ordering::Acquire) {
-                PENDING => match futex::wait(state, futex::Flags::PRIVATE, PENDING, None) {
+            match made.get() {
+                Some(made) => return made.as_ref().map_err(|errno| *errno),
+                None => match futex::wait(told, futex::Flags::PRIVATE, 0, None) {
                     Ok(()) | Err(Errno::AGAIN | Errno::INTR) => {}
                     Err(errno) => return Err(errno),
                 },
-                failed if failed & FAILED != 0 => {
-                    return Err(Errno::from_raw_os_error((failed & !FAILED) as i32));
-                }
-                _ => return self.outcome.made.get().ok_or(Errno::IO),
             }
         }
     }
 }
 
 impl Outcome {
-    fn tell(&self, result: io::Result<Made>) {
-        let state = match result {
-            Ok(made) => {
-                // Nobody else sets it.
-                let _ = self.made.set(made);
-                MADE
-            }
-            Err(error) => FAILED | error.raw_os_error().unwrap_or(libc::EIO) as u32,
-        };
-        self.state.store(state, Ordering::Release);
-        let _ = futex::wake(&self.state, futex::Flags::PRIVATE, u32::MAX);
+    fn tell(&self, made: Result<Made, Errno>) {
+        // Nobody else sets it.
+        let _ = self.made.set(made);
+        self.told.store(1, Ordering::Release);
+        let _ = futex::wake(&self.told, futex::Flags::PRIVATE, u32::MAX);
     }
 }
 
 /// Of this thread, which does nothing else and ends.
-fn make() -> io::Result<Made> {
+fn make() -> Result<Made, Errno> {
     // SAFETY: what this thread leaves is these namespaces, with NEWNS also the root and
     // the working directory that it shares with the process; its memory and its
     // descriptors stay the process's.
     unsafe { rustix::thread::unshare_unsafe(PREPARED)? };
-    let open = |kind, name| -> io::Result<Namespace> {
-        let namespace = File::open(format!("/proc/thread-self/ns/{name}"))?;
-        Ok((kind, namespace.into()))
+    let open = |kind, path| -> Result<Namespace, Errno> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok((kind, rustix::fs::open(path, flags, Mode::empty())?))
     };
     let namespaces = [
-        open(LinkNameSpaceType::Network, "net")?,
-        open(LinkNameSpaceType::InterProcessCommunication, "ipc")?,
-        open(LinkNameSpaceType::Mount, "mnt")?,
+        open(LinkNameSpaceType::Network, c"/proc/thread-self/ns/net")?,
+        open(
+            LinkNameSpaceType::InterProcessCommunication,
+            c"/proc/thread-self/ns/ipc",
+        )?,
+        open(LinkNameSpaceType::Mount, c"/proc/thread-self/ns/mnt")?,
     ];
     enter_empty_root()?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
