@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -82,32 +83,36 @@ const JOBS: [Job; 6] = [
 /// A figure for each job.
 type Trial = [f64; JOBS.len()];
 
-/// Measures `runs` turns; `progress` is told what is being done.
+/// Measures `turns`; `progress` is told what is being done, `finished` gets each turn.
 pub fn run(
     programs: &Programs,
     images: &Images,
-    runs: usize,
+    turns: Range<usize>,
     mut progress: impl FnMut(&str),
-) -> Result<Comparison, BenchError> {
+    mut finished: impl FnMut(Comparison) -> Result<(), BenchError>,
+) -> Result<(), BenchError> {
     let monitors = programs.without_firecracker()?;
-    let mut trials: Vec<Vec<Trial>> = vec![Vec::new(); monitors.len()];
-    let mut lost = Lost::here();
-    for turn in 0..runs {
-        for step in 0..monitors.len() {
-            let index = match turn % 2 {
-                0 => step,
-                _ => monitors.len() - 1 - step,
-            };
+    for turn in turns.clone() {
+        let mut lost = Lost::here();
+        let mut trials: Vec<Option<Trial>> = vec![None; monitors.len()];
+        for index in linux::order(turn, monitors.len()) {
             let monitor = &monitors[index];
-            progress(&format!("turn {} of {runs}, {}", turn + 1, monitor.name()));
-            let made = lost.trial(monitor.name(), &mut progress, || trial(monitor, images))?;
-            trials[index].push(made);
+            let name = monitor.name();
+            progress(&format!("turn {} of {}, {name}", turn + 1, turns.end));
+            let made = lost.trial(name, &mut progress, || trial(monitor, images))?;
+            trials[index] = Some(made);
         }
+        let mut comparison = report(&monitors, &trials);
+        comparison.made_again = lost.into_names();
+        finished(comparison)?;
     }
-    let lost = lost.remark();
-    let setting =
-        format!("{runs} turns of {JOB_SECONDS} s, disk of {DISK_MIB} MiB in {DIRECTORY}{lost}");
-    let mut comparison = Comparison::new("block", setting, &monitors);
+    Ok(())
+}
+
+/// One turn.
+fn report(monitors: &[Monitor], trials: &[Option<Trial>]) -> Comparison {
+    let setting = format!("{JOB_SECONDS} s for each job, disk of {DISK_MIB} MiB in {DIRECTORY}");
+    let mut comparison = Comparison::new("block", 1, setting, monitors);
     for (quantity, title, unit) in [
         (Quantity::Operations, "4 KiB at random", "IOPS"),
         (Quantity::Bandwidth, "1 MiB in sequence, depth 4", "MiB/s"),
@@ -122,14 +127,13 @@ pub fn run(
             if job.quantity == quantity {
                 let values = trials
                     .iter()
-                    .map(|trials| trials.iter().map(|trial| trial[index]).collect());
+                    .map(|trial| trial.iter().map(|trial| trial[index]).collect());
                 group.push(job.title, values.collect());
             }
         }
         comparison.groups.push(group);
     }
-    comparison.add_peer_bar();
-    Ok(comparison)
+    comparison
 }
 
 fn trial(monitor: &Monitor, images: &Images) -> Result<Trial, BenchError> {

@@ -2,9 +2,11 @@
 //! [`crate::plot`]) as a plot.
 
 use std::fmt::{self, Display, Formatter};
+use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{BenchError, host};
 use crate::host::Host;
 use crate::monitor::{Identity, Monitor};
 use crate::statistics::Spread;
@@ -14,8 +16,12 @@ use crate::statistics::Spread;
 pub struct Comparison {
     /// The benchmark's name.
     pub benchmark: String,
-    /// How the figures came about, in words.
+    /// How often each monitor was measured.
+    pub turns: usize,
+    /// What a turn is, in words.
     pub setting: String,
+    /// What failed and was made again: monitors' trials, whole labs.
+    pub made_again: Vec<String>,
     /// The machine.
     pub host: Host,
     /// Each monitor; mote's is the first, and what it is held against the second.
@@ -73,11 +79,13 @@ pub struct Bar {
 }
 
 impl Comparison {
-    /// One without figures yet, made on this machine, now.
-    pub fn new(benchmark: &str, setting: String, monitors: &[Monitor]) -> Self {
+    /// One of `turns` without figures yet, made on this machine, now.
+    pub fn new(benchmark: &str, turns: usize, setting: String, monitors: &[Monitor]) -> Self {
         Self {
             benchmark: benchmark.to_owned(),
+            turns,
             setting,
+            made_again: Vec::new(),
             host: Host::here(),
             monitors: monitors.iter().map(Monitor::identity).collect(),
             groups: Vec::new(),
@@ -89,6 +97,48 @@ impl Comparison {
     pub fn to_json(&self) -> String {
         // Nothing in it can fail: no maps with odd keys, no foreign code.
         serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+
+    /// Writes it as JSON in one line, at once: for a program that reads it as it comes.
+    pub fn write_line(&self, mut to: impl Write) -> Result<(), BenchError> {
+        let written = serde_json::to_string(self)
+            .map_err(io::Error::from)
+            .and_then(|text| writeln!(to, "{text}").and_then(|()| to.flush()));
+        written.map_err(host("print what was measured"))
+    }
+
+    /// Adds the turns of `other`, which came after these.
+    pub fn append(&mut self, other: Self) -> Result<(), BenchError> {
+        if self.outline() != other.outline() {
+            return Err(BenchError::Mixed);
+        }
+        self.turns += other.turns;
+        self.made_again.extend(other.made_again);
+        self.host = other.host;
+        for (group, other) in self.groups.iter_mut().zip(other.groups) {
+            for (row, other) in std::mem::take(&mut group.rows).into_iter().zip(other.rows) {
+                let values = row.measured.into_iter().zip(other.measured);
+                let values = values.map(|pair| {
+                    let spreads = [pair.0, pair.1].into_iter().flatten();
+                    spreads.flat_map(|spread| spread.values).collect()
+                });
+                group.push(row.name, values.collect());
+            }
+        }
+        Ok(())
+    }
+
+    /// What was measured, of whom.
+    fn outline(&self) -> Vec<&str> {
+        let groups = self.groups.iter().flat_map(|group| {
+            let rows = group.rows.iter().map(|row| row.name.as_str());
+            rows.chain([group.title.as_str()])
+        });
+        let monitors = self.monitors.iter().map(|monitor| monitor.name.as_str());
+        monitors
+            .chain(groups)
+            .chain([self.benchmark.as_str()])
+            .collect()
     }
 
     /// Adds the bar that mote is no worse than its peer in any row of any group, and
@@ -155,7 +205,19 @@ fn cells(spread: Option<&Spread>) -> String {
 
 impl Display for Comparison {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}: {}, {}", self.benchmark, self.setting, self.host)?;
+        let turns = if self.turns == 1 { "turn" } else { "turns" };
+        let Self {
+            benchmark,
+            turns: count,
+            setting,
+            host,
+            ..
+        } = self;
+        write!(f, "{benchmark}: {count} {turns}, {setting}, {host}")?;
+        if !self.made_again.is_empty() {
+            write!(f, ", failed and made again: {}", self.made_again.join(", "))?;
+        }
+        writeln!(f)?;
         let rows = self.groups.iter().flat_map(|group| &group.rows);
         let width = rows.map(|row| row.name.chars().count()).max().unwrap_or(0);
         let has_ratio = self.monitors.len() > 1;
@@ -208,7 +270,7 @@ mod tests {
     use super::*;
 
     fn comparison() -> Comparison {
-        let mut comparison = Comparison::new("block", "3 turns".to_owned(), &[]);
+        let mut comparison = Comparison::new("block", 3, "5 s each".to_owned(), &[]);
         comparison.monitors = ["mote-vmm", "peer"]
             .map(|name| Identity {
                 name: name.to_owned(),
@@ -258,6 +320,43 @@ mod tests {
         let text = comparison.to_string();
         let line = "bar: no worse than peer in any row: worst is latency, ping: 0.50 (missed)";
         assert!(text.contains(line), "{text}");
+    }
+
+    #[test]
+    fn turns_are_added_to_those_before_them() {
+        let mut whole = comparison();
+        let mut later = comparison();
+        later.groups[0].rows.clear();
+        later.groups[0].push("depth 1", vec![vec![60.0], vec![10.0]]);
+        later.groups[0].push("depth 32", vec![Vec::new(), vec![7.0]]);
+        later.turns = 1;
+        later.made_again.push("a lab".to_owned());
+        whole.append(later).unwrap();
+        assert_eq!(whole.turns, 4);
+        let [first, second, ..] = whole.groups[0].rows.as_slice() else {
+            panic!("two rows: {:?}", whole.groups[0].rows);
+        };
+        let values = |row: &Row| {
+            let spreads = row.measured.iter().flatten();
+            spreads
+                .map(|spread| spread.values.clone())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(values(first), [vec![20.0, 30.0, 10.0, 60.0], vec![10.0; 4]]);
+        assert_eq!(first.ratio.as_ref().map(|ratio| ratio.max), Some(6.0));
+        assert_eq!(values(second), [[9.0], [7.0]]);
+        let text = whole.to_string();
+        assert!(text.starts_with("block: 4 turns, 5 s each, "), "{text}");
+        assert!(text.contains("failed and made again: a lab\n"), "{text}");
+    }
+
+    #[test]
+    fn turns_of_another_benchmark_are_refused() {
+        let mut whole = comparison();
+        let mut other = comparison();
+        other.groups.pop();
+        assert!(matches!(whole.append(other), Err(BenchError::Mixed)));
+        assert_eq!(whole, comparison());
     }
 
     #[test]

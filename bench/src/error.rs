@@ -82,6 +82,12 @@ pub enum BenchError {
         /// What it said.
         errors: String,
     },
+    /// Turns that cannot be added up.
+    #[error("turns of different benchmarks, or of different monitors, came together")]
+    Mixed,
+    /// Too few turns came of a program that says it has made all.
+    #[error("fewer turns were measured than asked for")]
+    Missing,
     /// No run was asked for.
     #[error("nothing was measured")]
     NoRuns,

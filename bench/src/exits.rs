@@ -33,8 +33,8 @@ pub fn run(
             trials.push(trial(monitor, &guest)?);
         }
     }
-    let setting = format!("{runs} turns of {REPETITIONS} exits of each kind");
-    let mut comparison = Comparison::new("exits", setting, &monitors);
+    let setting = format!("{REPETITIONS} exits of each kind");
+    let mut comparison = Comparison::new("exits", runs, setting, &monitors);
     let mut group = Group {
         title: "time per exit and back".to_owned(),
         unit: "µs".to_owned(),

@@ -96,13 +96,18 @@ impl Lost {
         }
     }
 
-    /// What a report says of them: nothing, if there are none.
-    pub fn remark(&self) -> String {
-        match self.monitors.as_slice() {
-            [] => String::new(),
-            lost => format!(", failed and made again: {}", lost.join(", ")),
-        }
+    /// Whose they were.
+    pub fn into_names(self) -> Vec<String> {
+        self.monitors.into_iter().map(str::to_owned).collect()
     }
+}
+
+/// The order of `count` monitors in turn number `turn`: one, and then the other.
+pub fn order(turn: usize, count: usize) -> impl Iterator<Item = usize> {
+    (0..count).map(move |step| match turn % 2 {
+        0 => step,
+        _ => count - 1 - step,
+    })
 }
 
 /// Waits until the init has made everything ready.
@@ -157,7 +162,6 @@ mod tests {
     #[test]
     fn a_trial_that_fails_is_made_again_and_told() {
         let mut lost = Lost::among(3);
-        assert_eq!(lost.remark(), "");
         let mut told = Vec::new();
         let mut results = vec![Ok(7), Err(hangs()), Err(hangs())];
         let made = lost.trial(
@@ -167,7 +171,7 @@ mod tests {
         );
         assert_eq!(made.unwrap(), 7);
         assert_eq!(told.len(), 2);
-        assert!(lost.remark().ends_with("made again: it, it"));
+        assert_eq!(lost.into_names(), ["it", "it"]);
     }
 
     #[test]

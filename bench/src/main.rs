@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bench::comparison::Comparison;
+use bench::elsewhere::Place;
 use bench::error::BenchError;
 use bench::linux::Images;
 use bench::monitor::Programs;
@@ -20,6 +21,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// How often it says without a terminal what it is at.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+/// How many labs in a row may be lost before a turn is done.
+const LOST_LABS: usize = 2;
 /// As a shell has it for SIGINT.
 const INTERRUPTED: u8 = 130;
 
@@ -45,6 +48,10 @@ struct Options {
     /// How many turns each monitor has [default: start 50, exits 10, all others 3]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     runs: Option<usize>,
+
+    /// For `block` and `net`: the number of the first turn, where others are made already
+    #[arg(long, value_name = "N", default_value_t = 0, hide = true)]
+    first_turn: usize,
 
     /// For `memory`: how many machines at once
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = memory::COUNTS,
@@ -193,7 +200,7 @@ fn measure(benchmark: Benchmark, options: &Options, given: &Given) -> Result<()>
     };
     let runs = options.runs.unwrap_or(benchmark.usual_runs());
     let programs = &given.programs;
-    let comparison = match benchmark {
+    match benchmark {
         Benchmark::Start => {
             let report = start::run(programs, runs, progress);
             bar.finish_and_clear();
@@ -203,30 +210,65 @@ fn measure(benchmark: Benchmark, options: &Options, given: &Given) -> Result<()>
             write(&json, &report.to_json())?;
             start::write_plot(&report, &svg)?;
             say_written(&json, &svg);
-            return Ok(());
+            Ok(())
         }
-        Benchmark::Exits => exits::run(programs, runs, progress),
-        Benchmark::Memory => memory::run(programs, &options.counts, runs, progress),
-        Benchmark::Block | Benchmark::Net => match given.way(benchmark) {
-            Some(way) => elsewhere::run(&way, &[benchmark.name().into(), format!("--runs={runs}")]),
-            None => {
-                let images = given.images.as_ref();
-                let images = images.context("no images: run `cargo xtask bench`")?;
-                match benchmark {
-                    Benchmark::Block => block::run(programs, images, runs, progress),
-                    _ => net::run(programs, images, runs, progress),
-                }
+        Benchmark::Exits => {
+            let comparison = exits::run(programs, runs, progress);
+            bar.finish_and_clear();
+            report(&comparison?, benchmark, options, given)
+        }
+        Benchmark::Memory => {
+            let comparison = memory::run(programs, &options.counts, runs, progress);
+            bar.finish_and_clear();
+            report(&comparison?, benchmark, options, given)
+        }
+        Benchmark::Block | Benchmark::Net => {
+            let mut whole: Option<Comparison> = None;
+            let outcome = measure_in_linux(benchmark, runs, options, given, progress, &mut whole);
+            bar.finish_and_clear();
+            if let Some(mut whole) = whole {
+                whole.add_peer_bar();
+                report(&whole, benchmark, options, given)?;
             }
-        },
+            outcome
+        }
+    }
+}
+
+/// Measures what has Linux guests. What is finished is in `whole`, whatever becomes of
+/// the rest; where it is to be read by another, it is printed by the turn.
+fn measure_in_linux(
+    benchmark: Benchmark,
+    runs: usize,
+    options: &Options,
+    given: &Given,
+    progress: impl FnMut(&str),
+    whole: &mut Option<Comparison>,
+) -> Result<()> {
+    let finished = |turn: Comparison| match whole {
+        _ if elsewhere::has_arrived() => turn.write_line(std::io::stdout()),
+        Some(whole) => whole.append(turn),
+        None => {
+            *whole = Some(turn);
+            Ok(())
+        }
     };
-    bar.finish_and_clear();
-    report(&comparison?, benchmark, options, given)
+    if let Some(place) = given.place(benchmark) {
+        return Ok(place.measure(benchmark.name(), runs, progress, finished)?);
+    }
+    let images = given.images.as_ref();
+    let images = images.context("no images: run `cargo xtask bench`")?;
+    let turns = options.first_turn..runs;
+    match benchmark {
+        Benchmark::Block => block::run(&given.programs, images, turns, progress, finished)?,
+        _ => net::run(&given.programs, images, turns, progress, finished)?,
+    }
+    Ok(())
 }
 
 impl Given {
-    /// What to put before this program's command line to have it where `benchmark` can
-    /// be measured; `None`: it is there.
-    fn way(&self, benchmark: Benchmark) -> Option<Vec<OsString>> {
+    /// Where `benchmark` can be measured; `None`: here.
+    fn place(&self, benchmark: Benchmark) -> Option<Place> {
         if elsewhere::has_arrived() {
             return None;
         }
@@ -239,7 +281,8 @@ impl Given {
             // Its interface vanishes with the last process in it.
             way.extend(["unshare", "--net"].map(Into::into));
         }
-        (!way.is_empty()).then_some(way)
+        let losses = if self.lab.is_some() { LOST_LABS } else { 0 };
+        (!way.is_empty()).then_some(Place { way, losses })
     }
 }
 
@@ -250,10 +293,6 @@ fn report(
     given: &Given,
 ) -> Result<()> {
     print(options.format, comparison, &comparison.to_json());
-    if elsewhere::has_arrived() {
-        // Whoever reads this writes the files.
-        return Ok(());
-    }
     let [json, svg] = files(&given.output, benchmark)?;
     write(&json, &comparison.to_json())?;
     plot::write(comparison, &svg)?;

@@ -203,8 +203,8 @@ fn report(
     runs: usize,
     results: &[Vec<Vec<Trial>>],
 ) -> Comparison {
-    let setting = format!("{runs} turns, idle guests of {MEMORY_MIB} MiB and 1 vCPU");
-    let mut comparison = Comparison::new("memory", setting, monitors);
+    let setting = format!("idle guests of {MEMORY_MIB} MiB and 1 vCPU");
+    let mut comparison = Comparison::new("memory", runs, setting, monitors);
     type Quantity = (&'static str, fn(&Trial) -> f64);
     let quantities: [Quantity; 4] = [
         ("RSS of each, without the guest's", |trial| trial.rss),

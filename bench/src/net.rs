@@ -8,6 +8,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::ops::Range;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -49,14 +50,15 @@ const REQUESTERS: [Figure; 2] = [
 /// Who moves the frames.
 const MOVERS: [(bool, &str); 2] = [(false, "by the monitor"), (true, "by vhost-net")];
 
-/// Measures `runs` turns; `progress` is told what is being done. Expects to be in a
-/// network namespace of its own.
+/// Measures `turns`; `progress` is told what is being done, `finished` gets each turn.
+/// Expects to be in a network namespace of its own.
 pub fn run(
     programs: &Programs,
     images: &Images,
-    runs: usize,
+    turns: Range<usize>,
     mut progress: impl FnMut(&str),
-) -> Result<Comparison, BenchError> {
+    mut finished: impl FnMut(Comparison) -> Result<(), BenchError>,
+) -> Result<(), BenchError> {
     let monitors = programs.without_firecracker()?;
     for arguments in [
         format!("tuntap add dev {TAP} mode tap vnet_hdr"),
@@ -66,30 +68,33 @@ pub fn run(
         program(Command::new("ip").args(arguments.split(' ')))?;
     }
     let listener = TcpListener::bind((HOST, PORT)).map_err(host("listen for the guest"))?;
-    // By mover, by monitor, by turn.
-    let mut trials = MOVERS.map(|_| vec![Vec::new(); monitors.len()]);
-    let mut lost = Lost::here();
-    for turn in 0..runs {
+    for turn in turns.clone() {
+        let mut lost = Lost::here();
+        let mut trials = MOVERS.map(|_| vec![None; monitors.len()]);
         for ((vhost, mover), trials) in MOVERS.iter().zip(&mut trials) {
-            for step in 0..monitors.len() {
-                let index = match turn % 2 {
-                    0 => step,
-                    _ => monitors.len() - 1 - step,
-                };
+            for index in linux::order(turn, monitors.len()) {
                 let monitor = &monitors[index];
+                let name = monitor.name();
                 progress(&format!(
-                    "turn {} of {runs}, {}, {mover}",
+                    "turn {} of {}, {name}, {mover}",
                     turn + 1,
-                    monitor.name()
+                    turns.end
                 ));
                 let trial = || trial(monitor, images, &listener, *vhost);
-                trials[index].push(lost.trial(monitor.name(), &mut progress, trial)?);
+                trials[index] = Some(lost.trial(name, &mut progress, trial)?);
             }
         }
+        let mut comparison = report(&monitors, &trials);
+        comparison.made_again = lost.into_names();
+        finished(comparison)?;
     }
-    let lost = lost.remark();
-    let setting = format!("{runs} turns of {SECONDS} s and {REQUESTS} requests each way{lost}");
-    let mut comparison = Comparison::new("net", setting, &monitors);
+    Ok(())
+}
+
+/// One turn, by mover and by monitor.
+fn report(monitors: &[Monitor], trials: &[Vec<Option<Trial>>]) -> Comparison {
+    let setting = format!("{SECONDS} s and {REQUESTS} requests each way");
+    let mut comparison = Comparison::new("net", 1, setting, monitors);
     for (title, unit, better, figures) in [
         ("one TCP stream", "Mbit/s", Better::More, STREAMS),
         (
@@ -105,16 +110,15 @@ pub fn run(
             better,
             rows: Vec::new(),
         };
-        for ((_, mover), trials) in MOVERS.iter().zip(&trials) {
+        for ((_, mover), trials) in MOVERS.iter().zip(trials) {
             for (name, of) in figures {
-                let values = trials.iter().map(|trials| trials.iter().map(of).collect());
+                let values = trials.iter().map(|trial| trial.iter().map(of).collect());
                 group.push(format!("{name}, {mover}"), values.collect());
             }
         }
         comparison.groups.push(group);
     }
-    comparison.add_peer_bar();
-    Ok(comparison)
+    comparison
 }
 
 fn trial(

@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn every_row_and_every_monitor_is_in_the_plot() {
-        let mut comparison = Comparison::new("exits", String::new(), &[]);
+        let mut comparison = Comparison::new("exits", 2, String::new(), &[]);
         comparison.monitors.push(Identity {
             name: "mote-vmm".to_owned(),
             version: "1".to_owned(),
