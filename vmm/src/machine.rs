@@ -111,7 +111,7 @@ pub struct Machine {
     generation_id: Option<GenerationId>,
     vcpus: Vec<VcpuFd>,
     /// Where their threads wait.
-    lines: Vec<Arc<StartLine>>,
+    start_lines: Vec<Arc<StartLine>>,
     shared: Arc<Shared>,
     event_loop: EventLoop,
     hardware: Hardware,
@@ -139,7 +139,10 @@ impl Machine {
         };
         let vm = Vm::new(config.kvm)?;
         // Here, since KVM waits while it takes the memory.
-        let Threads { lines, supported } = start_threads(config.vcpus, &exit, &vm, &memory)?;
+        let Threads {
+            start_lines,
+            supported_cpuid,
+        } = start_threads(config.vcpus, &vm, &memory)?;
         vm.equip(&memory)?;
 
         let metrics = match &config.metrics {
@@ -158,7 +161,7 @@ impl Machine {
             hardware,
             metrics,
         } = builder.finish(config.vcpus);
-        let supported = supported.take()?;
+        let supported = supported_cpuid.take()?;
         let vcpus = create_vcpus(&vm, config.vcpus, supported, config.cpu_template)?;
         Ok(Self {
             memory,
@@ -166,7 +169,7 @@ impl Machine {
             boot: config.boot,
             generation_id,
             vcpus,
-            lines,
+            start_lines,
             shared: Arc::new(Shared {
                 ports,
                 mmio,
@@ -204,8 +207,8 @@ impl Machine {
         &self.memory
     }
 
-    /// Puts this thread behind its filter, then reads the guest's kernel, then runs
-    /// until the guest ends.
+    /// Puts this thread behind its filter, as all others are then, reads the guest's
+    /// kernel, and runs until the guest ends.
     pub fn run(self, landlock: Landlock) -> Result<ExitReason, MachineError> {
         let Self {
             mut boot, hardware, ..
@@ -221,13 +224,17 @@ impl Machine {
         pause::leave_kicks_to_vcpus().map_err(host("the signal mask of the event loop"))?;
         seccomp::install(ThreadKind::EventLoop)
             .map_err(host("the system call filter of the event loop"))?;
+        for line in &self.start_lines {
+            line.wait_until_confined()
+                .map_err(host("the system call filter of a vCPU"))?;
+        }
         let events = &shared.events;
         events.send(EventKind::Confined { landlock });
 
         let kernel = boot::load_kernel(&memory, &mut boot.kernel)?;
         let rsdp = acpi::write_tables(&memory, &hardware)?;
         let entry = boot::finish(&memory, kernel, boot, rsdp)?;
-        for (line, vcpu) in self.lines.iter().zip(ManuallyDrop::into_inner(vcpus)) {
+        for (line, vcpu) in self.start_lines.iter().zip(ManuallyDrop::into_inner(vcpus)) {
             line.give(Start {
                 vcpu,
                 entry,
@@ -254,31 +261,26 @@ impl Machine {
 /// The threads of the vCPUs, before these exist.
 struct Threads {
     /// Where they wait.
-    lines: Vec<Arc<StartLine>>,
+    start_lines: Vec<Arc<StartLine>>,
     /// What comes of [`prepare`].
-    supported: Arc<Handover<Result<CpuId, MachineError>>>,
+    supported_cpuid: Arc<Handover<Result<CpuId, MachineError>>>,
 }
 
 /// A thread for each vCPU, which puts itself behind its filter and waits. The boot
 /// vCPU's has time before that, to [`prepare`].
-fn start_threads(
-    vcpus: u8,
-    exit: &Arc<ExitLine>,
-    vm: &Vm,
-    memory: &GuestMemory,
-) -> Result<Threads, MachineError> {
+fn start_threads(vcpus: u8, vm: &Vm, memory: &GuestMemory) -> Result<Threads, MachineError> {
     let _blocked = signals::Blocked::new();
-    let supported = Arc::new(Handover::default());
-    let mut errand = Some((vm.device(), memory.clone(), Arc::clone(&supported)));
+    let supported_cpuid = Arc::new(Handover::default());
+    let mut errand = Some((vm.device(), memory.clone(), Arc::clone(&supported_cpuid)));
     let start = |index| {
         let line = Arc::new(StartLine::default());
-        let (own, exit) = (Arc::clone(&line), Arc::clone(exit));
+        let own = Arc::clone(&line);
         let errand = errand.take();
         let live = move || {
-            if let Some((device, memory, supported)) = errand {
-                supported.give(prepare(&device, &memory));
+            if let Some((device, memory, supported_cpuid)) = errand {
+                supported_cpuid.give(prepare(&device, &memory));
             }
-            vcpu::live(index, &own, &exit)
+            vcpu::live(index, &own)
         };
         std::thread::Builder::new()
             .name(format!("vcpu{index}"))
@@ -287,8 +289,11 @@ fn start_threads(
             .map_err(host("a vCPU thread"))?;
         Ok(line)
     };
-    let lines = (0..vcpus).map(start).collect::<Result<_, MachineError>>()?;
-    Ok(Threads { lines, supported })
+    let start_lines = (0..vcpus).map(start).collect::<Result<_, MachineError>>()?;
+    Ok(Threads {
+        start_lines,
+        supported_cpuid,
+    })
 }
 
 /// What a vCPU needs and neither the machine nor the guest decides: writes its tables to

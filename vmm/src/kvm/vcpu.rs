@@ -1,6 +1,7 @@
 //! One vCPU: enters the guest, hands its exits to the buses.
 
 use std::error::Error;
+use std::io;
 use std::sync::Arc;
 
 use kvm_bindings::{
@@ -32,7 +33,24 @@ pub struct Start {
 }
 
 /// Where the thread of a vCPU waits for that.
-pub type StartLine = Handover<Start>;
+#[derive(Default)]
+pub struct StartLine {
+    confined: Handover<io::Result<()>>,
+    start: Handover<Start>,
+}
+
+impl StartLine {
+    /// Waits until the thread is behind its filter. Before that nobody may touch what the
+    /// guest has made: code of the guest's would run in a thread that may do anything.
+    pub fn wait_until_confined(&self) -> io::Result<()> {
+        self.confined.take()
+    }
+
+    /// Lets the thread run its vCPU.
+    pub fn give(&self, start: Start) {
+        self.start.give(start);
+    }
+}
 
 /// What all vCPUs share.
 pub struct Shared {
@@ -52,12 +70,13 @@ pub struct Shared {
 
 /// The life of a vCPU's thread from its filter on: it waits for the start, then it is in
 /// the guest. It never ends: the process does.
-pub fn live(index: u8, line: &StartLine, exit: &ExitLine) -> ! {
+pub fn live(index: u8, line: &StartLine) -> ! {
     // Before the filter: system calls needed only once.
     let thread = KickedThread::here();
-    if let Err(error) = seccomp::install(ThreadKind::Vcpu) {
-        let reason = format!("cannot install the system call filter of a vCPU: {error}");
-        exit.pull(ExitReason::HostFailure(reason));
+    let confined = seccomp::install(ThreadKind::Vcpu);
+    let failed = confined.is_err();
+    line.confined.give(confined);
+    if failed {
         rest();
     }
     // Never dropped: the filter does not allow that.
@@ -65,14 +84,14 @@ pub fn live(index: u8, line: &StartLine, exit: &ExitLine) -> ! {
         mut vcpu,
         entry,
         shared,
-    } = line.take();
+    } = line.start.take();
     let seat = shared.gate.take_seat(index.into(), &mut vcpu, thread);
     // A panic is a defect of the VMM. It must end the microVM, not leave it
     // hanging with a vCPU less.
     let outcome = contain(|| start(&mut vcpu, index, entry, &seat, &shared))
         .unwrap_or_else(|panic| Err(format!("the thread of vCPU {index} panicked at {panic}")));
     if let Err(reason) = outcome {
-        exit.pull(ExitReason::HostFailure(reason));
+        shared.exit.pull(ExitReason::HostFailure(reason));
     }
     rest()
 }

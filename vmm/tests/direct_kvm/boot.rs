@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use crate::machine::{HOST_FAILURE, WRONG_USE, memory_file, pattern, probe};
+use crate::served_file::ServedFile;
 
 #[test]
 fn a_guest_boots_and_powers_off() {
@@ -11,6 +12,31 @@ fn a_guest_boots_and_powers_off() {
         return;
     };
     machine.run().expect_success("hello");
+}
+
+#[test]
+fn every_thread_is_behind_its_filter_when_the_kernel_is_read() {
+    let Some(mut machine) = probe("hello") else {
+        return;
+    };
+    let Some(kernel) = ServedFile::new(probe_guests::PROBE.to_vec()) else {
+        return;
+    };
+    machine.spec.boot.kernel = machine.pass(kernel.file.try_clone().unwrap());
+    let running = machine.vcpus(32).start();
+    kernel.wait_until_asked();
+    let threads = format!("/proc/{}/task", running.child.id());
+    let mut confined = 0;
+    for thread in std::fs::read_dir(threads).unwrap() {
+        let status = thread.unwrap().path().join("status");
+        let status = std::fs::read_to_string(status).unwrap();
+        // SECCOMP_MODE_FILTER (proc_pid_status(5)).
+        assert!(status.contains("Seccomp:\t2"), "{status}");
+        confined += 1;
+    }
+    assert_eq!(confined, 1 + 32);
+    kernel.set_answers(true);
+    running.finish().expect_success("hello");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
@@ -21,6 +22,9 @@ const INIT: u32 = 26;
 const INTERRUPT: u32 = 36;
 const BATCH_FORGET: u32 = 42;
 
+/// Somebody who has not asked by then never will.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 const IN_HEADER_BYTES: usize = 40;
 const FILE_NODE: u64 = 2;
 const DIRECTORY: u32 = 0o040_755;
@@ -29,7 +33,15 @@ const REGULAR: u32 = 0o100_666;
 /// The file and what its reader waits for.
 pub struct ServedFile {
     pub file: File,
-    answers: Arc<(Mutex<bool>, Condvar)>,
+    state: Arc<(Mutex<State>, Condvar)>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Whether it answers.
+    answers: bool,
+    /// Whether somebody has asked for content.
+    asked: bool,
 }
 
 impl ServedFile {
@@ -49,11 +61,11 @@ impl ServedFile {
                 return None;
             }
         };
-        let answers = Arc::new((Mutex::new(false), Condvar::new()));
+        let state = Arc::<(Mutex<State>, Condvar)>::default();
         let server = Server {
             device: device.try_clone().unwrap(),
             content: Arc::new(Mutex::new(content)),
-            answers: Arc::clone(&answers),
+            state: Arc::clone(&state),
         };
         std::thread::spawn(move || server.serve());
         let path = directory.join("file");
@@ -63,7 +75,7 @@ impl ServedFile {
         std::fs::remove_dir(&directory).unwrap();
         Some(Self {
             file: file.unwrap(),
-            answers,
+            state,
         })
     }
 
@@ -86,15 +98,25 @@ impl ServedFile {
 
     /// Whether it answers.
     pub fn set_answers(&self, answers: bool) {
-        *self.answers.0.lock().unwrap() = answers;
-        self.answers.1.notify_all();
+        self.state.0.lock().unwrap().answers = answers;
+        self.state.1.notify_all();
+    }
+
+    /// Waits until somebody asks for content.
+    pub fn wait_until_asked(&self) {
+        let state = self.state.0.lock().unwrap();
+        let wait = self
+            .state
+            .1
+            .wait_timeout_while(state, PATIENCE, |state| !state.asked);
+        assert!(wait.unwrap().0.asked, "nobody reads the file");
     }
 }
 
 struct Server {
     device: File,
     content: Arc<Mutex<Vec<u8>>>,
-    answers: Arc<(Mutex<bool>, Condvar)>,
+    state: Arc<(Mutex<State>, Condvar)>,
 }
 
 impl Server {
@@ -148,11 +170,14 @@ impl Server {
     /// Reads or writes when the test says so.
     fn answer_later(&self, unique: u64, kind: u32, body: Vec<u8>) {
         let device = self.device.try_clone().unwrap();
-        let answers = Arc::clone(&self.answers);
+        let state = Arc::clone(&self.state);
         let content = Arc::clone(&self.content);
         std::thread::spawn(move || {
-            let may = answers.0.lock().unwrap();
-            drop(answers.1.wait_while(may, |may| !*may).unwrap());
+            let (lock, changed) = &*state;
+            let mut state = lock.lock().unwrap();
+            state.asked = true;
+            changed.notify_all();
+            drop(changed.wait_while(state, |state| !state.answers).unwrap());
             // Handle, offset, size, and then 20 bytes more of both structures.
             let offset = u64::from_le_bytes(body[8..16].try_into().unwrap()) as usize;
             let size = u32::from_le_bytes(body[16..20].try_into().unwrap()) as usize;
