@@ -17,6 +17,7 @@ pub mod vsock;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
+use kvm_bindings::CpuId;
 use kvm_ioctls::Kvm;
 use rustix::fs::FileType;
 
@@ -57,6 +58,8 @@ pub struct Config {
     pub vcpus: u8,
     /// What they are like, if not like the host's.
     pub cpu_template: Option<&'static Template>,
+    /// What CPUID may say on this host, if the agent has asked.
+    pub cpuid: Option<CpuId>,
     /// A multiple of the page size.
     pub memory_bytes: u64,
     /// What runs first.
@@ -139,10 +142,12 @@ impl Config {
             format!("at most {}", layout::MAX_DEVICES),
         )?;
         let cpu_template = cpu::template(&spec)?;
+        let cpuid = cpu::supported(spec.cpuid.as_deref())?;
         let kvm = fds.take(spec.kvm, "kvm")?;
         Ok(Self {
             vcpus: vcpus as u8,
             cpu_template,
+            cpuid,
             memory_bytes,
             boot: boot::boot(spec.boot, fds)?,
             devices: DevicesConfig {

@@ -6,13 +6,8 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
-use kvm_bindings::CpuId;
-use kvm_ioctls::{Kvm, VcpuFd};
-
 use crate::arch::x86_64::acpi::{self, AcpiError, Hardware};
-use crate::arch::x86_64::cpuid;
-use crate::arch::x86_64::cpuid::template::{Template, TemplateError};
-use crate::arch::x86_64::registers::{self, RegisterError};
+use crate::arch::x86_64::cpuid::template::TemplateError;
 use crate::boot::{self, BootError};
 use crate::bus::{BusDevice, Overlap};
 use crate::config::Config;
@@ -25,10 +20,9 @@ use crate::devices::virtio::mmio::TransportError;
 use crate::event::{EventKind, EventSink};
 use crate::event_loop::{EventLoop, EventLoopError, Subscriber};
 use crate::exit::{ExitLine, ExitReason};
-use crate::kvm::handover::Handover;
 use crate::kvm::pause::{self, PauseGate};
-use crate::kvm::vcpu::{self, Shared, Start, StartLine};
-use crate::kvm::vm::{Vm, VmError, kvm, supported_cpuid};
+use crate::kvm::vcpu::{self, Plan, Shared, Start, StartLine, VcpuError};
+use crate::kvm::vm::{Vm, VmError};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::metrics::page::Metrics;
 use crate::seccomp::{self, ThreadKind};
@@ -50,9 +44,9 @@ pub enum MachineError {
     /// The ACPI tables.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
-    /// The boot vCPU.
+    /// A vCPU.
     #[error(transparent)]
-    Registers(#[from] RegisterError),
+    Vcpu(#[from] VcpuError),
     /// The host does not have what a CPU template promises.
     #[error(transparent)]
     Template(#[from] TemplateError),
@@ -105,12 +99,10 @@ const VCPU_STACK_BYTES: usize = 256 << 10;
 /// A microVM that holds nothing of its guest yet.
 pub struct Machine {
     memory: GuestMemory,
-    vm: Vm,
     boot: BootConfig,
     /// Its interrupt is connected for as long as it lives.
     generation_id: Option<GenerationId>,
-    vcpus: Vec<VcpuFd>,
-    /// Where their threads wait.
+    /// Where the threads of the vCPUs wait.
     start_lines: Vec<Arc<StartLine>>,
     shared: Arc<Shared>,
     event_loop: EventLoop,
@@ -137,13 +129,25 @@ impl Machine {
             // Their backends have it too.
             false => memory::create_shared(config.memory_bytes)?,
         };
-        let vm = Vm::new(config.kvm)?;
+        let vm = Arc::new(Vm::new(config.kvm)?);
+        let mut cpuid = match config.cpuid {
+            Some(cpuid) => cpuid,
+            None => vm.supported_cpuid()?,
+        };
+        if let Some(template) = config.cpu_template {
+            cpuid = template.apply(&cpuid)?;
+        }
         // Here, since KVM waits while it takes the memory.
-        let Threads {
-            start_lines,
-            supported_cpuid,
-        } = start_threads(config.vcpus, &vm, &memory)?;
+        let start_lines = start_threads(&Plan {
+            vm: Arc::clone(&vm),
+            memory: memory.clone(),
+            count: config.vcpus,
+            cpuid: Arc::new(cpuid),
+        })?;
         vm.equip(&memory)?;
+        for line in &start_lines {
+            line.equipped();
+        }
 
         let metrics = match &config.metrics {
             Some(options) => Metrics::map(options).map_err(host("a mapping of the metrics"))?,
@@ -161,14 +165,10 @@ impl Machine {
             hardware,
             metrics,
         } = builder.finish(config.vcpus);
-        let supported = supported_cpuid.take()?;
-        let vcpus = create_vcpus(&vm, config.vcpus, supported, config.cpu_template)?;
         Ok(Self {
             memory,
-            vm,
             boot: config.boot,
             generation_id,
-            vcpus,
             start_lines,
             shared: Arc::new(Shared {
                 ports,
@@ -216,17 +216,15 @@ impl Machine {
         // However this ends, these go with the process: vCPUs run in them, and the filter
         // does not allow what it takes to drop them.
         let memory = ManuallyDrop::new(self.memory);
-        let vcpus = ManuallyDrop::new(self.vcpus);
         let shared = ManuallyDrop::new(self.shared);
         let mut event_loop = ManuallyDrop::new(self.event_loop);
-        let _rest = ManuallyDrop::new((self.vm, self.generation_id));
+        let _generation_id = ManuallyDrop::new(self.generation_id);
 
         pause::leave_kicks_to_vcpus().map_err(host("the signal mask of the event loop"))?;
         seccomp::install(ThreadKind::EventLoop)
             .map_err(host("the system call filter of the event loop"))?;
         for line in &self.start_lines {
-            line.wait_until_confined()
-                .map_err(host("the system call filter of a vCPU"))?;
+            line.wait_until_ready()?;
         }
         let events = &shared.events;
         events.send(EventKind::Confined { landlock });
@@ -234,9 +232,8 @@ impl Machine {
         let kernel = boot::load_kernel(&memory, &mut boot.kernel)?;
         let rsdp = acpi::write_tables(&memory, &hardware)?;
         let entry = boot::finish(&memory, kernel, boot, rsdp)?;
-        for (line, vcpu) in self.start_lines.iter().zip(ManuallyDrop::into_inner(vcpus)) {
-            line.give(Start {
-                vcpu,
+        for line in &self.start_lines {
+            line.start(Start {
                 entry,
                 shared: Arc::clone(&shared),
             });
@@ -258,67 +255,19 @@ impl Machine {
     }
 }
 
-/// The threads of the vCPUs, before these exist.
-struct Threads {
-    /// Where they wait.
-    start_lines: Vec<Arc<StartLine>>,
-    /// What comes of [`prepare`].
-    supported_cpuid: Arc<Handover<Result<CpuId, MachineError>>>,
-}
-
-/// A thread for each vCPU, which puts itself behind its filter and waits. The boot
-/// vCPU's has time before that, to [`prepare`].
-fn start_threads(vcpus: u8, vm: &Vm, memory: &GuestMemory) -> Result<Threads, MachineError> {
+/// A thread for each vCPU, which makes it when the machine is equipped. Returns where they
+/// wait.
+fn start_threads(plan: &Plan) -> Result<Vec<Arc<StartLine>>, MachineError> {
     let _blocked = signals::Blocked::new();
-    let supported_cpuid = Arc::new(Handover::default());
-    let mut errand = Some((vm.device(), memory.clone(), Arc::clone(&supported_cpuid)));
     let start = |index| {
         let line = Arc::new(StartLine::default());
-        let own = Arc::clone(&line);
-        let errand = errand.take();
-        let live = move || {
-            if let Some((device, memory, supported_cpuid)) = errand {
-                supported_cpuid.give(prepare(&device, &memory));
-            }
-            vcpu::live(index, &own)
-        };
+        let (plan, own) = (plan.clone(), Arc::clone(&line));
         std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             .stack_size(VCPU_STACK_BYTES)
-            .spawn(live)
+            .spawn(move || vcpu::live(index, &plan, &own))
             .map_err(host("a vCPU thread"))?;
         Ok(line)
     };
-    let start_lines = (0..vcpus).map(start).collect::<Result<_, MachineError>>()?;
-    Ok(Threads {
-        start_lines,
-        supported_cpuid,
-    })
-}
-
-/// What a vCPU needs and neither the machine nor the guest decides: writes its tables to
-/// memory; returns what CPUID may say.
-fn prepare(device: &Kvm, memory: &GuestMemory) -> Result<CpuId, MachineError> {
-    registers::write_boot_tables(memory)?;
-    Ok(supported_cpuid(device)?)
-}
-
-fn create_vcpus(
-    vm: &Vm,
-    count: u8,
-    mut supported: CpuId,
-    template: Option<&Template>,
-) -> Result<Vec<VcpuFd>, MachineError> {
-    if let Some(template) = template {
-        supported = template.apply(&supported)?;
-    }
-    let mut vcpus = Vec::with_capacity(count.into());
-    for index in 0..count {
-        let vcpu = vm.create_vcpu(index)?;
-        vcpu.set_cpuid2(&cpuid::for_vcpu(&supported, index, count))
-            .map_err(kvm("set what CPUID says (KVM_SET_CPUID2)"))?;
-        registers::set_firmware_msrs(&vcpu)?;
-        vcpus.push(vcpu);
-    }
-    Ok(vcpus)
+    (0..plan.count).map(start).collect()
 }

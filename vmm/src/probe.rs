@@ -182,9 +182,10 @@ impl Guest {
         registers::write_boot_tables(&memory)?;
         memory.write_slice(&[code, DONE].concat(), CODE)?;
         let vcpu = vm.create_vcpu(0)?;
-        let cpuid = cpuid::for_vcpu(&crate::kvm::vm::supported_cpuid(&vm.device())?, 0, 1);
+        let cpuid = cpuid::for_vcpu(&vm.supported_cpuid()?, 0, 1);
         vcpu.set_cpuid2(&cpuid)?;
-        registers::set_boot_registers(&vcpu, CODE)?;
+        registers::enter_long_mode(&vcpu)?;
+        registers::set_entry(&vcpu, CODE)?;
         Ok(Self {
             vcpu,
             cpuid,

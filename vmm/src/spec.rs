@@ -29,6 +29,10 @@ pub struct VmSpec {
     /// host's, with all it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_template: Option<String>,
+    /// What CPUID may say on this host, as [`crate::arch::x86_64::cpuid::host::ask`] tells
+    /// it; at most 253 entries. Omitted: the VMM asks KVM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpuid: Option<Vec<CpuidSpec>>,
     /// Guest memory in bytes: a multiple of 4096, at least 2 MiB. `mote` gives Linux 64 MiB or more.
     pub memory_bytes: u64,
     /// What runs first.
@@ -76,6 +80,25 @@ pub struct VmSpec {
     /// for are lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<Descriptor>,
+}
+
+/// One answer of CPUID (`struct kvm_cpuid_entry2`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CpuidSpec {
+    /// EAX before it.
+    pub leaf: u32,
+    /// ECX before it, where that matters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subleaf: Option<u32>,
+    /// EAX after it.
+    pub eax: u32,
+    /// EBX after it.
+    pub ebx: u32,
+    /// ECX after it.
+    pub ecx: u32,
+    /// EDX after it.
+    pub edx: u32,
 }
 
 /// What the vCPUs run first.

@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use hostagent::network;
 use jail::{Cgroup, Cgroups, Jail, NewNamespaces};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
+use vmm::arch::x86_64::cpuid;
 use vmm::spec::{
-    BootSpec, Descriptor, DiskSpec, ExtentSpec, MetricsSpec, NicSpec, SPEC_VERSION, SerialSpec,
-    VmSpec,
+    BootSpec, CpuidSpec, Descriptor, DiskSpec, ExtentSpec, MetricsSpec, NicSpec, SPEC_VERSION,
+    SerialSpec, VmSpec,
 };
 
 use super::guest::{Disk, Guest, MAC, Nic};
@@ -87,6 +88,7 @@ fn other(error: impl std::error::Error + Send + Sync + 'static) -> std::io::Erro
 pub(super) struct Ready {
     namespaces: Option<NewNamespaces>,
     cgroups: Option<Cgroups>,
+    cpuid: Vec<CpuidSpec>,
 }
 
 pub(super) fn prepare() -> Result<Ready, BenchError> {
@@ -96,9 +98,12 @@ pub(super) fn prepare() -> Result<Ready, BenchError> {
         namespaces.finish().map_err(host(what))?;
     }
     let cgroups = Cgroups::open().map_err(host("find the hierarchy of cgroups"))?;
+    let kvm = File::options().read(true).write(true).open("/dev/kvm");
+    let cpuid = cpuid::host::ask(kvm.map_err(BenchError::Kvm)?.as_fd()).map_err(other);
     Ok(Ready {
         namespaces,
         cgroups,
+        cpuid: cpuid.map_err(host("ask KVM for what CPUID may say"))?,
     })
 }
 
@@ -109,6 +114,7 @@ pub(super) fn start(
     Ready {
         namespaces,
         cgroups,
+        cpuid,
     }: Ready,
 ) -> Result<(Process, PipeReader), BenchError> {
     let (console, output) = std::io::pipe().map_err(host("make a pipe"))?;
@@ -139,6 +145,7 @@ pub(super) fn start(
         kvm,
         vcpus: 1,
         cpu_template: None,
+        cpuid: Some(cpuid),
         memory_bytes: guest.memory_mib << 20,
         boot: BootSpec {
             kernel,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use jail::{IoLimit, NewNamespaces};
 use vmm::spec::{
-    BalloonSpec, BootSpec, DiskSpec, ExtentSpec, FilesystemSpec, LimitsSpec, MetricsSpec,
-    NicLimitsSpec, NicSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
+    BalloonSpec, BootSpec, CpuidSpec, DiskSpec, ExtentSpec, FilesystemSpec, LimitsSpec,
+    MetricsSpec, NicLimitsSpec, NicSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
 };
 
 use super::descriptors::InheritedDescriptors;
@@ -34,6 +34,9 @@ pub struct Machine {
     /// What they are like, if not like the host's: a template of
     /// [`vmm::arch::x86_64::cpuid::template`].
     pub cpu_template: Option<String>,
+    /// What CPUID may say on this host, if the caller has asked `kvm`
+    /// ([`vmm::arch::x86_64::cpuid::host::ask`]).
+    pub cpuid: Option<Vec<CpuidSpec>>,
     /// Guest memory in bytes, a multiple of 4096.
     pub memory_bytes: u64,
     /// An ELF `vmlinux` or a `bzImage`.
@@ -128,6 +131,7 @@ impl Machine {
             kvm: pass(self.kvm)?,
             vcpus: self.vcpus,
             cpu_template: self.cpu_template,
+            cpuid: self.cpuid,
             memory_bytes: self.memory_bytes,
             boot: BootSpec {
                 kernel: pass(self.kernel)?,

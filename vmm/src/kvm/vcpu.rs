@@ -5,49 +5,84 @@ use std::io;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
+    CpuId, KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
     KVM_SYSTEM_EVENT_SHUTDOWN,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::GuestAddress;
 
-use crate::arch::x86_64::registers::set_boot_registers;
+use crate::arch::x86_64::cpuid;
+use crate::arch::x86_64::registers::{self, RegisterError};
 use crate::bus::Bus;
 use crate::event::{EventKind, EventSink};
 use crate::exit::{ExitLine, ExitReason};
 use crate::kvm::handover::Handover;
 use crate::kvm::pause::{KickedThread, PauseGate, Seat};
+use crate::kvm::vm::{Vm, VmError, kvm};
+use crate::memory::GuestMemory;
 use crate::metrics::page::Metrics;
 use crate::metrics::vcpu::VcpuMetrics;
 use crate::panics::contain;
 use crate::seccomp::{self, ThreadKind};
 
+/// What a vCPU's thread makes it of.
+#[derive(Clone)]
+pub struct Plan {
+    /// The virtual machine it belongs to.
+    pub vm: Arc<Vm>,
+    /// The machine's memory.
+    pub memory: GuestMemory,
+    /// How many vCPUs there are.
+    pub count: u8,
+    /// What CPUID says, but for what is each vCPU's own.
+    pub cpuid: Arc<CpuId>,
+}
+
+/// Why a vCPU cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// KVM did not make it.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// Its first state.
+    #[error(transparent)]
+    Registers(#[from] RegisterError),
+    /// Its thread is not confined.
+    #[error("cannot install the system call filter of a vCPU's thread")]
+    Filter(#[source] io::Error),
+}
+
 /// What a vCPU's thread needs to run it.
 pub struct Start {
-    /// The vCPU.
-    pub vcpu: VcpuFd,
     /// Where the guest begins.
     pub entry: GuestAddress,
     /// The rest of the machine.
     pub shared: Arc<Shared>,
 }
 
-/// Where the thread of a vCPU waits for that.
+/// Where the thread of a vCPU waits for others, and they for it.
 #[derive(Default)]
 pub struct StartLine {
-    confined: Handover<io::Result<()>>,
+    equipped: Handover<()>,
+    ready: Handover<Result<(), VcpuError>>,
     start: Handover<Start>,
 }
 
 impl StartLine {
-    /// Waits until the thread is behind its filter. Before that nobody may touch what the
-    /// guest has made: code of the guest's would run in a thread that may do anything.
-    pub fn wait_until_confined(&self) -> io::Result<()> {
-        self.confined.take()
+    /// The virtual machine has memory and an interrupt controller: vCPUs may be made.
+    pub fn equipped(&self) {
+        self.equipped.give(());
+    }
+
+    /// Waits until the vCPU is made and its thread behind its filter. Before that nobody
+    /// may touch what the guest has made: code of the guest's would run in a process with
+    /// a thread that may do anything.
+    pub fn wait_until_ready(&self) -> Result<(), VcpuError> {
+        self.ready.take()
     }
 
     /// Lets the thread run its vCPU.
-    pub fn give(&self, start: Start) {
+    pub fn start(&self, start: Start) {
         self.start.give(start);
     }
 }
@@ -68,23 +103,25 @@ pub struct Shared {
     pub metrics: Metrics,
 }
 
-/// The life of a vCPU's thread from its filter on: it waits for the start, then it is in
-/// the guest. It never ends: the process does.
-pub fn live(index: u8, line: &StartLine) -> ! {
-    // Before the filter: system calls needed only once.
-    let thread = KickedThread::here();
-    let confined = seccomp::install(ThreadKind::Vcpu);
-    let failed = confined.is_err();
-    line.confined.give(confined);
-    if failed {
-        rest();
-    }
+/// The life of the thread of vCPU `index`: it makes the vCPU, puts itself behind its
+/// filter, waits for the start, and then is in the guest. It never ends: the process does.
+pub fn live(index: u8, plan: &Plan, line: &StartLine) -> ! {
+    let made = make(index, plan, line).and_then(|vcpu| {
+        // Before the filter: system calls needed only once.
+        let thread = KickedThread::here();
+        seccomp::install(ThreadKind::Vcpu).map_err(VcpuError::Filter)?;
+        Ok((vcpu, thread))
+    });
     // Never dropped: the filter does not allow that.
-    let Start {
-        mut vcpu,
-        entry,
-        shared,
-    } = line.start.take();
+    let (mut vcpu, thread) = match made {
+        Ok(made) => made,
+        Err(error) => {
+            line.ready.give(Err(error));
+            rest();
+        }
+    };
+    line.ready.give(Ok(()));
+    let Start { entry, shared } = line.start.take();
     let seat = shared.gate.take_seat(index.into(), &mut vcpu, thread);
     // A panic is a defect of the VMM. It must end the microVM, not leave it
     // hanging with a vCPU less.
@@ -94,6 +131,23 @@ pub fn live(index: u8, line: &StartLine) -> ! {
         shared.exit.pull(ExitReason::HostFailure(reason));
     }
     rest()
+}
+
+fn make(index: u8, plan: &Plan, line: &StartLine) -> Result<VcpuFd, VcpuError> {
+    let is_boot_vcpu = index == 0;
+    if is_boot_vcpu {
+        registers::write_boot_tables(&plan.memory)?;
+    }
+    line.equipped.take();
+    let vcpu = plan.vm.create_vcpu(index)?;
+    vcpu.set_cpuid2(&cpuid::for_vcpu(&plan.cpuid, index, plan.count))
+        .map_err(kvm("set what CPUID says (KVM_SET_CPUID2)"))?;
+    registers::set_firmware_msrs(&vcpu)?;
+    // The others wait for the boot vCPU to wake them.
+    if is_boot_vcpu {
+        registers::enter_long_mode(&vcpu)?;
+    }
+    Ok(vcpu)
 }
 
 fn rest() -> ! {
@@ -109,9 +163,8 @@ fn start(
     seat: &Seat,
     shared: &Shared,
 ) -> Result<(), String> {
-    // The others wait for the boot vCPU to wake them.
     if index == 0 {
-        set_boot_registers(vcpu, entry).map_err(|error| with_sources(&error))?;
+        registers::set_entry(vcpu, entry).map_err(|error| with_sources(&error))?;
         shared.events.send(EventKind::GuestEntered);
     }
     let metrics = shared.metrics.vcpu(index);

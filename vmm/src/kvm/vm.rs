@@ -1,14 +1,14 @@
 //! The virtual machine: memory, interrupt controller, event descriptors.
 
 use std::os::fd::{IntoRawFd, OwnedFd};
-use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::layout;
+use crate::arch::x86_64::cpuid::host;
 use crate::devices::virtio::pmem::mapping::Mapping;
 use crate::memory::GuestMemory;
 
@@ -48,16 +48,9 @@ pub(crate) fn kvm(action: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmE
     move |source| VmError::Kvm { action, source }
 }
 
-/// What CPUID may say on this host.
-pub fn supported_cpuid(device: &Kvm) -> Result<CpuId, VmError> {
-    device
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(kvm("list CPU features (KVM_GET_SUPPORTED_CPUID)"))
-}
-
 /// A virtual machine with memory and an interrupt controller.
 pub struct Vm {
-    kvm: Arc<Kvm>,
+    device: Kvm,
     vm: VmFd,
 }
 
@@ -67,10 +60,7 @@ impl Vm {
         let vm = device
             .create_vm()
             .map_err(kvm("create a virtual machine (KVM_CREATE_VM)"))?;
-        Ok(Self {
-            kvm: Arc::new(device),
-            vm,
-        })
+        Ok(Self { device, vm })
     }
 
     /// Gives it `memory` and an interrupt controller.
@@ -133,9 +123,9 @@ impl Vm {
         Ok(())
     }
 
-    /// The device that made it.
-    pub fn device(&self) -> Arc<Kvm> {
-        Arc::clone(&self.kvm)
+    /// What CPUID may say on this host.
+    pub fn supported_cpuid(&self) -> Result<CpuId, VmError> {
+        host::supported(&self.device)
     }
 
     /// Creates vCPU `index`.

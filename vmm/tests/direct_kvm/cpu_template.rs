@@ -1,8 +1,12 @@
 //! What a guest reads with CPUID under a template.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsFd;
 
+use vmm::arch::x86_64::cpuid::host;
 use vmm::arch::x86_64::cpuid::template::TEMPLATES;
+use vmm::spec::CpuidSpec;
 
 use crate::machine::{HOST_FAILURE, POWERED_OFF, WRONG_USE, probe};
 
@@ -140,6 +144,58 @@ fn each_template_is_kept_or_refused_by_what_is_missing() {
             assert_ne!(told, 0, "{feature:?} of {}", template.name());
         }
     }
+}
+
+#[test]
+fn a_guest_reads_the_same_whether_the_agent_or_the_vmm_has_asked_kvm() {
+    let told = |ask: bool| {
+        let mut machine = probe("cpuid")?;
+        if ask {
+            let kvm = File::options().read(true).write(true).open("/dev/kvm");
+            machine.spec.cpuid = Some(host::ask(kvm.unwrap().as_fd()).unwrap());
+        }
+        let outcome = machine.run();
+        assert_eq!(outcome.code, Some(POWERED_OFF), "{outcome:#?}");
+        Some(parse(&outcome.console))
+    };
+    assert_eq!(told(true), told(false));
+}
+
+#[test]
+fn what_an_agent_says_of_cpuid_is_what_the_guest_reads() {
+    let Some(mut machine) = probe("cpuid") else {
+        return;
+    };
+    let kvm = File::options().read(true).write(true).open("/dev/kvm");
+    let mut entries = host::ask(kvm.unwrap().as_fd()).unwrap();
+    let brand = entries.iter_mut().find(|entry| entry.leaf == 0x8000_0002);
+    brand.unwrap().eax = u32::from_le_bytes(*b"mote");
+    machine.spec.cpuid = Some(entries);
+    let outcome = machine.run();
+    assert_eq!(outcome.code, Some(POWERED_OFF), "{outcome:#?}");
+    let told = parse(&outcome.console)[&(0x8000_0002, 0)];
+    assert_eq!(told[0], u32::from_le_bytes(*b"mote"));
+}
+
+#[test]
+fn more_cpuid_entries_than_the_kernel_takes_are_refused() {
+    let Some(mut machine) = probe("hello") else {
+        return;
+    };
+    let entry = CpuidSpec {
+        leaf: 0,
+        subleaf: None,
+        eax: 0,
+        ebx: 0,
+        ecx: 0,
+        edx: 0,
+    };
+    machine.spec.cpuid = Some(vec![entry; host::MAX_ENTRIES + 1]);
+    let outcome = machine.run();
+    outcome.expect_error(
+        WRONG_USE,
+        &["the number of cpuid entries is 254", "at most 253"],
+    );
 }
 
 #[test]

@@ -1,13 +1,15 @@
 //! The machine a workload runs in: kernel, initrd, CPUs, memory, disk.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::Context;
 use hostagent::assets::Assets;
 use hostagent::guest_kernel::{KernelKind, identify, initrd_with_modules, module_tree};
 use hostagent::vm_process::{Disk, Filesystem, Machine, Nic};
+use vmm::arch::x86_64::cpuid::host;
+use vmm::spec::CpuidSpec;
 
 use super::identity::SHORT_ID;
 
@@ -15,21 +17,31 @@ use super::identity::SHORT_ID;
 /// reports over vsock. A kernel that panics resets at once, which ends the VM.
 const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 noreplace-smp pci=off";
 
-/// What the machine boots.
+/// What the machine boots, and what runs it.
 #[derive(Debug)]
 pub struct Boot {
+    kvm: File,
+    /// What CPUID may say on this host.
+    cpuid: Vec<CpuidSpec>,
     kernel: File,
     initrd: File,
 }
 
 impl Boot {
-    /// Opens our own kernel and initrd, or the user's kernel; one of a
-    /// distribution gets its modules with the initrd.
+    /// Opens `/dev/kvm`, and asks what it takes long to tell. Opens our own kernel and
+    /// initrd, or the user's kernel; one of a distribution gets its modules with the
+    /// initrd.
     pub fn prepare(
         assets: &Assets,
         kernel: Option<&Path>,
         modules: Option<&Path>,
     ) -> anyhow::Result<Self> {
+        let kvm = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .context("cannot open /dev/kvm; `mote doctor` tells what this machine can run")?;
+        let cpuid = host::ask(kvm.as_fd()).context("cannot use /dev/kvm")?;
         let kind = kernel.map(identify).transpose()?;
         let kernel = match kernel {
             Some(kernel) => kernel.to_owned(),
@@ -47,12 +59,14 @@ impl Boot {
             _ => open(&initrd)?,
         };
         Ok(Self {
+            kvm,
+            cpuid,
             kernel: open(&kernel)?,
             initrd,
         })
     }
 
-    /// The whole machine. Opens `/dev/kvm`.
+    /// The whole machine.
     pub fn into_machine(
         self,
         id: &str,
@@ -62,17 +76,13 @@ impl Boot {
         nics: Vec<Nic>,
         filesystems: Vec<Filesystem>,
     ) -> anyhow::Result<Machine> {
-        let kvm = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")
-            .context("cannot open /dev/kvm; `mote doctor` tells what this machine can run")?;
         let entropy = File::open("/dev/urandom").context("cannot open /dev/urandom")?;
         Ok(Machine {
             id: id.chars().take(SHORT_ID).collect(),
-            kvm: kvm.into(),
+            kvm: self.kvm.into(),
             vcpus,
             cpu_template: None,
+            cpuid: Some(self.cpuid),
             memory_bytes,
             kernel: OwnedFd::from(self.kernel),
             initrd: Some(OwnedFd::from(self.initrd)),

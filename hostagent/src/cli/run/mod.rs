@@ -228,6 +228,9 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     let name = unless_empty(args.name.as_deref())
         .map(run_name)
         .transpose()?;
+    // Made while the rest is looked for.
+    let namespaces =
+        NewNamespaces::begin().context("cannot make namespaces for the VMM's process")?;
     let assets = Assets::locate();
     let boot = machine::Boot::prepare(
         &assets,
@@ -235,9 +238,6 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         args.kernel_modules.as_deref(),
     )?;
     let program = Program::vmm(assets.vmm()?);
-    // Made while the image is looked for.
-    let namespaces =
-        NewNamespaces::begin().context("cannot make namespaces for the VMM's process")?;
     let cgroups = Cgroups::open().context("cannot prepare this host's cgroups for a microVM's")?;
 
     interrupt::watch().context("cannot catch signals")?;

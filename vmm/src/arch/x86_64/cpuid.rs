@@ -3,6 +3,7 @@
 //! every host.
 
 pub mod features;
+pub mod host;
 pub mod template;
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};

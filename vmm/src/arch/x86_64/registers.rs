@@ -59,7 +59,7 @@ fn kvm(action: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> RegisterError 
     move |source| RegisterError::Kvm { action, source }
 }
 
-/// Writes the GDT and page tables that [`set_boot_registers`] points at.
+/// Writes the GDT and page tables that [`enter_long_mode`] points at.
 pub fn write_boot_tables(memory: &GuestMemory) -> Result<(), RegisterError> {
     let write = |value: u64, address: GuestAddress| {
         memory
@@ -136,14 +136,18 @@ fn set_boot_segments(sregs: &mut kvm_sregs) {
     sregs.efer = EFER_LONG_MODE_ENABLE | EFER_LONG_MODE_ACTIVE;
 }
 
-/// Points the boot vCPU at `entry`, in 64-bit mode, with RSI at `boot_params`.
-pub fn set_boot_registers(vcpu: &VcpuFd, entry: GuestAddress) -> Result<(), RegisterError> {
+/// Puts the boot vCPU into 64-bit mode.
+pub fn enter_long_mode(vcpu: &VcpuFd) -> Result<(), RegisterError> {
     let mut sregs = vcpu
         .get_sregs()
         .map_err(kvm("read the special registers (KVM_GET_SREGS)"))?;
     set_boot_segments(&mut sregs);
     vcpu.set_sregs(&sregs)
-        .map_err(kvm("set the special registers (KVM_SET_SREGS)"))?;
+        .map_err(kvm("set the special registers (KVM_SET_SREGS)"))
+}
+
+/// Points the boot vCPU at `entry`, with RSI at `boot_params`.
+pub fn set_entry(vcpu: &VcpuFd, entry: GuestAddress) -> Result<(), RegisterError> {
     vcpu.set_regs(&kvm_regs {
         rflags: RFLAGS_RESERVED,
         rip: entry.raw_value(),
