@@ -89,24 +89,22 @@ pub fn run(
     images: &Images,
     turns: Range<usize>,
     mut progress: impl FnMut(&str),
-    mut finished: impl FnMut(Comparison) -> Result<(), BenchError>,
+    finished: impl FnMut(Comparison) -> Result<(), BenchError>,
 ) -> Result<(), BenchError> {
     let monitors = programs.without_firecracker()?;
-    for turn in turns.clone() {
-        let mut lost = Lost::here();
+    let all = turns.end;
+    let turn = |turn, lost: &mut Lost| {
         let mut trials: Vec<Option<Trial>> = vec![None; monitors.len()];
         for index in linux::order(turn, monitors.len()) {
             let monitor = &monitors[index];
             let name = monitor.name();
-            progress(&format!("turn {} of {}, {name}", turn + 1, turns.end));
+            progress(&format!("turn {} of {all}, {name}", turn + 1));
             let made = lost.trial(name, &mut progress, || trial(monitor, images))?;
             trials[index] = Some(made);
         }
-        let mut comparison = report(&monitors, &trials);
-        comparison.made_again = lost.into_names();
-        finished(comparison)?;
-    }
-    Ok(())
+        Ok(report(&monitors, &trials))
+    };
+    linux::turns("block", &monitors, turns, turn, finished)
 }
 
 /// One turn.

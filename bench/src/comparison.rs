@@ -108,12 +108,21 @@ impl Comparison {
     }
 
     /// Adds the turns of `other`, which came after these.
-    pub fn append(&mut self, other: Self) -> Result<(), BenchError> {
+    pub fn append(&mut self, mut other: Self) -> Result<(), BenchError> {
+        self.made_again.append(&mut other.made_again);
+        // One that was given up has nothing else to tell.
+        if other.turns == 0 {
+            return Ok(());
+        }
+        if self.turns == 0 {
+            other.made_again = std::mem::take(&mut self.made_again);
+            *self = other;
+            return Ok(());
+        }
         if self.outline() != other.outline() {
             return Err(BenchError::Mixed);
         }
         self.turns += other.turns;
-        self.made_again.extend(other.made_again);
         self.host = other.host;
         for (group, other) in self.groups.iter_mut().zip(other.groups) {
             for (row, other) in std::mem::take(&mut group.rows).into_iter().zip(other.rows) {
@@ -348,6 +357,21 @@ mod tests {
         let text = whole.to_string();
         assert!(text.starts_with("block: 4 turns, 5 s each, "), "{text}");
         assert!(text.contains("failed and made again: a lab\n"), "{text}");
+    }
+
+    #[test]
+    fn of_a_turn_that_was_given_up_what_failed_is_known() {
+        let given_up = || {
+            let mut given_up = Comparison::new("block", 0, String::new(), &[]);
+            given_up.made_again.push("peer".to_owned());
+            given_up
+        };
+        let mut whole = given_up();
+        whole.append(comparison()).unwrap();
+        whole.append(given_up()).unwrap();
+        assert_eq!(whole.made_again, ["peer", "peer"]);
+        assert_eq!(whole.turns, 3);
+        assert_eq!(whole.groups, comparison().groups);
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub fn has_arrived() -> bool {
 
 /// No turn takes so long.
 const PATIENCE: Duration = Duration::from_secs(3600);
-/// How long it is given to end by itself when it is told to.
+/// How long it is given to end, by itself or when it is told to.
 const GRACE: Duration = Duration::from_secs(20);
 
 /// Another place, by way of a program.
@@ -37,7 +37,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Has as many turns of `benchmark` measured there. `finished` gets each, with what was
+    /// Has as many turns of `benchmark` measured there. `finished` gets each, and what was
     /// lost before it; `tell` hears of what is lost.
     pub fn measure(
         &self,
@@ -62,70 +62,79 @@ impl Place {
                 .arg(format!("--runs={turns}"))
                 .arg(format!("--first-turn={done}"))
                 .env(ARRIVED, "1");
-            let outcome = measure_once(&mut command, |mut turn| {
-                done += 1;
-                turn.made_again.extend(vec!["a lab".to_owned(); losses]);
-                losses = 0;
-                finished(turn)
-            });
-            match outcome {
-                Ok(()) if done == turns => return Ok(()),
-                Ok(()) => return Err(BenchError::Missing),
-                Err(BenchError::Interrupted) => return Err(BenchError::Interrupted),
-                Err(error) if losses == self.losses => return Err(error),
-                Err(error) => tell(&format!("elsewhere once more, since {error}")),
+            let mut elsewhere = Elsewhere::start(&mut command)?;
+            let mut given_up = false;
+            while done < turns {
+                let turn = match elsewhere.next_turn() {
+                    Ok(Some(turn)) => turn,
+                    Ok(None) => break,
+                    Err(BenchError::Interrupted) => return Err(BenchError::Interrupted),
+                    Err(error) => {
+                        tell(&error.to_string());
+                        break;
+                    }
+                };
+                given_up |= turn.turns == 0;
+                losses = if turn.turns == 0 { losses } else { 0 };
+                done += turn.turns;
+                finished(turn)?;
+            }
+            // One that has made all is not waited for: it may be lost while it ends.
+            if done >= turns {
+                return Ok(());
+            }
+            let error = elsewhere.end(&command)?;
+            if losses == self.losses {
+                return Err(error);
             }
             losses += 1;
+            tell(&format!("elsewhere once more, since {error}"));
+            if !given_up {
+                let mut lost = Comparison::new(benchmark, 0, String::new(), &[]);
+                lost.made_again.push("a lab".to_owned());
+                finished(lost)?;
+            }
         }
     }
 }
 
-/// Runs `command` to its end; `finished` gets what each line of its output says.
-fn measure_once(
-    command: &mut Command,
-    mut finished: impl FnMut(Comparison) -> Result<(), BenchError>,
-) -> Result<(), BenchError> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let child = command.spawn().map_err(|source| BenchError::Start {
-        path: command.get_program().into(),
-        source,
-    })?;
-    let mut child = Elsewhere(child);
-    let mut lines = Lines {
-        stdout: child.0.stdout.take(),
-        bytes: Vec::new(),
-    };
-    while let Some(line) = lines.next()? {
-        finished(serde_json::from_slice(&line).map_err(host("understand what was measured"))?)?;
-    }
-    let status = child.0.wait().map_err(host("wait for a program"))?;
-    match status.success() {
-        true => Ok(()),
-        false => Err(BenchError::Program {
-            command: format!("{command:?}"),
-            errors: format!("{status}; see above"),
-        }),
-    }
-}
-
-/// What a process prints, by the line.
-struct Lines {
+/// A process that measures and prints each turn. It ends, with all that it started, when
+/// this is dropped.
+struct Elsewhere {
+    child: Child,
     stdout: Option<ChildStdout>,
-    /// What has come of the next ones.
+    /// What has come of the next lines.
     bytes: Vec<u8>,
 }
 
-impl Lines {
-    /// The next line; `None` at the end. What comes after the last end of a line was cut
-    /// off, and is none.
-    fn next(&mut self) -> Result<Option<Vec<u8>>, BenchError> {
+impl Elsewhere {
+    fn start(command: &mut Command) -> Result<Self, BenchError> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().map_err(|source| BenchError::Start {
+            path: command.get_program().into(),
+            source,
+        })?;
+        let stdout = child.stdout.take();
+        let bytes = Vec::new();
+        Ok(Self {
+            child,
+            stdout,
+            bytes,
+        })
+    }
+
+    /// The next turn, once it is made; `None` at the end of what it prints. What comes
+    /// after the last end of a line was cut off, and is none.
+    fn next_turn(&mut self) -> Result<Option<Comparison>, BenchError> {
         let Some(stdout) = &mut self.stdout else {
             return Ok(None);
         };
         let mut chunk = [0; 4096];
         loop {
             if let Some(end) = self.bytes.iter().position(|byte| *byte == b'\n') {
-                return Ok(Some(self.bytes.drain(..=end).collect()));
+                let line: Vec<u8> = self.bytes.drain(..=end).collect();
+                let turn = serde_json::from_slice(&line);
+                return Ok(Some(turn.map_err(host("understand what was measured"))?));
             }
             if !interruption::wait_readable(&*stdout, PATIENCE)? {
                 return Err(BenchError::Hangs {
@@ -133,32 +142,52 @@ impl Lines {
                     seconds: PATIENCE.as_secs(),
                 });
             }
-            match stdout
-                .read(&mut chunk)
-                .map_err(host("read what was measured"))?
-            {
+            let read = stdout.read(&mut chunk);
+            match read.map_err(host("read what was measured"))? {
                 0 => return Ok(None),
                 length => self.bytes.extend_from_slice(&chunk[..length]),
             }
         }
     }
-}
 
-/// A process that ends, with all that it started, when this is dropped.
-struct Elsewhere(Child);
+    /// Ends it, where it has not made all; returns why that is.
+    fn end(mut self, command: &Command) -> Result<BenchError, BenchError> {
+        // It has said all, and says why on standard error.
+        if !self.ends_within(GRACE) {
+            self.ask_to_end();
+        }
+        let status = self.child.wait().map_err(host("wait for a program"))?;
+        Ok(BenchError::Program {
+            command: format!("{command:?}"),
+            errors: format!("{status} before all turns were made; see above"),
+        })
+    }
+
+    fn ask_to_end(&mut self) {
+        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        if !self.ends_within(GRACE) {
+            let _ = self.child.kill();
+        }
+    }
+
+    fn ends_within(&mut self, patience: Duration) -> bool {
+        let end = Instant::now() + patience;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() > end {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        true
+    }
+}
 
 impl Drop for Elsewhere {
     fn drop(&mut self) {
-        if !matches!(self.0.try_wait(), Ok(None)) {
-            return;
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.ask_to_end();
+            let _ = self.child.wait();
         }
-        let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
-        let end = Instant::now() + GRACE;
-        while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
@@ -190,11 +219,11 @@ mod tests {
         let (mut turns, mut told) = (Vec::new(), 0);
         let place = place(directory.path(), script, 2);
         let finished = |turn: Comparison| {
-            turns.push(turn.made_again.len());
+            turns.push((turn.turns, turn.made_again.len()));
             Ok(())
         };
         place.measure("net", 4, |_| told += 1, finished).unwrap();
-        assert_eq!(turns, [0, 0, 2, 0]);
+        assert_eq!(turns, [(1, 0), (1, 0), (0, 1), (0, 1), (1, 0), (1, 0)]);
         assert_eq!(told, 2);
         // Each went on where the one before it was lost.
         let record = std::fs::read_to_string(directory.path().join("runs")).unwrap();
@@ -207,8 +236,8 @@ mod tests {
         let script = r#"test $runs = 1 && echo "$turn"; exit 3"#;
         let mut turns = 0;
         let place = place(directory.path(), script, 1);
-        let finished = |_| {
-            turns += 1;
+        let finished = |turn: Comparison| {
+            turns += turn.turns;
             Ok(())
         };
         let error = place.measure("net", 4, |_| (), finished).unwrap_err();
@@ -223,6 +252,25 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let place = place(directory.path(), r#"echo "$turn""#, 0);
         let error = place.measure("net", 2, |_| (), |_| Ok(())).unwrap_err();
-        assert!(matches!(error, BenchError::Missing), "{error}");
+        assert!(
+            error.to_string().contains("before all turns were made"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_program_that_ends_badly_after_all_turns_has_made_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = place(directory.path(), r#"echo "$turn"; exit 1"#, 0);
+        place.measure("net", 1, |_| (), |_| Ok(())).unwrap();
+    }
+
+    #[test]
+    fn a_turn_that_nobody_takes_ends_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = place(directory.path(), r#"echo "$turn"; echo "$turn""#, 2);
+        let refused = |_| Err(BenchError::Mixed);
+        let error = place.measure("net", 2, |_| (), refused).unwrap_err();
+        assert!(matches!(error, BenchError::Mixed), "{error}");
     }
 }

@@ -83,11 +83,8 @@ pub enum BenchError {
         errors: String,
     },
     /// Turns that cannot be added up.
-    #[error("turns of different benchmarks, or of different monitors, came together")]
+    #[error("turns that measured different things, or different monitors, cannot be added up")]
     Mixed,
-    /// Too few turns came of a program that says it has made all.
-    #[error("fewer turns were measured than asked for")]
-    Missing,
     /// No run was asked for.
     #[error("nothing was measured")]
     NoRuns,

@@ -1,11 +1,13 @@
 //! Linux guests that measure: one root image, one kernel, one init for all of them.
 
 use std::arch::x86_64::__cpuid;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::comparison::Comparison;
 use crate::error::BenchError;
-use crate::monitor::{Disk, Guest, Machine};
+use crate::monitor::{Disk, Guest, Machine, Monitor};
 
 /// The guest's memory.
 pub const MEMORY_MIB: u64 = 256;
@@ -47,8 +49,8 @@ const EMULATION: [u32; 3] = [
     u32::from_le_bytes(*b"GTCG"),
 ];
 
-/// Trials that failed and were made again: the lab loses a guest now and then, whoever
-/// its monitor is (see `docs/lab.md`). Elsewhere a failure is one.
+/// Trials that failed: the lab loses a guest now and then, whoever its monitor is (see
+/// `docs/lab.md`), so that there they are made again. Elsewhere a failure is one.
 #[derive(Debug)]
 pub struct Lost {
     /// How often a trial is made.
@@ -88,10 +90,10 @@ impl Lost {
                 done => return done,
             };
             failed += 1;
+            self.monitors.push(monitor);
             if failed == self.tries {
                 return Err(error);
             }
-            self.monitors.push(monitor);
             progress(&format!("once more, since {error}"));
         }
     }
@@ -100,6 +102,31 @@ impl Lost {
     pub fn into_names(self) -> Vec<String> {
         self.monitors.into_iter().map(str::to_owned).collect()
     }
+}
+
+/// Makes `turns` by `turn`, which is told its number. `finished` gets each, and what failed
+/// in one that is given up, which ends it.
+pub fn turns(
+    benchmark: &str,
+    monitors: &[Monitor],
+    turns: Range<usize>,
+    mut turn: impl FnMut(usize, &mut Lost) -> Result<Comparison, BenchError>,
+    mut finished: impl FnMut(Comparison) -> Result<(), BenchError>,
+) -> Result<(), BenchError> {
+    for number in turns {
+        let mut lost = Lost::here();
+        let (mut comparison, result) = match turn(number, &mut lost) {
+            Ok(comparison) => (comparison, Ok(())),
+            Err(error) => {
+                let nothing = Comparison::new(benchmark, 0, String::new(), monitors);
+                (nothing, Err(error))
+            }
+        };
+        comparison.made_again = lost.into_names();
+        finished(comparison)?;
+        result?;
+    }
+    Ok(())
 }
 
 /// The order of `count` monitors in turn number `turn`: one, and then the other.
@@ -177,7 +204,8 @@ mod tests {
     #[test]
     fn a_trial_that_always_fails_and_one_that_is_interrupted_end_the_benchmark() {
         let mut tries = 0;
-        let made = Lost::among(3).trial(
+        let mut lost = Lost::among(3);
+        let made = lost.trial(
             "it",
             |_| (),
             || {
@@ -187,6 +215,7 @@ mod tests {
         );
         assert!(matches!(made, Err(BenchError::Hangs { .. })));
         assert_eq!(tries, 3);
+        assert_eq!(lost.into_names().len(), 3);
         let made = Lost::among(3).trial("it", |_| (), || Err::<(), _>(BenchError::Interrupted));
         assert!(matches!(made, Err(BenchError::Interrupted)));
     }

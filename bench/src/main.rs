@@ -226,9 +226,17 @@ fn measure(benchmark: Benchmark, options: &Options, given: &Given) -> Result<()>
             let mut whole: Option<Comparison> = None;
             let outcome = measure_in_linux(benchmark, runs, options, given, progress, &mut whole);
             bar.finish_and_clear();
-            if let Some(mut whole) = whole {
-                whole.add_peer_bar();
-                report(&whole, benchmark, options, given)?;
+            match whole {
+                Some(mut whole) if whole.turns == runs => {
+                    whole.add_peer_bar();
+                    report(&whole, benchmark, options, given)?;
+                }
+                // Worth a look, but not a plot, nor a verdict.
+                Some(part) if part.turns > 0 => {
+                    print(options.format, &part, &part.to_json());
+                    eprintln!("only {} of {runs} turns were made", part.turns);
+                }
+                _ => {}
             }
             outcome
         }

@@ -57,7 +57,7 @@ pub fn run(
     images: &Images,
     turns: Range<usize>,
     mut progress: impl FnMut(&str),
-    mut finished: impl FnMut(Comparison) -> Result<(), BenchError>,
+    finished: impl FnMut(Comparison) -> Result<(), BenchError>,
 ) -> Result<(), BenchError> {
     let monitors = programs.without_firecracker()?;
     for arguments in [
@@ -68,27 +68,21 @@ pub fn run(
         program(Command::new("ip").args(arguments.split(' ')))?;
     }
     let listener = TcpListener::bind((HOST, PORT)).map_err(host("listen for the guest"))?;
-    for turn in turns.clone() {
-        let mut lost = Lost::here();
+    let all = turns.end;
+    let turn = |turn, lost: &mut Lost| {
         let mut trials = MOVERS.map(|_| vec![None; monitors.len()]);
         for ((vhost, mover), trials) in MOVERS.iter().zip(&mut trials) {
             for index in linux::order(turn, monitors.len()) {
                 let monitor = &monitors[index];
                 let name = monitor.name();
-                progress(&format!(
-                    "turn {} of {}, {name}, {mover}",
-                    turn + 1,
-                    turns.end
-                ));
+                progress(&format!("turn {} of {all}, {name}, {mover}", turn + 1));
                 let trial = || trial(monitor, images, &listener, *vhost);
                 trials[index] = Some(lost.trial(name, &mut progress, trial)?);
             }
         }
-        let mut comparison = report(&monitors, &trials);
-        comparison.made_again = lost.into_names();
-        finished(comparison)?;
-    }
-    Ok(())
+        Ok(report(&monitors, &trials))
+    };
+    linux::turns("net", &monitors, turns, turn, finished)
 }
 
 /// One turn, by mover and by monitor.

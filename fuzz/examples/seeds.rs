@@ -316,6 +316,13 @@ fn specs() -> Vec<Vec<u8>> {
     with_terminals["pmem"] = json!([{"file": 4, "length_bytes": 4096, "read_only": true}]);
     let mut with_filesystem = small.clone();
     with_filesystem["filesystems"] = json!([{"tag": "home", "socket": 6}]);
+    let mut with_cpuid = small.clone();
+    with_cpuid["cpu_template"] = json!("x86-64-v1.1");
+    with_cpuid["supported_cpuid"] = json!([
+        {"leaf": 1, "eax": 1, "ebx": 2, "ecx": 3, "edx": 4},
+        {"leaf": 4, "subleaf": 0, "eax": 1, "ebx": 2, "ecx": 3, "edx": 4},
+    ]);
+    with_cpuid["metrics"] = json!({"page": 4, "latencies": true});
     let mut not_open = small.clone();
     not_open["kvm"] = json!(8);
     [
@@ -325,6 +332,7 @@ fn specs() -> Vec<Vec<u8>> {
         with_terminals,
         with_filesystem,
         not_open,
+        with_cpuid,
     ]
     .iter()
     .map(|spec| spec.to_string().into_bytes())

@@ -85,6 +85,7 @@ impl Table {
             .chain(serial)
             .chain(nics)
             .chain(consoles)
+            .chain(spec.metrics.iter_mut().map(|metrics| &mut metrics.page))
             .chain(spec.pmem.iter_mut().map(|pmem| &mut pmem.file))
             .chain(
                 spec.filesystems
@@ -122,8 +123,6 @@ fn descriptors(spec: &VmSpec) -> usize {
             .iter()
             .map(|nic| nic.taps.len() + nic.vhost.len())
             .sum::<usize>()
-        + 2 * spec.consoles.len()
-        + spec.pmem.len()
 }
 
 fuzz_target!(|data: &[u8]| {

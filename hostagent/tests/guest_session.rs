@@ -100,7 +100,7 @@ fn as_mote(request: &Value) -> ExitCode {
         kvm: null(),
         vcpus: 1,
         cpu_template: None,
-        cpuid: None,
+        supported_cpuid: None,
         memory_bytes: 64 << 20,
         kernel: null(),
         initrd: Some(null()),

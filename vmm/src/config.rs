@@ -58,8 +58,8 @@ pub struct Config {
     pub vcpus: u8,
     /// What they are like, if not like the host's.
     pub cpu_template: Option<&'static Template>,
-    /// What CPUID may say on this host, if the agent has asked.
-    pub cpuid: Option<CpuId>,
+    /// What KVM answers to `KVM_GET_SUPPORTED_CPUID`, if the agent has asked.
+    pub supported_cpuid: Option<CpuId>,
     /// A multiple of the page size.
     pub memory_bytes: u64,
     /// What runs first.
@@ -142,12 +142,12 @@ impl Config {
             format!("at most {}", layout::MAX_DEVICES),
         )?;
         let cpu_template = cpu::template(&spec)?;
-        let cpuid = cpu::supported(spec.cpuid.as_deref())?;
+        let supported_cpuid = cpu::supported(spec.supported_cpuid.as_deref())?;
         let kvm = fds.take(spec.kvm, "kvm")?;
         Ok(Self {
             vcpus: vcpus as u8,
             cpu_template,
-            cpuid,
+            supported_cpuid,
             memory_bytes,
             boot: boot::boot(spec.boot, fds)?,
             devices: DevicesConfig {

@@ -20,6 +20,7 @@ use crate::devices::virtio::mmio::TransportError;
 use crate::event::{EventKind, EventSink};
 use crate::event_loop::{EventLoop, EventLoopError, Subscriber};
 use crate::exit::{ExitLine, ExitReason};
+use crate::host_cpuid;
 use crate::kvm::pause::{self, PauseGate};
 use crate::kvm::vcpu::{self, Plan, Shared, Start, StartLine, VcpuError};
 use crate::kvm::vm::{Vm, VmError};
@@ -45,11 +46,22 @@ pub enum MachineError {
     #[error(transparent)]
     Acpi(#[from] AcpiError),
     /// A vCPU.
-    #[error(transparent)]
-    Vcpu(#[from] VcpuError),
+    #[error("cannot make vCPU {index}")]
+    Vcpu {
+        /// Which one.
+        index: usize,
+        /// Why.
+        source: VcpuError,
+    },
     /// The host does not have what a CPU template promises.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// More than KVM takes, with those of each vCPU.
+    #[error("CPUID has {count} entries, KVM takes {max}", max = host_cpuid::MAX_ENTRIES)]
+    CpuidEntries {
+        /// How many.
+        count: usize,
+    },
     /// A virtio device.
     #[error(transparent)]
     Transport(#[from] TransportError),
@@ -130,12 +142,17 @@ impl Machine {
             false => memory::create_shared(config.memory_bytes)?,
         };
         let vm = Arc::new(Vm::new(config.kvm)?);
-        let mut cpuid = match config.cpuid {
+        let mut cpuid = match config.supported_cpuid {
             Some(cpuid) => cpuid,
             None => vm.supported_cpuid()?,
         };
         if let Some(template) = config.cpu_template {
             cpuid = template.apply(&cpuid)?;
+        }
+        if cpuid.as_slice().len() > host_cpuid::MAX_ENTRIES {
+            return Err(MachineError::CpuidEntries {
+                count: cpuid.as_slice().len(),
+            });
         }
         // Here, since KVM waits while it takes the memory.
         let start_lines = start_threads(&Plan {
@@ -207,8 +224,8 @@ impl Machine {
         &self.memory
     }
 
-    /// Puts this thread behind its filter, as all others are then, reads the guest's
-    /// kernel, and runs until the guest ends.
+    /// Puts this thread behind its filter, waits until all others are behind theirs, then
+    /// reads the guest's kernel, and runs until the guest ends.
     pub fn run(self, landlock: Landlock) -> Result<ExitReason, MachineError> {
         let Self {
             mut boot, hardware, ..
@@ -223,8 +240,9 @@ impl Machine {
         pause::leave_kicks_to_vcpus().map_err(host("the signal mask of the event loop"))?;
         seccomp::install(ThreadKind::EventLoop)
             .map_err(host("the system call filter of the event loop"))?;
-        for line in &self.start_lines {
-            line.wait_until_ready()?;
+        for (index, line) in self.start_lines.iter().enumerate() {
+            line.wait_until_ready()
+                .map_err(|source| MachineError::Vcpu { index, source })?;
         }
         let events = &shared.events;
         events.send(EventKind::Confined { landlock });

@@ -29,10 +29,12 @@ pub struct VmSpec {
     /// host's, with all it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_template: Option<String>,
-    /// What CPUID may say on this host, as [`crate::arch::x86_64::cpuid::host::ask`] tells
-    /// it; at most 253 entries. Omitted: the VMM asks KVM.
+    /// What KVM answers to `KVM_GET_SUPPORTED_CPUID` on this host
+    /// ([`crate::host_cpuid::ask`]), at most 253 entries. A template is made of it, and
+    /// what is each vCPU's own is put into it, before the guest reads it. Omitted: the VMM
+    /// asks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cpuid: Option<Vec<CpuidSpec>>,
+    pub supported_cpuid: Option<Vec<CpuidSpec>>,
     /// Guest memory in bytes: a multiple of 4096, at least 2 MiB. `mote` gives Linux 64 MiB or more.
     pub memory_bytes: u64,
     /// What runs first.
@@ -88,7 +90,7 @@ pub struct VmSpec {
 pub struct CpuidSpec {
     /// EAX before it.
     pub leaf: u32,
-    /// ECX before it, where that matters.
+    /// ECX before it, where that matters (`KVM_CPUID_FLAG_SIGNIFCANT_INDEX`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subleaf: Option<u32>,
     /// EAX after it.

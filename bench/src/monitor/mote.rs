@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use hostagent::network;
 use jail::{Cgroup, Cgroups, Jail, NewNamespaces};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
-use vmm::arch::x86_64::cpuid;
+use vmm::host_cpuid;
 use vmm::spec::{
     BootSpec, CpuidSpec, Descriptor, DiskSpec, ExtentSpec, MetricsSpec, NicSpec, SPEC_VERSION,
     SerialSpec, VmSpec,
@@ -88,7 +88,7 @@ fn other(error: impl std::error::Error + Send + Sync + 'static) -> std::io::Erro
 pub(super) struct Ready {
     namespaces: Option<NewNamespaces>,
     cgroups: Option<Cgroups>,
-    cpuid: Vec<CpuidSpec>,
+    supported_cpuid: Vec<CpuidSpec>,
 }
 
 pub(super) fn prepare() -> Result<Ready, BenchError> {
@@ -99,11 +99,11 @@ pub(super) fn prepare() -> Result<Ready, BenchError> {
     }
     let cgroups = Cgroups::open().map_err(host("find the hierarchy of cgroups"))?;
     let kvm = File::options().read(true).write(true).open("/dev/kvm");
-    let cpuid = cpuid::host::ask(kvm.map_err(BenchError::Kvm)?.as_fd()).map_err(other);
+    let supported_cpuid = host_cpuid::ask(kvm.map_err(BenchError::Kvm)?.as_fd()).map_err(other);
     Ok(Ready {
         namespaces,
         cgroups,
-        cpuid: cpuid.map_err(host("ask KVM for what CPUID may say"))?,
+        supported_cpuid: supported_cpuid.map_err(host("ask KVM for what CPUID may say"))?,
     })
 }
 
@@ -114,7 +114,7 @@ pub(super) fn start(
     Ready {
         namespaces,
         cgroups,
-        cpuid,
+        supported_cpuid,
     }: Ready,
 ) -> Result<(Process, PipeReader), BenchError> {
     let (console, output) = std::io::pipe().map_err(host("make a pipe"))?;
@@ -145,7 +145,7 @@ pub(super) fn start(
         kvm,
         vcpus: 1,
         cpu_template: None,
-        cpuid: Some(cpuid),
+        supported_cpuid: Some(supported_cpuid),
         memory_bytes: guest.memory_mib << 20,
         boot: BootSpec {
             kernel,

@@ -2,7 +2,7 @@
 //!
 //! A module's name or the mere device says little: some cloud machines have a
 //! `/dev/kvm` that interprets guest kernel code, on which no Linux boots. Only
-//! `mote-vmm` calls KVM; it is given the device and reports one line.
+//! `mote-vmm` makes virtual machines; it is given the device and reports one line.
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -35,8 +35,8 @@ pub struct Machine {
     /// [`vmm::arch::x86_64::cpuid::template`].
     pub cpu_template: Option<String>,
     /// What CPUID may say on this host, if the caller has asked `kvm`
-    /// ([`vmm::arch::x86_64::cpuid::host::ask`]).
-    pub cpuid: Option<Vec<CpuidSpec>>,
+    /// ([`vmm::host_cpuid::ask`]).
+    pub supported_cpuid: Option<Vec<CpuidSpec>>,
     /// Guest memory in bytes, a multiple of 4096.
     pub memory_bytes: u64,
     /// An ELF `vmlinux` or a `bzImage`.
@@ -131,7 +131,7 @@ impl Machine {
             kvm: pass(self.kvm)?,
             vcpus: self.vcpus,
             cpu_template: self.cpu_template,
-            cpuid: self.cpuid,
+            supported_cpuid: self.supported_cpuid,
             memory_bytes: self.memory_bytes,
             boot: BootSpec {
                 kernel: pass(self.kernel)?,

@@ -1,12 +1,12 @@
-//! CPU templates: names that are some, and memory that such a CPU can address. What CPUID
-//! may say: as much as the kernel takes.
+//! CPU templates: names that are some, and memory that such a CPU can address. And no more
+//! CPUID entries than the kernel takes.
 
 use kvm_bindings::CpuId;
 
 use super::error::{ConfigError, in_range};
 use crate::arch::layout;
-use crate::arch::x86_64::cpuid::host;
 use crate::arch::x86_64::cpuid::template::{PHYSICAL_BITS, Template};
+use crate::host_cpuid;
 use crate::spec::{CpuidSpec, VmSpec};
 
 /// The template that `spec` names.
@@ -36,17 +36,17 @@ pub fn template(spec: &VmSpec) -> Result<Option<&'static Template>, ConfigError>
     Ok(Some(template))
 }
 
-/// What CPUID may say, if the agent has asked.
+/// `supported_cpuid`, if the agent has asked.
 pub fn supported(entries: Option<&[CpuidSpec]>) -> Result<Option<CpuId>, ConfigError> {
     let Some(entries) = entries else {
         return Ok(None);
     };
-    match host::from_spec(entries) {
+    match host_cpuid::from_spec(entries) {
         Some(cpuid) => Ok(Some(cpuid)),
         None => Err(ConfigError::Range {
-            field: "the number of cpuid entries".to_owned(),
+            field: "the number of supported_cpuid entries".to_owned(),
             found: entries.len() as u64,
-            wanted: format!("at most {}", host::MAX_ENTRIES),
+            wanted: format!("at most {}", host_cpuid::MAX_ENTRIES),
         }),
     }
 }

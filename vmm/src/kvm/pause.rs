@@ -40,7 +40,7 @@ pub enum Phase {
 /// Where one vCPU is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VcpuPlace {
-    /// Its thread does not have it yet.
+    /// Its thread has no seat at the gate yet.
     Starting,
     /// In the guest, or answering for it.
     Running,
@@ -71,7 +71,7 @@ struct State {
 
 #[derive(Debug, Default)]
 struct Slot {
-    /// The thread's id; 0 before it has its vCPU.
+    /// The thread's id; 0 before it has its seat.
     thread: AtomicI32,
     parked: AtomicBool,
 }
@@ -195,7 +195,7 @@ impl PauseGate {
 }
 
 impl Slot {
-    /// Signals the thread, if it has its vCPU. One that has not looks at `closed`
+    /// Signals the thread, if it has its seat. One that has not looks at `closed`
     /// after it has set `thread`; the caller has set `closed` before.
     fn kick(&self, process: u32) {
         let thread = self.thread.load(Ordering::SeqCst);

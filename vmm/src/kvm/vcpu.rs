@@ -22,7 +22,7 @@ use crate::kvm::vm::{Vm, VmError, kvm};
 use crate::memory::GuestMemory;
 use crate::metrics::page::Metrics;
 use crate::metrics::vcpu::VcpuMetrics;
-use crate::panics::contain;
+use crate::panics::{Panic, contain};
 use crate::seccomp::{self, ThreadKind};
 
 /// What a vCPU's thread makes it of.
@@ -48,8 +48,11 @@ pub enum VcpuError {
     #[error(transparent)]
     Registers(#[from] RegisterError),
     /// Its thread is not confined.
-    #[error("cannot install the system call filter of a vCPU's thread")]
+    #[error("cannot install its thread's system call filter")]
     Filter(#[source] io::Error),
+    /// A defect.
+    #[error("its thread panicked at {0}")]
+    Panic(Panic),
 }
 
 /// What a vCPU's thread needs to run it.
@@ -76,7 +79,7 @@ impl StartLine {
 
     /// Waits until the vCPU is made and its thread behind its filter. Before that nobody
     /// may touch what the guest has made: code of the guest's would run in a process with
-    /// a thread that may do anything.
+    /// a thread that may do anything. To be called once.
     pub fn wait_until_ready(&self) -> Result<(), VcpuError> {
         self.ready.take()
     }
@@ -106,7 +109,9 @@ pub struct Shared {
 /// The life of the thread of vCPU `index`: it makes the vCPU, puts itself behind its
 /// filter, waits for the start, and then is in the guest. It never ends: the process does.
 pub fn live(index: u8, plan: &Plan, line: &StartLine) -> ! {
-    let made = make(index, plan, line).and_then(|vcpu| {
+    let made =
+        contain(|| make(index, plan, line)).unwrap_or_else(|panic| Err(VcpuError::Panic(panic)));
+    let made = made.and_then(|vcpu| {
         // Before the filter: system calls needed only once.
         let thread = KickedThread::here();
         seccomp::install(ThreadKind::Vcpu).map_err(VcpuError::Filter)?;

@@ -2,13 +2,12 @@
 
 use std::os::fd::{IntoRawFd, OwnedFd};
 
-use kvm_bindings::{CpuId, KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::layout;
-use crate::arch::x86_64::cpuid::host;
 use crate::devices::virtio::pmem::mapping::Mapping;
 use crate::memory::GuestMemory;
 
@@ -46,6 +45,13 @@ pub enum VmError {
 
 pub(crate) fn kvm(action: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
     move |source| VmError::Kvm { action, source }
+}
+
+/// What CPUID may say on this host.
+pub fn supported_cpuid(device: &Kvm) -> Result<CpuId, VmError> {
+    device
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(kvm("list CPU features (KVM_GET_SUPPORTED_CPUID)"))
 }
 
 /// A virtual machine with memory and an interrupt controller.
@@ -114,9 +120,9 @@ impl Vm {
                 userspace_addr: region.as_ptr() as u64,
                 flags: 0,
             };
-            // SAFETY: the range is the mapping of one region of `memory`, which
-            // lives until the process ends (`machine` holds it while the VM
-            // exists), and regions do not overlap.
+            // SAFETY: the range is the mapping of one region of `memory`, which stays
+            // mapped until the process ends ([`crate::memory::create`]), and regions do
+            // not overlap.
             unsafe { self.vm.set_user_memory_region(memslot) }
                 .map_err(kvm("register guest memory (KVM_SET_USER_MEMORY_REGION)"))?;
         }
@@ -125,7 +131,7 @@ impl Vm {
 
     /// What CPUID may say on this host.
     pub fn supported_cpuid(&self) -> Result<CpuId, VmError> {
-        host::supported(&self.device)
+        supported_cpuid(&self.device)
     }
 
     /// Creates vCPU `index`.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 
-use vmm::arch::x86_64::cpuid::host;
 use vmm::arch::x86_64::cpuid::template::TEMPLATES;
+use vmm::host_cpuid;
 use vmm::spec::CpuidSpec;
 
 use crate::machine::{HOST_FAILURE, POWERED_OFF, WRONG_USE, probe};
@@ -152,7 +152,7 @@ fn a_guest_reads_the_same_whether_the_agent_or_the_vmm_has_asked_kvm() {
         let mut machine = probe("cpuid")?;
         if ask {
             let kvm = File::options().read(true).write(true).open("/dev/kvm");
-            machine.spec.cpuid = Some(host::ask(kvm.unwrap().as_fd()).unwrap());
+            machine.spec.supported_cpuid = Some(host_cpuid::ask(kvm.unwrap().as_fd()).unwrap());
         }
         let outcome = machine.run();
         assert_eq!(outcome.code, Some(POWERED_OFF), "{outcome:#?}");
@@ -167,10 +167,10 @@ fn what_an_agent_says_of_cpuid_is_what_the_guest_reads() {
         return;
     };
     let kvm = File::options().read(true).write(true).open("/dev/kvm");
-    let mut entries = host::ask(kvm.unwrap().as_fd()).unwrap();
+    let mut entries = host_cpuid::ask(kvm.unwrap().as_fd()).unwrap();
     let brand = entries.iter_mut().find(|entry| entry.leaf == 0x8000_0002);
     brand.unwrap().eax = u32::from_le_bytes(*b"mote");
-    machine.spec.cpuid = Some(entries);
+    machine.spec.supported_cpuid = Some(entries);
     let outcome = machine.run();
     assert_eq!(outcome.code, Some(POWERED_OFF), "{outcome:#?}");
     let told = parse(&outcome.console)[&(0x8000_0002, 0)];
@@ -190,11 +190,14 @@ fn more_cpuid_entries_than_the_kernel_takes_are_refused() {
         ecx: 0,
         edx: 0,
     };
-    machine.spec.cpuid = Some(vec![entry; host::MAX_ENTRIES + 1]);
+    machine.spec.supported_cpuid = Some(vec![entry; host_cpuid::MAX_ENTRIES + 1]);
     let outcome = machine.run();
     outcome.expect_error(
         WRONG_USE,
-        &["the number of cpuid entries is 254", "at most 253"],
+        &[
+            "the number of supported_cpuid entries is 254",
+            "at most 253",
+        ],
     );
 }
 

@@ -86,7 +86,7 @@ impl Machine {
             kvm: -1,
             vcpus: 1,
             cpu_template: None,
-            cpuid: None,
+            supported_cpuid: None,
             memory_bytes: 64 * MIB,
             boot: BootSpec {
                 kernel: -1,

@@ -8,7 +8,7 @@ use anyhow::Context;
 use hostagent::assets::Assets;
 use hostagent::guest_kernel::{KernelKind, identify, initrd_with_modules, module_tree};
 use hostagent::vm_process::{Disk, Filesystem, Machine, Nic};
-use vmm::arch::x86_64::cpuid::host;
+use vmm::host_cpuid;
 use vmm::spec::CpuidSpec;
 
 use super::identity::SHORT_ID;
@@ -17,31 +17,48 @@ use super::identity::SHORT_ID;
 /// reports over vsock. A kernel that panics resets at once, which ends the VM.
 const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 noreplace-smp pci=off";
 
+/// This host's KVM.
+#[derive(Debug)]
+struct Kvm {
+    device: File,
+    /// What CPUID may say.
+    supported_cpuid: Vec<CpuidSpec>,
+}
+
+impl Kvm {
+    /// Opens `/dev/kvm`, and asks what CPUID may say, which can take it long.
+    fn open() -> anyhow::Result<Self> {
+        let device = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .context("cannot open /dev/kvm; `mote doctor` tells what this machine can run")?;
+        let supported_cpuid = host_cpuid::ask(device.as_fd())
+            .context("cannot use /dev/kvm; `mote doctor` tells what this machine can run")?;
+        Ok(Self {
+            device,
+            supported_cpuid,
+        })
+    }
+}
+
 /// What the machine boots, and what runs it.
 #[derive(Debug)]
 pub struct Boot {
-    kvm: File,
-    /// What CPUID may say on this host.
-    cpuid: Vec<CpuidSpec>,
+    /// What is wrong with it is told when it is needed: without it an image can be fetched.
+    kvm: anyhow::Result<Kvm>,
     kernel: File,
     initrd: File,
 }
 
 impl Boot {
-    /// Opens `/dev/kvm`, and asks what it takes long to tell. Opens our own kernel and
-    /// initrd, or the user's kernel; one of a distribution gets its modules with the
-    /// initrd.
+    /// Opens our own kernel and initrd, or the user's kernel; one of a distribution gets
+    /// its modules with the initrd. Looks at `/dev/kvm`.
     pub fn prepare(
         assets: &Assets,
         kernel: Option<&Path>,
         modules: Option<&Path>,
     ) -> anyhow::Result<Self> {
-        let kvm = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")
-            .context("cannot open /dev/kvm; `mote doctor` tells what this machine can run")?;
-        let cpuid = host::ask(kvm.as_fd()).context("cannot use /dev/kvm")?;
         let kind = kernel.map(identify).transpose()?;
         let kernel = match kernel {
             Some(kernel) => kernel.to_owned(),
@@ -59,8 +76,7 @@ impl Boot {
             _ => open(&initrd)?,
         };
         Ok(Self {
-            kvm,
-            cpuid,
+            kvm: Kvm::open(),
             kernel: open(&kernel)?,
             initrd,
         })
@@ -76,13 +92,14 @@ impl Boot {
         nics: Vec<Nic>,
         filesystems: Vec<Filesystem>,
     ) -> anyhow::Result<Machine> {
+        let kvm = self.kvm?;
         let entropy = File::open("/dev/urandom").context("cannot open /dev/urandom")?;
         Ok(Machine {
             id: id.chars().take(SHORT_ID).collect(),
-            kvm: self.kvm.into(),
+            kvm: kvm.device.into(),
             vcpus,
             cpu_template: None,
-            cpuid: Some(self.cpuid),
+            supported_cpuid: Some(kvm.supported_cpuid),
             memory_bytes,
             kernel: OwnedFd::from(self.kernel),
             initrd: Some(OwnedFd::from(self.initrd)),

@@ -3,7 +3,6 @@
 //! every host.
 
 pub mod features;
-pub mod host;
 pub mod template;
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
@@ -41,7 +40,7 @@ pub fn for_vcpu(supported: &CpuId, index: u8, count: u8) -> CpuId {
         correct(entry, index, count);
     }
     for (level, level_type) in [LEVEL_THREAD, LEVEL_CORE, LEVEL_INVALID].iter().enumerate() {
-        // Only a list at the wrapper's limit of 256 refuses; KVM gives about 50.
+        // Only a list at the wrapper's limit refuses ([`crate::host_cpuid::MAX_ENTRIES`]).
         let _ = cpuid.push(topology(level as u32, *level_type, index, count));
     }
     cpuid

@@ -65,7 +65,12 @@ impl Interrupt {
     }
 
     fn signal(&self, bit: u32) {
-        self.status.fetch_or(bit, Ordering::SeqCst);
+        // One that the driver has not acknowledged yet says this too: it looks at the
+        // queues and the configuration after that (as of a level-triggered line, which
+        // would be high all the time).
+        if self.status.fetch_or(bit, Ordering::SeqCst) & bit != 0 {
+            return;
+        }
         self.metrics.interrupt();
         // KVM consumes the counter at once; it cannot overflow.
         let _ = self.line.write(1);
@@ -76,8 +81,29 @@ impl Interrupt {
         self.status.load(Ordering::SeqCst) | self.standing
     }
 
-    /// `InterruptACK`.
+    /// `InterruptACK`: what the driver has yet to look at is signalled anew after this.
     pub fn acknowledge(&self, bits: u32) {
         self.status.fetch_and(!bits, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_driver_has_not_acknowledged_yet_is_not_raised_again() {
+        let interrupt = Interrupt::new().unwrap();
+        interrupt.signal_used_buffer();
+        interrupt.signal_used_buffer();
+        assert_eq!(interrupt.line().read().unwrap(), 1);
+        // Another reason is.
+        interrupt.signal_configuration_change();
+        assert_eq!(interrupt.line().read().unwrap(), 1);
+        assert_eq!(interrupt.status(), USED_BUFFER | CONFIGURATION_CHANGE);
+        interrupt.acknowledge(USED_BUFFER);
+        interrupt.signal_configuration_change();
+        interrupt.signal_used_buffer();
+        assert_eq!(interrupt.line().read().unwrap(), 1);
     }
 }

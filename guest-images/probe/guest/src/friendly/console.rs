@@ -38,13 +38,12 @@ pub fn echo(_: &Context) {
     console.send_bytes(b"ready\n").expect("text is sent");
     loop {
         let seen = interrupts::count(window.gsi);
+        // Before it looks: what comes afterwards raises another.
+        console.ack_interrupt().expect("the console is in order");
         match console.recv(true).expect("the console is in order") {
             Some(END_OF_INPUT) => break,
             Some(byte) => console.send(byte).expect("text is sent"),
-            None => {
-                interrupts::wait_for_more(window.gsi, seen);
-                console.ack_interrupt().expect("the console is in order");
-            }
+            None => interrupts::wait_for_more(window.gsi, seen),
         }
     }
     say!("echoed");

@@ -36,13 +36,14 @@ pub fn start(window: Window) -> Nic {
 fn receive(nic: &mut Nic, window: Window) -> Vec<u8> {
     loop {
         let seen = interrupts::count(window.gsi);
+        // Before it looks: what comes afterwards raises another.
+        nic.ack_interrupt();
         if let Ok(buffer) = nic.receive() {
             let frame = buffer.packet().to_vec();
             nic.recycle_rx_buffer(buffer).expect("a free descriptor");
             return frame;
         }
         interrupts::wait_for_more(window.gsi, seen);
-        nic.ack_interrupt();
     }
 }
 
@@ -85,11 +86,11 @@ pub fn link_down(_: &Context) {
     say!("up");
     loop {
         let seen = interrupts::count(window.gsi);
+        nic.ack_interrupt();
         if status() != LINK_UP {
             break;
         }
         interrupts::wait_for_more(window.gsi, seen);
-        nic.ack_interrupt();
     }
     for _ in 0..100 {
         nic.send(TxBuffer::from(&[0; 60])).expect("a frame is lost");

@@ -181,7 +181,7 @@ impl Template {
         entries.extend(caches.filter(|entry| entry.function == LEAF_CACHES));
         entries.extend(self.brand());
         entries.extend(self.state());
-        // The host's list is below the wrapper's limit, and this is hardly longer.
+        // What KVM tells is far below the wrapper's limit, and this is hardly longer.
         let cpuid = CpuId::from_entries(&entries);
         cpuid.map_err(|_| self.error("room in the list of KVM_SET_CPUID2".to_owned()))
     }

@@ -1,20 +1,22 @@
 //! What CPUID may say on this host, as KVM tells it and as a spec has it.
 //!
-//! It is the same for every microVM of a boot of the host, and takes KVM long to tell where
-//! the host itself is a virtual machine: each CPUID leaves it. So an agent asks once.
+//! Where the host itself is a virtual machine it takes KVM long to tell, since each CPUID
+//! leaves that machine, and the processor does nothing else meanwhile. So an agent asks
+//! before it starts a microVM. The answer holds as long as KVM's modules and the microcode
+//! are the same.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
 };
-use kvm_ioctls::Kvm;
 
-use crate::kvm::vm::{NotKvm, VmError, kvm, open};
+use crate::kvm::vm::{NotKvm, VmError, open, supported_cpuid};
 use crate::spec::CpuidSpec;
 
-/// The most entries a spec may have: three are added (see [`super::for_vcpu`]), and the
-/// kernel takes no more.
+/// The most entries there may be: three are added
+/// ([`for_vcpu`](crate::arch::x86_64::cpuid::for_vcpu)), and the kernel takes 256
+/// (`KVM_SET_CPUID2`).
 pub const MAX_ENTRIES: usize = KVM_MAX_CPUID_ENTRIES - 3;
 
 /// Why it is not known.
@@ -24,25 +26,19 @@ pub enum HostCpuidError {
     #[error("cannot duplicate the descriptor of /dev/kvm")]
     Duplicate(#[source] std::io::Error),
     /// It is another device's.
-    #[error(transparent)]
+    #[error("the descriptor {0}")]
     NotKvm(#[from] NotKvm),
     /// KVM does not tell.
     #[error(transparent)]
     Vm(#[from] VmError),
 }
 
-/// Asks `device` (`KVM_GET_SUPPORTED_CPUID`).
-pub fn supported(device: &Kvm) -> Result<CpuId, VmError> {
-    device
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(kvm("list CPU features (KVM_GET_SUPPORTED_CPUID)"))
-}
-
-/// Asks the `/dev/kvm` that is open as `device`, for [`crate::spec::VmSpec::cpuid`].
+/// Asks the `/dev/kvm` that is open as `device` (`KVM_GET_SUPPORTED_CPUID`), for
+/// [`VmSpec::supported_cpuid`](crate::spec::VmSpec::supported_cpuid).
 pub fn ask(device: BorrowedFd<'_>) -> Result<Vec<CpuidSpec>, HostCpuidError> {
     let device = device.as_fd().try_clone_to_owned();
     let device = open(device.map_err(HostCpuidError::Duplicate)?)?;
-    Ok(to_spec(&supported(&device)?))
+    Ok(to_spec(&supported_cpuid(&device)?))
 }
 
 fn to_spec(cpuid: &CpuId) -> Vec<CpuidSpec> {
@@ -58,7 +54,7 @@ fn to_spec(cpuid: &CpuId) -> Vec<CpuidSpec> {
 }
 
 /// As the kernel takes it; `None`: too many.
-pub fn from_spec(entries: &[CpuidSpec]) -> Option<CpuId> {
+pub(crate) fn from_spec(entries: &[CpuidSpec]) -> Option<CpuId> {
     if entries.len() > MAX_ENTRIES {
         return None;
     }
