@@ -32,8 +32,9 @@ const QUEUE_SIZES: [u16; 1] = [256];
 const SECTOR_BYTES: u64 = 512;
 /// Data pieces in one request: a queue's worth less the header and the status.
 const SEG_MAX: u32 = 254;
-/// Bytes in one piece.
-const SIZE_MAX: u32 = 64 << 10;
+/// Bytes in one piece. A large transfer of contiguous memory has few then: with 64 KiB
+/// reads in sequence were 3 to 7 % slower.
+const SIZE_MAX: u32 = 256 << 10;
 /// Data in one request, as a driver that keeps to both may ask for. More would
 /// keep other devices waiting.
 const REQUEST_MAX_BYTES: u64 = SEG_MAX as u64 * SIZE_MAX as u64;

@@ -65,9 +65,9 @@ impl Interrupt {
     }
 
     fn signal(&self, bit: u32) {
-        // One that the driver has not acknowledged yet says this too: it looks at the
-        // queues and the configuration after that (as of a level-triggered line, which
-        // would be high all the time).
+        // One that the driver has not acknowledged yet says this too: a driver looks at
+        // its queues and the configuration afterwards, or a level-triggered line, which
+        // would be high all the time, would lose this for it as well.
         if self.status.fetch_or(bit, Ordering::SeqCst) & bit != 0 {
             return;
         }
