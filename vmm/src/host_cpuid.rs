@@ -26,7 +26,7 @@ pub enum HostCpuidError {
     #[error("cannot duplicate the descriptor of /dev/kvm")]
     Duplicate(#[source] std::io::Error),
     /// It is another device's.
-    #[error("the descriptor {0}")]
+    #[error("it is another device")]
     NotKvm(#[from] NotKvm),
     /// KVM does not tell.
     #[error(transparent)]
