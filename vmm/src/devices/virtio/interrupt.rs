@@ -67,7 +67,9 @@ impl Interrupt {
     fn signal(&self, bit: u32) {
         // One that the driver has not acknowledged yet says this too: a driver looks at
         // its queues and the configuration afterwards, or a level-triggered line, which
-        // would be high all the time, would lose this for it as well.
+        // would be high all the time, would lose this for it as well. An edge that is lost
+        // to a masked interrupt would not be made up for: but for a fault, nothing is
+        // signalled before DRIVER_OK, when drivers have theirs.
         if self.status.fetch_or(bit, Ordering::SeqCst) & bit != 0 {
             return;
         }
