@@ -4,6 +4,7 @@ mod support;
 
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 
 use hostagent::image::digest::Digest;
@@ -51,8 +52,8 @@ fn the_same_layer_gives_the_same_blob_whatever_its_compression() {
         .map(|stored| {
             let mote = Mote::new();
             mote.load(&Layout::with_image(&layers, stored, "t").reference("t"));
-            let hex = Digest::of(&layers[0]).hex();
-            std::fs::read(mote.root.path().join(format!("layers/v1/{hex}/blob.erofs"))).unwrap()
+            let blob = mote.layer_blob(Digest::of(&layers[0]));
+            std::fs::read(blob.join("data")).unwrap()
         })
         .into();
     assert!(blobs[0] == blobs[1] && blobs[1] == blobs[2]);
@@ -388,11 +389,8 @@ fn a_damaged_layer_is_found_by_verify_and_mended_by_the_next_load() {
     let mote = Mote::new();
     mote.load(&layout.reference("t"));
     let hex = Digest::of(&layers[0]).hex();
-    let blob = mote.root.path().join(format!("layers/v1/{hex}/blob.erofs"));
-    let mut bytes = std::fs::read(&blob).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(&blob, &bytes).unwrap();
+    let blob = mote.layer_blob(Digest::of(&layers[0]));
+    flip_a_bit(&blob.join("data"));
 
     let store = hostagent::store::Store::open(mote.root.path()).unwrap();
     let image = store.images().unwrap().remove(0);
@@ -405,10 +403,55 @@ fn a_damaged_layer_is_found_by_verify_and_mended_by_the_next_load() {
     // One that lost its end is found by its length alone.
     File::options()
         .write(true)
-        .open(&blob)
+        .open(blob.join("data"))
         .unwrap()
         .set_len(4096)
         .unwrap();
     assert_eq!(mote.load(&layout.reference("t"))["layers_converted"], 1);
     store.verify(&image).unwrap();
+}
+
+#[test]
+fn a_damaged_layer_is_not_merged_into_another_image_but_converted_again() {
+    let mote = Mote::new();
+    let layers = two_layers();
+    mote.load(&Layout::with_image(&layers[..1], Stored::Gzip, "one").reference("one"));
+    let blob = mote.layer_blob(Digest::of(&layers[0]));
+    // The metadata of a layer is at its end.
+    let length = blob.join("data").metadata().unwrap().len();
+    let file = File::options().write(true).open(blob.join("data")).unwrap();
+    file.write_all_at(&[0xff; 64], length - 4096).unwrap();
+    let quarantined = mote
+        .root
+        .path()
+        .join("quarantine")
+        .join(blob.file_name().unwrap());
+    assert!(!quarantined.exists());
+
+    let loaded = mote.load(&Layout::with_image(&layers, Stored::Gzip, "both").reference("both"));
+    assert_eq!(loaded["layers_converted"], 2);
+    assert!(quarantined.join("data").exists());
+    mote.assert_consistent();
+}
+
+#[test]
+fn a_damaged_hash_tree_is_found_like_a_damaged_blob() {
+    let mote = Mote::new();
+    let layers = two_layers();
+    let layout = Layout::with_image(&layers, Stored::Gzip, "t");
+    mote.load(&layout.reference("t"));
+    flip_a_bit(&mote.layer_blob(Digest::of(&layers[0])).join("outboard"));
+    let store = hostagent::store::Store::open(mote.root.path()).unwrap();
+    let image = store.images().unwrap().remove(0);
+    store.verify(&image).unwrap_err();
+    assert_eq!(mote.load(&layout.reference("t"))["layers_converted"], 1);
+    store.verify(&image).unwrap();
+}
+
+/// Changes the bit in the middle of a file.
+fn flip_a_bit(path: &std::path::Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(path, &bytes).unwrap();
 }

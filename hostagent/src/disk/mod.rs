@@ -2,24 +2,22 @@
 
 pub mod limits;
 
-use std::fs::File;
 use std::sync::Arc;
 
-use crate::store::{Store, StoreError, StoredImage};
+use crate::store::{Blob, Store, StoreError, StoredImage};
 use crate::vm_process::{Disk, Extent};
 
 /// The read-only disk of a loaded image: its metadata, then its layers, base
 /// first, without gaps. That is the order the metadata's block addresses count in.
 pub fn of_image(store: &Store, image: &StoredImage) -> Result<Disk, StoreError> {
     let merged = store.merged(&image.diff_ids)?;
-    let whole = |file: File, length_bytes| Extent {
-        file: Arc::new(file.into()),
+    let whole = |blob: Blob| Extent {
+        file: Arc::new(blob.data.into()),
         offset_bytes: 0,
-        length_bytes,
+        length_bytes: blob.identity.bytes,
     };
-    let metadata = whole(merged.metadata, merged.identity.bytes);
-    let layers = merged.layers.into_iter();
-    let layers = layers.map(|layer| whole(layer.file, layer.blob.bytes));
+    let metadata = whole(merged.metadata);
+    let layers = merged.layers.into_iter().map(|layer| whole(layer.blob));
     Ok(Disk {
         read_only: true,
         extents: std::iter::once(metadata).chain(layers).collect(),

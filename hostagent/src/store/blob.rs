@@ -1,126 +1,131 @@
-//! The file of a blob, and the checksum that tells whether it is still whole.
-//!
-//! The checksum is XXH64 over pieces of 1 MiB. It guards against failing disks
-//! and interrupted writes, not against an adversary: whoever can write to the
-//! store is root already, and what comes in from outside has been checked by
-//! SHA-256. It is what hashing may cost here: on a CPU without SHA instructions
-//! 200 MiB take 0.1 s with XXH64, and 1.5 to 3 s with SHA-256 or BLAKE3. When
-//! reads are verified, an outboard hash tree takes its place beside the blob.
+//! A blob under construction: its bytes, and the hash tree beside them.
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::hash::Hasher;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::JoinHandle;
 
+use outboard::{BlobHash, Builder, Geometry, SPAN_BYTES};
 use serde::{Deserialize, Serialize};
-use twox_hash::XxHash64;
 
-/// Bytes under one XXH64.
-const PIECE_BYTES: u64 = 1 << 20;
+/// The file of a blob's bytes, in the directory of the blob.
+pub(super) const DATA: &str = "data";
+/// The file of its hash tree, beside it.
+pub(super) const OUTBOARD: &str = "outboard";
 
-/// The length and the checksum of a blob.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What a blob is: its hash says all, and its length spares looking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BlobIdentity {
+    /// Its BLAKE3 hash.
+    pub hash: BlobHash,
     /// Its length in bytes.
     pub bytes: u64,
-    /// `xxh64-1m:` and 16 hexadecimal digits: XXH64 over the little-endian XXH64
-    /// values of the blob's pieces of 1 MiB.
-    pub checksum: String,
 }
 
-/// A blob that is being written. Its checksum is computed on the way, so that
-/// nothing is read again but the pieces that were written out of order.
+/// A blob that is being written, in any order.
+///
+/// A thread of its own hashes what has been written, a span behind: it reads the spans
+/// again, which are in memory still. So hashing costs the writer no time where there is
+/// a second processor. What is written over afterwards is hashed once more at the end.
 #[derive(Debug)]
 pub struct BlobWriter {
-    file: File,
+    data: File,
+    outboard: File,
     position: u64,
     length: u64,
-    /// The hash of the last piece, as far as it was appended to.
-    last: XxHash64,
-    /// The hashes of the pieces before the last.
-    pieces: Vec<u64>,
-    /// Pieces whose hash above is not that of their bytes.
+    /// Spans that the hashing thread was told of: all of them before this one.
+    told: u64,
+    /// Those of them that were written to afterwards.
     rewritten: BTreeSet<u64>,
+    spans: Sender<u64>,
+    hashing: JoinHandle<io::Result<Builder>>,
 }
 
 impl BlobWriter {
-    /// Creates the file, which must not exist.
-    pub fn create(path: &Path) -> io::Result<Self> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(path)?;
+    /// Creates the blob's files in `directory`, where they must not exist.
+    pub fn create(directory: &Path) -> io::Result<Self> {
+        let create = |name| {
+            let mut options = File::options();
+            let options = options.read(true).write(true).create_new(true);
+            options.open(directory.join(name))
+        };
+        let data = create(DATA)?;
+        let outboard = create(OUTBOARD)?;
+        let (spans, received) = mpsc::channel();
+        let (read, builder) = (data.try_clone()?, Builder::new(outboard.try_clone()?));
+        let hashing = std::thread::Builder::new()
+            .name("hash".to_owned())
+            .spawn(move || follow(&read, builder, &received))?;
         Ok(Self {
-            file,
+            data,
+            outboard,
             position: 0,
             length: 0,
-            last: XxHash64::with_seed(0),
-            pieces: Vec::new(),
+            told: 0,
             rewritten: BTreeSet::new(),
+            spans,
+            hashing,
         })
     }
 
-    /// Completes the checksum and brings the blob to disk.
-    pub fn finish(mut self) -> io::Result<BlobIdentity> {
-        let last = self.last.finish();
-        if !self.length.is_multiple_of(PIECE_BYTES) {
-            self.pieces.push(last);
+    /// Completes the hash tree and brings all to disk.
+    pub fn finish(self) -> io::Result<BlobIdentity> {
+        drop(self.spans);
+        let hashed = self.hashing.join();
+        let mut builder = hashed.map_err(|_| io::Error::other("the hashing thread panicked"))??;
+        let geometry = Geometry::of(self.length);
+        let mut buffer = vec![0; SPAN_BYTES as usize];
+        let mut span = |index| {
+            let span = &mut buffer[..geometry.span_bytes(index) as usize];
+            self.data.read_exact_at(span, index * SPAN_BYTES)?;
+            Ok::<_, io::Error>(span.to_owned())
+        };
+        if self.told < geometry.spans() {
+            builder.push(&span(self.told)?)?;
         }
-        let mut buffer = vec![0; PIECE_BYTES as usize];
-        for index in &self.rewritten {
-            let start = index * PIECE_BYTES;
-            let length = PIECE_BYTES.min(self.length - start) as usize;
-            self.file.read_exact_at(&mut buffer[..length], start)?;
-            self.pieces[*index as usize] = XxHash64::oneshot(0, &buffer[..length]);
+        for index in self.rewritten {
+            builder.replace(index, &span(index)?)?;
         }
-        self.file.sync_data()?;
+        let built = builder.finish()?;
+        self.outboard.sync_data()?;
+        self.data.sync_data()?;
         Ok(BlobIdentity {
-            bytes: self.length,
-            checksum: checksum_text(&self.pieces),
+            hash: built.hash,
+            bytes: built.blob_bytes,
         })
     }
+}
 
-    /// Takes note of bytes that continue the file.
-    fn append(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let left = PIECE_BYTES - self.length % PIECE_BYTES;
-            let count = bytes.len().min(left as usize);
-            self.last.write(&bytes[..count]);
-            self.length += count as u64;
-            bytes = &bytes[count..];
-            if self.length.is_multiple_of(PIECE_BYTES) {
-                let piece = std::mem::replace(&mut self.last, XxHash64::with_seed(0));
-                self.pieces.push(piece.finish());
-            }
-        }
+/// Hashes each span it hears of, in order.
+fn follow(data: &File, mut builder: Builder, spans: &Receiver<u64>) -> io::Result<Builder> {
+    let mut span = vec![0; SPAN_BYTES as usize];
+    for index in spans {
+        data.read_exact_at(&mut span, index * SPAN_BYTES)?;
+        builder.push(&span)?;
     }
-
-    /// Takes note that the file ends at `end`, with a hole before it.
-    fn extend(&mut self, end: u64) {
-        const ZEROS: [u8; 4096] = [0; 4096];
-        while self.length < end {
-            let count = ZEROS.len().min((end - self.length) as usize);
-            self.append(&ZEROS[..count]);
-        }
-    }
+    Ok(builder)
 }
 
 impl Write for BlobWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write_at(bytes, self.position)?;
+        let written = self.data.write_at(bytes, self.position)?;
         let end = self.position + written as u64;
-        self.extend(self.position);
-        let known = (self.length - self.position).min(written as u64);
-        if known > 0 {
-            let first = self.position / PIECE_BYTES;
-            let last = (self.position + known - 1) / PIECE_BYTES;
-            self.rewritten.extend(first..=last);
+        if written > 0 && self.position < self.told * SPAN_BYTES {
+            let last = (end - 1) / SPAN_BYTES;
+            self.rewritten
+                .extend(self.position / SPAN_BYTES..self.told.min(last + 1));
         }
-        self.append(&bytes[known as usize..written]);
         self.position = end;
+        self.length = self.length.max(end);
+        while (self.told + 1) * SPAN_BYTES <= self.length {
+            // If nobody listens, that is told by `finish`.
+            let _ = self.spans.send(self.told);
+            self.told += 1;
+        }
         Ok(written)
     }
 
@@ -141,42 +146,6 @@ impl Seek for BlobWriter {
     }
 }
 
-/// The identity of what a file holds now.
-pub fn identify(mut file: &File) -> io::Result<BlobIdentity> {
-    file.seek(SeekFrom::Start(0))?;
-    let mut pieces = Vec::new();
-    let mut bytes = 0;
-    let mut buffer = vec![0; PIECE_BYTES as usize];
-    loop {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match file.read(&mut buffer[filled..]) {
-                Ok(0) => break,
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        if filled == 0 {
-            break;
-        }
-        bytes += filled as u64;
-        pieces.push(XxHash64::oneshot(0, &buffer[..filled]));
-    }
-    Ok(BlobIdentity {
-        bytes,
-        checksum: checksum_text(&pieces),
-    })
-}
-
-fn checksum_text(pieces: &[u64]) -> String {
-    let mut hash = XxHash64::with_seed(0);
-    for piece in pieces {
-        hash.write(&piece.to_le_bytes());
-    }
-    format!("xxh64-1m:{:016x}", hash.finish())
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -184,44 +153,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_single_changed_bit_changes_the_checksum() {
+    fn existing_files_are_never_written_to() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("blob");
-        let mut writer = BlobWriter::create(&path).unwrap();
-        writer.write_all(&vec![7; 3_000_000]).unwrap();
-        let identity = writer.finish().unwrap();
-        assert_eq!(identify(&File::open(&path).unwrap()).unwrap(), identity);
-
-        let file = File::options().read(true).write(true).open(&path).unwrap();
-        file.write_all_at(&[6], 2_500_000).unwrap();
-        assert_ne!(identify(&file).unwrap(), identity);
-    }
-
-    #[test]
-    fn an_existing_file_is_never_written_to() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("blob");
-        std::fs::write(&path, "old").unwrap();
-        assert!(BlobWriter::create(&path).is_err());
+        let data = directory.path().join(DATA);
+        std::fs::write(&data, "old").unwrap();
+        assert!(BlobWriter::create(directory.path()).is_err());
+        assert_eq!(std::fs::read(data).unwrap(), b"old");
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn any_order_of_writes_has_the_checksum_of_the_file(
-            writes in proptest::collection::vec((0..4_000_000u64, 0..1_500_000usize, any::<bool>()), 1..6),
+        fn any_order_of_writes_has_the_hash_of_the_file(
+            writes in proptest::collection::vec((0..4_000_000_u64, 0..1_500_000_usize, any::<bool>()), 0..6),
         ) {
             let directory = tempfile::tempdir().unwrap();
-            let path = directory.path().join("blob");
-            let mut writer = BlobWriter::create(&path).unwrap();
+            let mut writer = BlobWriter::create(directory.path()).unwrap();
             for (index, (offset, length, append)) in writes.into_iter().enumerate() {
                 let to = if append { SeekFrom::End(0) } else { SeekFrom::Start(offset) };
                 writer.seek(to).unwrap();
                 let bytes: Vec<u8> = (0..length).map(|i| (i + index) as u8).collect();
                 writer.write_all(&bytes).unwrap();
             }
-            let written = writer.finish().unwrap();
-            prop_assert_eq!(identify(&File::open(&path).unwrap()).unwrap(), written);
+            let identity = writer.finish().unwrap();
+            let data = std::fs::read(directory.path().join(DATA)).unwrap();
+            prop_assert_eq!(identity.hash, BlobHash::of(&data));
+            prop_assert_eq!(identity.bytes, data.len() as u64);
+            let outboard = directory.path().join(OUTBOARD).metadata().unwrap().len();
+            prop_assert_eq!(outboard, Geometry::of(identity.bytes).outboard_bytes());
         }
     }
 }

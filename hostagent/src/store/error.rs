@@ -3,8 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use outboard::BlobHash;
 use rustix::io::Errno;
 
+use super::blobs::BlobError;
 use crate::image::digest::Digest;
 
 /// Why the store could not do something.
@@ -56,8 +58,8 @@ pub enum StoreError {
         /// What is wrong.
         source: serde_json::Error,
     },
-    /// The store was written by a newer version.
-    #[error("the store {} has format {found}; this version of mote reads format {supported}", root.display())]
+    /// The store was written by another version.
+    #[error("the store {} has format {found}; this version of mote reads format {supported}: remove it, or set MOTE_ROOT to another directory", root.display())]
     Format {
         /// The store.
         root: PathBuf,
@@ -77,6 +79,14 @@ pub enum StoreError {
         expected: String,
         /// What is there.
         found: String,
+    },
+    /// A blob is not what was put there.
+    #[error("{what} in the store is corrupt; load the image again with `mote load`")]
+    Blob {
+        /// Such as "layer …".
+        what: String,
+        /// What is wrong where.
+        source: BlobError,
     },
     /// Something an image needs is not there.
     #[error("{what} is missing from the store; load the image again with `mote load`")]
@@ -105,6 +115,8 @@ pub enum StoreError {
         image: Digest,
         /// Why.
         source: erofs::merge::MergeError,
+        /// The blob that turned out to be corrupt, if that is why.
+        quarantined: Option<BlobHash>,
     },
 }
 
@@ -113,7 +125,14 @@ impl StoreError {
     pub(super) fn is_damage(&self) -> bool {
         matches!(
             self,
-            Self::Corrupt { .. } | Self::Missing { .. } | Self::Record { .. }
+            Self::Corrupt { .. }
+                | Self::Blob { .. }
+                | Self::Missing { .. }
+                | Self::Record { .. }
+                | Self::Merge {
+                    quarantined: Some(_),
+                    ..
+                }
         )
     }
 

@@ -6,6 +6,7 @@ use super::durable::{publish, write_file};
 use super::layers::{ConvertError, Obtained};
 use super::records::{StoredImage, now_unix_seconds};
 use super::{Store, StoreError};
+use crate::image::digest::Digest;
 use crate::image::layer::LayerError;
 use crate::image::name::ImageName;
 use crate::image::progress::Progress;
@@ -46,7 +47,53 @@ impl Store {
         names: &[ImageName],
         progress: &dyn Progress,
     ) -> Result<Imported, ImportError> {
-        let mut converted = 0;
+        let id = source.config_document.digest;
+        let diff_ids = &source.config.diff_ids;
+        let mut converted = BTreeSet::new();
+        loop {
+            self.import_layers(source, &mut converted, progress)?;
+            match self.obtain_merged(id, diff_ids) {
+                Ok(()) => break,
+                // A layer that was there is corrupt. It is quarantined: once more, then.
+                Err(error) if error.is_damage() && converted.len() < diff_ids.len() => {
+                    progress.note(&format!("converting a layer again: {error}"));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.keep(&source.config_document)?;
+        if let Some(manifest) = &source.manifest {
+            self.keep(manifest)?;
+        }
+        let merged = self.merged(diff_ids)?;
+        let blobs = merged.layers.iter().map(|layer| &layer.blob);
+        let distinct: BTreeSet<_> = diff_ids.iter().collect();
+        let image = StoredImage {
+            id,
+            manifest: source.manifest.as_ref().map(|manifest| manifest.digest),
+            names: names.to_vec(),
+            diff_ids: diff_ids.clone(),
+            bytes: blobs
+                .chain([&merged.metadata])
+                .fold(0, |sum, blob| sum.saturating_add(blob.identity.bytes)),
+            created: source.config.created.clone(),
+            loaded_unix_seconds: now_unix_seconds(),
+        };
+        self.record(&image)?;
+        Ok(Imported {
+            image,
+            converted: converted.len(),
+            reused: distinct.len() - converted.len(),
+        })
+    }
+
+    /// Converts the layers that are not there yet, and takes note of which these are.
+    fn import_layers(
+        &self,
+        source: &SourceImage,
+        converted: &mut BTreeSet<Digest>,
+        progress: &dyn Progress,
+    ) -> Result<(), ImportError> {
         let mut seen = BTreeSet::new();
         for (index, layer) in source.layers.iter().enumerate() {
             if !seen.insert(layer.diff_id) {
@@ -54,7 +101,9 @@ impl Store {
             }
             progress.layer(index + 1, source.layers.len(), layer.region.length());
             match self.obtain_layer(layer, progress) {
-                Ok(Obtained::Converted) => converted += 1,
+                Ok(Obtained::Converted) => {
+                    converted.insert(layer.diff_id);
+                }
                 Ok(Obtained::WasThere) => {}
                 Err(ImportError::Layer(error)) if matches!(*error, LayerError::Cancelled) => {
                     return Err(ImportError::Cancelled);
@@ -62,32 +111,7 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
-        let id = source.config_document.digest;
-        let diff_ids = &source.config.diff_ids;
-        self.obtain_merged(id, diff_ids)?;
-        self.keep(&source.config_document)?;
-        if let Some(manifest) = &source.manifest {
-            self.keep(manifest)?;
-        }
-        let merged = self.merged(diff_ids)?;
-        let blobs = merged.layers.iter().map(|layer| &layer.blob);
-        let image = StoredImage {
-            id,
-            manifest: source.manifest.as_ref().map(|manifest| manifest.digest),
-            names: names.to_vec(),
-            diff_ids: diff_ids.clone(),
-            bytes: blobs
-                .chain([&merged.identity])
-                .fold(0, |sum, blob| sum.saturating_add(blob.bytes)),
-            created: source.config.created.clone(),
-            loaded_unix_seconds: now_unix_seconds(),
-        };
-        self.record(&image)?;
-        Ok(Imported {
-            image,
-            converted,
-            reused: seen.len() - converted,
-        })
+        Ok(())
     }
 
     /// Keeps a manifest or configuration as it came.

@@ -1,12 +1,12 @@
 //! A layer, converted once: its tar stream as one EROFS blob.
 
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::blob::{BlobIdentity, BlobWriter, identify};
+use super::blob::{BlobIdentity, BlobWriter};
+use super::blobs::Blob;
 use super::durable::{publish, write_file};
 use super::error::is_out_of_space;
 use super::import::ImportError;
@@ -20,9 +20,6 @@ use crate::image::progress::Progress;
 /// whenever either would give other bytes for the same input; what an older
 /// version made is then no longer found and is made again.
 pub const CONVERTER_VERSION: u32 = 1;
-
-const BLOB: &str = "blob.erofs";
-const RECORD: &str = "record.json";
 
 /// Why a layer's tar stream was not converted.
 #[derive(Debug, thiserror::Error)]
@@ -48,10 +45,8 @@ struct Record {
 pub struct StoredLayer {
     /// The digest of the tar stream it was made from.
     pub diff_id: Digest,
-    /// The blob, open for reading.
-    pub file: File,
-    /// Its length and checksum, as it was written.
-    pub blob: BlobIdentity,
+    /// What it was converted to.
+    pub blob: Blob,
 }
 
 /// Whether a layer had to be converted.
@@ -64,17 +59,16 @@ pub(super) enum Obtained {
 impl Store {
     /// A layer converted before.
     pub fn layer(&self, diff_id: Digest) -> Result<Option<StoredLayer>, StoreError> {
-        let directory = self.layer_directory(diff_id);
         let what = || format!("layer {diff_id}");
-        let Some(record) = read_record::<Record>(self, directory.join(RECORD), what)? else {
+        let path = self.layer_record(diff_id);
+        let Some(record) = read_record::<Record>(self, path.clone(), what)? else {
             return Ok(None);
         };
-        let file = open_blob(self, directory.join(BLOB), &record.blob, what)?;
-        Ok(Some(StoredLayer {
-            diff_id,
-            file,
-            blob: record.blob,
-        }))
+        if record.diff_id != diff_id {
+            return Err(mistaken(path, "it is another layer's"));
+        }
+        let blob = self.blob(record.blob, what)?;
+        Ok(Some(StoredLayer { diff_id, blob }))
     }
 
     /// Converts a layer unless that has been done. If another process is at it,
@@ -99,8 +93,6 @@ impl Store {
         if self.usable_layer(diff_id)? {
             return Ok(Obtained::WasThere);
         }
-        // Broken, or not there at all.
-        self.discard(&self.layer_directory(diff_id))?;
         self.convert(source, progress)?;
         Ok(Obtained::Converted)
     }
@@ -114,7 +106,7 @@ impl Store {
         std::fs::create_dir(&made).map_err(failed)?;
 
         let converted = source.read_verified(progress, |tar| {
-            let mut blob = BlobWriter::create(&made.join(BLOB))?;
+            let mut blob = BlobWriter::create(&made)?;
             erofs::layer::write(tar, &mut blob, &erofs::Limits::default())?;
             Ok(blob)
         });
@@ -126,16 +118,10 @@ impl Store {
             let _ = std::fs::remove_dir_all(&made);
             StoreError::no_space(self.root.clone(), action()).into()
         })?;
-        let record = Record {
-            diff_id,
-            blob: blob.finish().map_err(failed)?,
-        };
-        let record = serde_json::to_vec(&record).map_err(io::Error::other);
-        record
-            .and_then(|record| write_file(&made.join(RECORD), &record))
-            .and_then(|()| publish(&made, &self.layer_directory(diff_id)))
-            .map_err(failed)?;
-        Ok(())
+        let blob = blob.finish().map_err(failed)?;
+        self.publish_blob(&made, blob)?;
+        let record = Record { diff_id, blob };
+        Ok(self.write_record(&self.layer_record(diff_id), &record, action)?)
     }
 
     /// Whether a layer is there and has its length. One that has not, or has no
@@ -148,12 +134,28 @@ impl Store {
         }
     }
 
-    pub(super) fn layer_directory(&self, diff_id: Digest) -> PathBuf {
-        self.layers().join(diff_id.hex())
+    pub(super) fn layer_record(&self, diff_id: Digest) -> PathBuf {
+        self.layers().join(format!("{}.json", diff_id.hex()))
+    }
+
+    /// Puts a record in its place, over what is there.
+    pub(super) fn write_record(
+        &self,
+        path: &std::path::Path,
+        record: &impl Serialize,
+        action: impl Fn() -> String,
+    ) -> Result<(), StoreError> {
+        let staging = self.scratch()?;
+        let part = staging.path().join("record");
+        serde_json::to_vec(record)
+            .map_err(io::Error::other)
+            .and_then(|bytes| write_file(&part, &bytes))
+            .and_then(|()| publish(&part, path))
+            .map_err(|error| self.io(action(), error))
     }
 }
 
-/// A record beside a blob; `None` if there is no such directory.
+/// A record; `None` if there is none.
 pub(super) fn read_record<T: serde::de::DeserializeOwned>(
     store: &Store,
     path: PathBuf,
@@ -169,45 +171,10 @@ pub(super) fn read_record<T: serde::de::DeserializeOwned>(
         .map_err(|source| StoreError::Record { path, source })
 }
 
-/// A blob, open for reading, if it has its length. Its checksum is not computed
-/// here: that is [`Store::verify`].
-pub(super) fn open_blob(
-    store: &Store,
-    path: PathBuf,
-    identity: &BlobIdentity,
-    what: impl Fn() -> String,
-) -> Result<File, StoreError> {
-    let file = File::open(&path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => StoreError::Missing { what: what() },
-        _ => store.io(format!("opening {}", what()), error),
-    })?;
-    let metadata = file
-        .metadata()
-        .map_err(|error| store.io(format!("opening {}", what()), error))?;
-    if metadata.len() != identity.bytes {
-        return Err(StoreError::Corrupt {
-            what: what(),
-            expected: format!("{} bytes", identity.bytes),
-            found: format!("{} bytes", metadata.len()),
-        });
+/// A record that can be read and cannot be right.
+pub(super) fn mistaken(path: PathBuf, problem: &str) -> StoreError {
+    StoreError::Record {
+        path,
+        source: serde::de::Error::custom(problem),
     }
-    Ok(file)
-}
-
-/// Reads a blob and compares it with what was written.
-pub(super) fn check_blob(
-    store: &Store,
-    file: &File,
-    identity: &BlobIdentity,
-    what: impl Fn() -> String,
-) -> Result<(), StoreError> {
-    let found = identify(file).map_err(|error| store.io(format!("reading {}", what()), error))?;
-    if found == *identity {
-        return Ok(());
-    }
-    Err(StoreError::Corrupt {
-        what: what(),
-        expected: identity.checksum.clone(),
-        found: found.checksum,
-    })
 }

@@ -1,6 +1,5 @@
 //! An image's own blob: one tree over its layers, metadata only.
 
-use std::fs::File;
 use std::path::PathBuf;
 
 use erofs::Image;
@@ -8,15 +7,12 @@ use erofs::merge::MergeError;
 use serde::{Deserialize, Serialize};
 
 use super::blob::{BlobIdentity, BlobWriter};
-use super::durable::{publish, write_file};
+use super::blobs::{Blob, VerifiedReader, corruption};
 use super::error::is_out_of_space;
-use super::layers::{StoredLayer, open_blob, read_record};
+use super::layers::{StoredLayer, mistaken, read_record};
 use super::lock::FileLock;
 use super::{Store, StoreError};
 use crate::image::digest::Digest;
-
-const BLOB: &str = "metadata.erofs";
-const RECORD: &str = "record.json";
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,9 +25,7 @@ struct Record {
 #[derive(Debug)]
 pub struct MergedImage {
     /// The tree over all layers.
-    pub metadata: File,
-    /// The length and checksum of `metadata`.
-    pub identity: BlobIdentity,
+    pub metadata: Blob,
     /// The layers, base first.
     pub layers: Vec<StoredLayer>,
 }
@@ -41,18 +35,18 @@ impl Store {
     pub fn merged(&self, diff_ids: &[Digest]) -> Result<MergedImage, StoreError> {
         let layers = self.all_layers(diff_ids)?;
         let what = || "the merged metadata of the image".to_owned();
-        let directory = self.merged_directory(diff_ids);
-        let record = read_record::<Record>(self, directory.join(RECORD), what)?
+        let path = self.merge_record(diff_ids);
+        let record = read_record::<Record>(self, path.clone(), what)?
             .ok_or_else(|| StoreError::Missing { what: what() })?;
-        let metadata = open_blob(self, directory.join(BLOB), &record.blob, what)?;
-        Ok(MergedImage {
-            metadata,
-            identity: record.blob,
-            layers,
-        })
+        if record.diff_ids != diff_ids {
+            return Err(mistaken(path, "it is of other layers"));
+        }
+        let metadata = self.blob(record.blob, what)?;
+        Ok(MergedImage { metadata, layers })
     }
 
-    /// Merges layers unless that has been done. `image` is for errors.
+    /// Merges layers unless that has been done. `image` is for errors. A layer that turns
+    /// out to be corrupt is quarantined.
     pub(super) fn obtain_merged(
         &self,
         image: Digest,
@@ -61,7 +55,6 @@ impl Store {
         if self.usable_merge(diff_ids)? {
             return Ok(());
         }
-        let directory = self.merged_directory(diff_ids);
         let lock = self
             .locks()
             .join(format!("disk-{}", merge_key(diff_ids).hex()));
@@ -71,30 +64,34 @@ impl Store {
         if self.usable_merge(diff_ids)? {
             return Ok(());
         }
-        self.discard(&directory)?;
-
         let staging = self.scratch()?;
         let made = staging.path().join("disk");
         std::fs::create_dir(&made).map_err(failed)?;
-        let mut blob = BlobWriter::create(&made.join(BLOB)).map_err(failed)?;
+        let mut blob = BlobWriter::create(&made).map_err(failed)?;
         let layers = self.all_layers(diff_ids)?;
-        merge(&layers, &mut blob).map_err(|source| {
-            if !is_out_of_space(&source) {
-                return StoreError::Merge { image, source };
+        if let Err(source) = merge(&layers, &mut blob) {
+            if is_out_of_space(&source) {
+                // Said after what was half-made is gone.
+                let _ = std::fs::remove_dir_all(&made);
+                return Err(StoreError::no_space(self.root.clone(), action()));
             }
-            // Said after what was half-made is gone.
-            let _ = std::fs::remove_dir_all(&made);
-            StoreError::no_space(self.root.clone(), action())
-        })?;
+            let hash = corruption(&source);
+            if let Some(hash) = hash {
+                self.quarantine(hash)?;
+            }
+            return Err(StoreError::Merge {
+                image,
+                source,
+                quarantined: hash,
+            });
+        }
+        let blob = blob.finish().map_err(failed)?;
+        self.publish_blob(&made, blob)?;
         let record = Record {
             diff_ids: diff_ids.to_vec(),
-            blob: blob.finish().map_err(failed)?,
+            blob,
         };
-        let record = serde_json::to_vec(&record).map_err(std::io::Error::other);
-        record
-            .and_then(|record| write_file(&made.join(RECORD), &record))
-            .and_then(|()| publish(&made, &directory))
-            .map_err(failed)
+        self.write_record(&self.merge_record(diff_ids), &record, action)
     }
 
     fn usable_merge(&self, diff_ids: &[Digest]) -> Result<bool, StoreError> {
@@ -116,17 +113,21 @@ impl Store {
             .collect()
     }
 
-    pub(super) fn merged_directory(&self, diff_ids: &[Digest]) -> PathBuf {
-        self.disks().join(merge_key(diff_ids).hex())
+    pub(super) fn merge_record(&self, diff_ids: &[Digest]) -> PathBuf {
+        let key = merge_key(diff_ids).hex();
+        self.disks().join(format!("{key}.json"))
     }
 }
 
 fn merge(layers: &[StoredLayer], blob: &mut BlobWriter) -> Result<(), MergeError> {
+    let readers = layers.iter().map(|layer| VerifiedReader::new(&layer.blob));
+    let readers: Vec<_> = readers.collect();
     let images = layers
         .iter()
+        .zip(&readers)
         .enumerate()
-        .map(|(index, layer)| {
-            Image::open(&layer.file, layer.blob.bytes).map_err(|source| MergeError::Layer {
+        .map(|(index, (layer, reader))| {
+            Image::open(reader, layer.blob.identity.bytes).map_err(|source| MergeError::Layer {
                 layer: index,
                 source,
             })

@@ -5,10 +5,11 @@
 //! ├── format                          the version of this layout
 //! ├── images.json                     names, and what each image is made of
 //! ├── content/sha256/HEX              manifests and image configurations, as they came
-//! ├── layers/vN/DIFF_ID/blob.erofs    a layer, converted once
-//! │                    /record.json   its length and checksum
-//! ├── disks/vN/KEY/metadata.erofs     the tree over an image's layers
-//! │               /record.json
+//! ├── blobs/HASH/data                 bytes, named by their BLAKE3 hash
+//! │              /outboard             the hash tree over them (crate `outboard`)
+//! ├── layers/vN/DIFF_ID.json           which blob a layer was converted to
+//! ├── disks/vN/KEY.json                which blob is the tree over an image's layers
+//! ├── quarantine/HASH                  blobs that were not what they should be
 //! ├── locks/                          one file for each thing being made
 //! ├── run/                            one file for each name in use
 //! └── staging/                        what is not whole yet
@@ -21,13 +22,13 @@
 //! `staging` is removed when the store is next opened (see [`staging`]). Two
 //! processes that want the same layer wait for one another (see [`lock`]).
 //!
-//! A layer's blob is named by its `diff_id` and the version of the converter,
-//! not by a hash of its own: the converter is deterministic, so these two say
-//! what it holds, and hashing 200 MiB once more would add a third to the time of
-//! a load on a machine without SHA instructions. A cheap checksum tells damage
-//! (see [`blob`]).
+//! A layer is found by its `diff_id` and the version of the converter: the converter is
+//! deterministic, so these two say which blob it becomes. A blob is read in one way only:
+//! each piece of it is verified by its hash tree, on the host by [`blobs`], and for guests
+//! by the VMM.
 
 pub mod blob;
+pub mod blobs;
 mod durable;
 mod error;
 mod import;
@@ -42,6 +43,7 @@ mod verify;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use blobs::{Blob, BlobError};
 pub use error::StoreError;
 pub use import::{ImportError, Imported};
 pub use layers::StoredLayer;
@@ -60,7 +62,7 @@ use staging::Staging;
 /// Where the store is unless `MOTE_ROOT` says otherwise.
 pub const DEFAULT_ROOT: &str = "/var/lib/mote";
 /// The version of the layout above.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// An open store. Any number of processes may have it open.
 #[derive(Debug)]
@@ -94,6 +96,8 @@ impl Store {
             store.run_names(),
             store.running_directory(),
             store.root.join("content/sha256"),
+            store.blobs(),
+            store.quarantined(),
             store.layers(),
             store.disks(),
         ] {
@@ -144,17 +148,6 @@ impl Store {
     /// look taken.
     fn run_names_gate(&self) -> io::Result<FileLock> {
         FileLock::acquire_brief(&self.locks().join("run-names"))
-    }
-
-    /// Takes a directory out of its place and removes it. What is in the store can
-    /// be made again; who has its files open keeps them.
-    fn discard(&self, directory: &Path) -> Result<(), StoreError> {
-        let staging = self.scratch()?;
-        match std::fs::rename(directory, staging.path().join("discarded")) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(self.io(format!("removing {}", directory.display()), error)),
-        }
     }
 
     fn check_format(&self) -> Result<(), StoreError> {
@@ -232,9 +225,9 @@ mod tests {
     fn a_store_of_a_newer_version_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         Store::open(directory.path()).unwrap();
-        std::fs::write(directory.path().join("format"), "2\n").unwrap();
+        std::fs::write(directory.path().join("format"), "3\n").unwrap();
         let error = Store::open(directory.path()).unwrap_err();
-        assert!(matches!(error, StoreError::Format { found: 2, .. }));
+        assert!(matches!(error, StoreError::Format { found: 3, .. }));
     }
 
     #[test]
@@ -243,7 +236,7 @@ mod tests {
         let store = Store::open(directory.path()).unwrap();
         let stale = store.staging().join("4711-0");
         std::fs::create_dir(&stale).unwrap();
-        std::fs::write(stale.join("blob.erofs"), [0; 4096]).unwrap();
+        std::fs::write(stale.join("data"), [0; 4096]).unwrap();
         let living = store.scratch().unwrap();
         Store::open(directory.path()).unwrap();
         assert!(!stale.exists());

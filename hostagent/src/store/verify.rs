@@ -1,8 +1,6 @@
 //! Reading everything an image needs and comparing it with what was written.
 
-use std::path::PathBuf;
-
-use super::layers::check_blob;
+use super::blobs::{Blob, BlobError};
 use super::records::StoredImage;
 use super::{Store, StoreError};
 
@@ -16,49 +14,52 @@ pub struct Verified {
 }
 
 impl Store {
-    /// Reads all of an image's blobs and its configuration. The first that is
-    /// not what was written is the error; it is taken out of the store, so that
-    /// loading the image again makes it anew.
+    /// Reads all of an image's blobs, their hash trees, and its configuration. The first
+    /// that is not what was written is the error; it is quarantined, so that loading the
+    /// image again makes it anew.
     pub fn verify(&self, image: &StoredImage) -> Result<Verified, StoreError> {
         self.config(image.id)?;
         let merged = self.merged(&image.diff_ids)?;
         let mut verified = Verified::default();
-        let metadata = check_blob(self, &merged.metadata, &merged.identity, || {
+        self.check(&merged.metadata, &mut verified, || {
             format!("the merged metadata of image {}", image.id.short())
-        });
-        self.note(&mut verified, merged.identity.bytes, metadata, || {
-            self.merged_directory(&image.diff_ids)
         })?;
         for layer in &merged.layers {
-            let checked = check_blob(self, &layer.file, &layer.blob, || {
-                format!("layer {}", layer.diff_id)
-            });
-            self.note(&mut verified, layer.blob.bytes, checked, || {
-                self.layer_directory(layer.diff_id)
-            })?;
+            let what = || format!("layer {}", layer.diff_id);
+            self.check(&layer.blob, &mut verified, what)?;
         }
         Ok(verified)
     }
 
-    fn note(
+    fn check(
         &self,
+        blob: &Blob,
         verified: &mut Verified,
-        bytes: u64,
-        checked: Result<(), StoreError>,
-        directory: impl FnOnce() -> PathBuf,
+        what: impl Fn() -> String,
     ) -> Result<(), StoreError> {
-        match checked {
+        match blob.read_all(|_| true) {
             Ok(()) => {
                 verified.blobs += 1;
-                verified.bytes += bytes;
+                verified.bytes += blob.identity.bytes;
                 Ok(())
             }
-            Err(error) => {
-                if error.is_damage() {
-                    self.discard(&directory())?;
+            Err(source) => {
+                if source.is_corruption() {
+                    self.quarantine(blob.identity.hash)?;
                 }
-                Err(error)
+                Err(self.unusable(source, what))
             }
+        }
+    }
+
+    /// What is to be told of a blob that could not be read.
+    fn unusable(&self, source: BlobError, what: impl Fn() -> String) -> StoreError {
+        match source {
+            source if source.is_corruption() => StoreError::Blob {
+                what: what(),
+                source,
+            },
+            source => self.io(format!("reading {}", what()), std::io::Error::other(source)),
         }
     }
 }

@@ -303,9 +303,31 @@ impl Mote {
             store.verify(&image).unwrap();
         }
         for layer in names("layers/v1") {
-            let diff_id = Digest::from_hex(&layer).unwrap();
+            let diff_id = Digest::from_hex(layer.strip_suffix(".json").unwrap()).unwrap();
             assert!(store.layer(diff_id).unwrap().is_some(), "{layer}");
         }
+    }
+
+    /// The directory of a layer's blob.
+    pub fn layer_blob(&self, diff_id: Digest) -> PathBuf {
+        let record = format!("layers/v1/{}.json", diff_id.hex());
+        let record = std::fs::read(self.root.path().join(record)).unwrap();
+        self.blob_of(&record)
+    }
+
+    /// The directories of the blobs over layers.
+    pub fn disk_blobs(&self) -> Vec<PathBuf> {
+        let records = std::fs::read_dir(self.root.path().join("disks/v1")).unwrap();
+        records
+            .map(|record| self.blob_of(&std::fs::read(record.unwrap().path()).unwrap()))
+            .collect()
+    }
+
+    fn blob_of(&self, record: &[u8]) -> PathBuf {
+        let record: Value = serde_json::from_slice(record).unwrap();
+        let hash = record["blob"]["hash"].as_str().unwrap();
+        let hex = hash.strip_prefix("blake3:").unwrap();
+        self.root.path().join("blobs").join(hex)
     }
 
     /// How many layers are in the store.

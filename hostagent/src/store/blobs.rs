@@ -1,0 +1,301 @@
+//! Blobs of the store, and the only way to read them: verified.
+
+use std::fs::File;
+use std::io;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use erofs::image::ReadAt;
+use outboard::{BlobHash, GROUP_BYTES, Geometry, SPAN_BYTES, Span, Tree, TreeError};
+
+use super::blob::{BlobIdentity, DATA, OUTBOARD};
+use super::durable::publish;
+use super::{Store, StoreError};
+
+/// A blob and its hash tree, open for reading.
+#[derive(Debug)]
+pub struct Blob {
+    /// What it is.
+    pub identity: BlobIdentity,
+    /// Its bytes. Who reads them by this must verify them.
+    pub data: File,
+    /// Its hash tree; see [`outboard`].
+    pub outboard: File,
+}
+
+/// Why bytes of a blob cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// They could not be read.
+    #[error("blob {hash} cannot be read at byte {offset}")]
+    Read {
+        /// The blob.
+        hash: BlobHash,
+        /// Where.
+        offset: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// The hash tree could not be read or is not that of the blob.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// They are not those of the blob.
+    #[error("blob {hash} is corrupt between bytes {offset} and {}", offset + length)]
+    Corrupt {
+        /// The blob.
+        hash: BlobHash,
+        /// Where what is wrong begins.
+        offset: u64,
+        /// How long the piece is that was verified at once.
+        length: u64,
+    },
+}
+
+impl BlobError {
+    /// Whether the blob is there and is another than it should be.
+    pub fn is_corruption(&self) -> bool {
+        let early_end = |error: &io::Error| error.kind() == io::ErrorKind::UnexpectedEof;
+        match self {
+            Self::Corrupt { .. } | Self::Tree(TreeError::Corrupt { .. }) => true,
+            Self::Read { source, .. } | Self::Tree(TreeError::Read { source, .. }) => {
+                early_end(source)
+            }
+            Self::Tree(TreeError::NoSpan { .. }) => false,
+        }
+    }
+}
+
+impl Blob {
+    fn tree(&self) -> Tree {
+        Tree::new(self.identity.hash, self.identity.bytes)
+    }
+
+    fn span(&self, index: u64) -> Result<Span, BlobError> {
+        let read = |buffer: &mut [u8], offset| self.outboard.read_exact_at(buffer, offset);
+        Ok(self.tree().span(index, read)?)
+    }
+
+    /// Fills `buffer` with what the blob has at `offset`, and verifies it by `span`.
+    /// Both ends are at ends of groups.
+    fn read_groups(&self, span: &Span, buffer: &mut [u8], offset: u64) -> Result<(), BlobError> {
+        let hash = self.identity.hash;
+        self.data
+            .read_exact_at(buffer, offset)
+            .map_err(|source| BlobError::Read {
+                hash,
+                offset,
+                source,
+            })?;
+        for (bytes, group) in buffer
+            .chunks(GROUP_BYTES as usize)
+            .zip(offset / GROUP_BYTES..)
+        {
+            if !span.verify(group, bytes) {
+                return Err(BlobError::Corrupt {
+                    hash,
+                    offset: group * GROUP_BYTES,
+                    length: bytes.len() as u64,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads all of it, its hash tree too, and hands what is verified to `each`, piece by
+    /// piece, until that returns false.
+    pub fn read_all(&self, mut each: impl FnMut(&[u8]) -> bool) -> Result<(), BlobError> {
+        let geometry = Geometry::of(self.identity.bytes);
+        let mut buffer = vec![0; SPAN_BYTES as usize];
+        for index in 0..geometry.spans() {
+            let bytes = &mut buffer[..geometry.span_bytes(index) as usize];
+            let span = self.span(index)?;
+            self.read_groups(&span, bytes, index * SPAN_BYTES)?;
+            if !each(bytes) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads ranges of a blob, each verified every time.
+#[derive(Debug)]
+pub struct VerifiedReader<'b> {
+    blob: &'b Blob,
+    /// The span used last, and its number.
+    span: Mutex<Option<(u64, Span)>>,
+}
+
+impl<'b> VerifiedReader<'b> {
+    /// For this blob.
+    pub fn new(blob: &'b Blob) -> Self {
+        Self {
+            blob,
+            span: Mutex::new(None),
+        }
+    }
+
+    fn read(&self, mut buffer: &mut [u8], mut offset: u64) -> Result<(), BlobError> {
+        let geometry = Geometry::of(self.blob.identity.bytes);
+        // Replaced as a whole, so never half-made.
+        let mut known = self.span.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut group_bytes = [0; GROUP_BYTES as usize];
+        while !buffer.is_empty() {
+            let group = offset / GROUP_BYTES;
+            let whole = &mut group_bytes[..geometry.group_bytes(group) as usize];
+            let index = offset / SPAN_BYTES;
+            let span = match known.take() {
+                Some((number, span)) if number == index => span,
+                _ => self.blob.span(index)?,
+            };
+            let (_, span) = known.insert((index, span));
+            self.blob.read_groups(span, whole, group * GROUP_BYTES)?;
+            let from = (offset % GROUP_BYTES) as usize;
+            let found = whole.get(from..).unwrap_or_default();
+            let count = found.len().min(buffer.len());
+            if count == 0 {
+                return Err(BlobError::Read {
+                    hash: self.blob.identity.hash,
+                    offset,
+                    source: io::ErrorKind::UnexpectedEof.into(),
+                });
+            }
+            let (now, later) = buffer.split_at_mut(count);
+            now.copy_from_slice(&found[..count]);
+            buffer = later;
+            offset += count as u64;
+        }
+        Ok(())
+    }
+}
+
+impl ReadAt for VerifiedReader<'_> {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read(buffer, offset).map_err(io::Error::other)
+    }
+}
+
+/// Whether an error, or one that caused it, is that of a corrupt blob; which one.
+pub(super) fn corruption(error: &(dyn std::error::Error + 'static)) -> Option<BlobHash> {
+    let mut current = Some(error);
+    while let Some(error) = current {
+        // An io::Error's source is that of what it carries, not what it carries.
+        let inner = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        let found = match inner {
+            Some(inner) => inner.downcast_ref::<BlobError>(),
+            None => error.downcast_ref::<BlobError>(),
+        };
+        match found {
+            Some(BlobError::Corrupt { hash, .. } | BlobError::Read { hash, .. })
+                if found.is_some_and(BlobError::is_corruption) =>
+            {
+                return Some(*hash);
+            }
+            Some(BlobError::Tree(
+                TreeError::Corrupt { hash, .. } | TreeError::Read { hash, .. },
+            )) if found.is_some_and(BlobError::is_corruption) => return Some(*hash),
+            _ => {}
+        }
+        current = error.source();
+    }
+    None
+}
+
+impl Store {
+    /// A blob, if it is there and has its length. What it holds is verified when it is
+    /// read.
+    pub fn blob(
+        &self,
+        identity: BlobIdentity,
+        what: impl Fn() -> String,
+    ) -> Result<Blob, StoreError> {
+        let directory = self.blob_directory(identity.hash);
+        let open = |name: &str, bytes: u64| {
+            let file = File::open(directory.join(name)).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => StoreError::Missing { what: what() },
+                _ => self.io(format!("opening {}", what()), error),
+            })?;
+            let metadata = file
+                .metadata()
+                .map_err(|error| self.io(format!("opening {}", what()), error))?;
+            if metadata.len() != bytes {
+                return Err(StoreError::Corrupt {
+                    what: format!("{name} of {}", what()),
+                    expected: format!("{bytes} bytes"),
+                    found: format!("{} bytes", metadata.len()),
+                });
+            }
+            Ok(file)
+        };
+        let outboard_bytes = Geometry::of(identity.bytes).outboard_bytes();
+        Ok(Blob {
+            identity,
+            data: open(DATA, identity.bytes)?,
+            outboard: open(OUTBOARD, outboard_bytes)?,
+        })
+    }
+
+    /// Puts a blob in its place that was made in `directory`. One that is there already
+    /// and can be used stays; one that cannot makes room.
+    pub(super) fn publish_blob(
+        &self,
+        directory: &Path,
+        identity: BlobIdentity,
+    ) -> Result<(), StoreError> {
+        let place = self.blob_directory(identity.hash);
+        let what = || format!("blob {}", identity.hash);
+        let failed = |error| self.io(format!("storing {}", what()), error);
+        loop {
+            match self.blob(identity, what) {
+                Ok(_) => return std::fs::remove_dir_all(directory).map_err(failed),
+                Err(error) if error.is_damage() => {}
+                Err(error) => return Err(error),
+            }
+            self.quarantine(identity.hash)?;
+            match publish(directory, &place) {
+                // Somebody else was quicker.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+                    ) => {}
+                outcome => return outcome.map_err(failed),
+            }
+        }
+    }
+
+    /// Takes a blob out of use that is not what it should be, and keeps it aside, in the
+    /// place of what was kept of it before. Who has its files open goes on with them.
+    pub fn quarantine(&self, hash: BlobHash) -> Result<(), StoreError> {
+        let failed = |error| self.io(format!("quarantining blob {hash}"), error);
+        let directory = self.blob_directory(hash);
+        if !directory.exists() {
+            return Ok(());
+        }
+        let kept = self.quarantined().join(hash.hex());
+        let staging = self.scratch()?;
+        match std::fs::rename(&kept, staging.path().join("before")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        match std::fs::rename(&directory, &kept) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            outcome => outcome.map_err(failed),
+        }
+    }
+
+    pub(super) fn blob_directory(&self, hash: BlobHash) -> PathBuf {
+        self.blobs().join(hash.hex())
+    }
+
+    pub(super) fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
+    pub(super) fn quarantined(&self) -> PathBuf {
+        self.root.join("quarantine")
+    }
+}
