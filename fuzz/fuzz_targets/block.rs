@@ -115,6 +115,7 @@ fn disk(read_only: bool) -> ExtentDisk {
         file: Arc::clone(file),
         offset_bytes: first * 512,
         length_bytes: sectors * 512,
+        blob: None,
     };
     let content: Vec<u8> = (0..SECTORS * 512).map(|n| n as u8).collect();
     let (a, b) = (

@@ -40,6 +40,7 @@ fn block() -> MockDriver {
         file: Arc::new(files::with(&[0; 512])),
         offset_bytes: 0,
         length_bytes: 512,
+        blob: None,
     };
     let disk = ExtentDisk::new(vec![extent], true).expect("a small disk");
     let backend = Box::new(PlainDisk::new(disk));

@@ -24,6 +24,7 @@ fuzz_target!(|data: &[u8]| {
             file: Arc::new(files::with(&[0; 4096])),
             offset_bytes: 0,
             length_bytes: 4096,
+            blob: None,
         };
         block::open(ExtentDisk::new(vec![extent], false).expect("a small disk"))
     });

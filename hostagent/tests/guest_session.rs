@@ -111,6 +111,7 @@ fn as_mote(request: &Value) -> ExitCode {
                 file: null().into(),
                 offset_bytes: 0,
                 length_bytes: 512,
+                blob: None,
             }],
             serial: None,
             limits: Some(DISK_LIMITS),

@@ -1,11 +1,8 @@
 //! What an image's own configuration and layers ask for.
 
-use std::process::Command;
-
 use e2e::mote;
-use e2e::oci::Layout;
+use e2e::oci::{Layout, tar};
 use serde_json::json;
-use tempfile::TempDir;
 
 #[test]
 fn entrypoint_cmd_env_directory_and_user_come_from_the_image() {
@@ -40,30 +37,6 @@ fn the_stop_signal_of_the_image_is_sent_for_sigterm() {
     std::io::BufRead::read_line(&mut output, &mut line).expect("the guest prints");
     assert_eq!(line, "got USR1\n");
     e2e::finish(child).expect(4);
-}
-
-/// A tar of what `script` makes in an empty directory.
-fn tar(script: &str) -> Vec<u8> {
-    let directory = TempDir::new().expect("a temporary directory");
-    let status = Command::new("/bin/sh")
-        .args(["-e", "-c", script])
-        .current_dir(&directory)
-        .status()
-        .expect("sh can be started");
-    assert!(status.success());
-    let output = Command::new("tar")
-        .args([
-            "--create",
-            "--file=-",
-            "--numeric-owner",
-            "--sort=name",
-            ".",
-        ])
-        .current_dir(&directory)
-        .output()
-        .expect("tar can be started");
-    assert!(output.status.success());
-    output.stdout
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -68,6 +69,13 @@ impl Layout {
         self
     }
 
+    /// The digest of the layer that was added last, which is its `diff_id` too.
+    pub fn last_layer(&self) -> String {
+        let layers = layers(&self.manifest);
+        let digest = layers.last().and_then(|layer| layer["digest"].as_str());
+        digest.expect("a layer").to_owned()
+    }
+
     /// Writes configuration, manifest and index; returns the reference.
     pub fn finish(&mut self) -> String {
         let config = self.config.to_string();
@@ -95,6 +103,30 @@ impl Layout {
         fs::write(path, bytes).expect("the blob can be written");
         digest
     }
+}
+
+/// A tar of what `script` makes in an empty directory.
+pub fn tar(script: &str) -> Vec<u8> {
+    let directory = TempDir::new().expect("a temporary directory");
+    let status = Command::new("/bin/sh")
+        .args(["-e", "-c", script])
+        .current_dir(&directory)
+        .status()
+        .expect("sh can be started");
+    assert!(status.success());
+    let output = Command::new("tar")
+        .args([
+            "--create",
+            "--file=-",
+            "--numeric-owner",
+            "--sort=name",
+            ".",
+        ])
+        .current_dir(&directory)
+        .output()
+        .expect("tar can be started");
+    assert!(output.status.success());
+    output.stdout
 }
 
 /// The path of the blob that `digest` names.

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 
 use crate::confinement::Landlock;
+use outboard::BlobHash;
 use serde::{Deserialize, Serialize};
 
 /// Something that happened to the microVM, and when.
@@ -66,6 +67,16 @@ pub enum EventKind {
     DiskFull {
         /// Such as `blk0`.
         device: String,
+    },
+    /// A blob of a disk is not what its hash says; the guest was given an I/O error, and
+    /// is given one whenever it reads there. Told once for each blob of the disk.
+    CorruptBlob {
+        /// Such as `blk0`.
+        device: String,
+        /// The blob.
+        hash: BlobHash,
+        /// What is wrong with it, and where.
+        reason: String,
     },
     /// A NIC's tap is gone: its interface was deleted. The guest sees that the
     /// link is down, and nothing brings it up again.

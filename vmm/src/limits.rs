@@ -2,10 +2,11 @@
 //! and no more.
 
 use jail::{CgroupLimits, Limits};
+use outboard::GROUP_BYTES;
 
 use crate::arch::layout;
 use crate::metrics::FILE_BYTES;
-use crate::spec::{Descriptor, VmSpec};
+use crate::spec::{Descriptor, DiskSpec, VmSpec};
 
 /// The program, its heap, rings and tables: what does not grow with the guest.
 const PROGRAM_BYTES: u64 = 64 << 20;
@@ -29,6 +30,9 @@ const KVM_THREADS: u64 = 1;
 const RING_THREADS: u64 = 5;
 /// A ring with room for 256 requests, its tables and those of its files.
 const RING_BYTES: u64 = 256 << 10;
+/// Where a disk's blobs are verified, at its fullest, with the nodes of its hash trees
+/// and what the allocator loses.
+const VERIFICATION_BYTES: u64 = 4 << 20;
 /// One for each stream, and two for one on its way to the agent.
 const VSOCK_DESCRIPTORS: u64 = 258;
 
@@ -55,6 +59,7 @@ pub fn of(spec: &VmSpec, greatest: Descriptor) -> Limits {
             .saturating_add(pmem_bytes(spec))
             .saturating_add(metrics_bytes(spec))
             .saturating_add(vsock_bytes(spec))
+            .saturating_add(verification_bytes(spec))
             .saturating_add(PROGRAM_BYTES + vcpus.saturating_mul(THREAD_BYTES)),
         locked_memory_bytes: RING_BYTES * rings(spec),
         file_size_bytes: ends.max().unwrap_or(0).max(memory_file_bytes(spec)),
@@ -78,6 +83,7 @@ pub fn of_cgroup(spec: &VmSpec) -> CgroupLimits {
             .saturating_add(spec.memory_bytes / 64)
             .saturating_add(pmem_bytes(spec) / 64)
             .saturating_add(vsock_bytes(spec))
+            .saturating_add(verification_bytes(spec))
             .saturating_add(HOST_BYTES),
         threads: threads(spec),
         // Which disks of the host are behind its files is not in the spec.
@@ -90,6 +96,16 @@ fn vsock_bytes(spec: &VmSpec) -> u64 {
         Some(_) => VSOCK_BYTES,
         None => 0,
     }
+}
+
+/// For each disk of blobs, and a bit for each group of these.
+fn verification_bytes(spec: &VmSpec) -> u64 {
+    let blobs = |disk: &DiskSpec| {
+        let blobs = disk.extents.iter().filter(|extent| extent.blob.is_some());
+        let bytes = blobs.fold(0_u64, |sum, blob| sum.saturating_add(blob.length_bytes));
+        (bytes > 0).then_some(VERIFICATION_BYTES + bytes / GROUP_BYTES / 8)
+    };
+    spec.disks.iter().filter_map(blobs).sum()
 }
 
 fn threads(spec: &VmSpec) -> u64 {

@@ -6,6 +6,7 @@
 //! newer agent never believes an older VMM obeyed it. Only `config` reads these
 //! types; devices never see them.
 
+use outboard::BlobHash;
 use serde::{Deserialize, Serialize};
 
 /// The version of this format. A VMM refuses any other.
@@ -181,6 +182,21 @@ pub struct ExtentSpec {
     pub offset_bytes: u64,
     /// How long it is, in bytes: a multiple of 512, never 0.
     pub length_bytes: u64,
+    /// What the extent is, so that what the guest reads of it is verified: all of a blob,
+    /// from the first byte of its file to the last. Of a disk all extents are, or none,
+    /// and the disk is read-only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blob: Option<BlobSpec>,
+}
+
+/// A blob, and how to verify it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlobSpec {
+    /// Its BLAKE3 hash: `blake3:` and 64 hexadecimal digits.
+    pub hash: BlobHash,
+    /// A regular file with its hash tree, as crate `outboard` describes it.
+    pub outboard: Descriptor,
 }
 
 /// A virtio-vsock device.

@@ -58,6 +58,7 @@ impl Passed {
                 file,
                 offset_bytes: 0,
                 length_bytes: metadata.len(),
+                blob: None,
             }],
             serial: None,
             limits: None,

@@ -1,11 +1,12 @@
-//! An image as a block device: the extents that make up its disk.
+//! An image as a block device: the blobs that make up its disk, which the VMM verifies as
+//! the guest reads them.
 
 pub mod limits;
 
 use std::sync::Arc;
 
-use crate::store::{Blob, Store, StoreError, StoredImage};
-use crate::vm_process::{Disk, Extent};
+use crate::store::{Blob, BlobIdentity, Store, StoreError, StoredImage};
+use crate::vm_process::{BlobTree, Disk, Extent};
 
 /// The read-only disk of a loaded image: its metadata, then its layers, base
 /// first, without gaps. That is the order the metadata's block addresses count in.
@@ -15,6 +16,10 @@ pub fn of_image(store: &Store, image: &StoredImage) -> Result<Disk, StoreError> 
         file: Arc::new(blob.data.into()),
         offset_bytes: 0,
         length_bytes: blob.identity.bytes,
+        blob: Some(BlobTree {
+            hash: blob.identity.hash,
+            outboard: Arc::new(blob.outboard.into()),
+        }),
     };
     let metadata = whole(merged.metadata);
     let layers = merged.layers.into_iter().map(|layer| whole(layer.blob));
@@ -24,6 +29,19 @@ pub fn of_image(store: &Store, image: &StoredImage) -> Result<Disk, StoreError> 
         serial: Some(image.id.hex()[..SERIAL_DIGITS].to_owned()),
         limits: None,
     })
+}
+
+/// Which blobs a disk is made of.
+pub fn blobs(disk: &Disk) -> Vec<BlobIdentity> {
+    let extents = disk.extents.iter();
+    let blobs = extents.filter_map(|extent| {
+        let blob = extent.blob.as_ref()?;
+        Some(BlobIdentity {
+            hash: blob.hash,
+            bytes: extent.length_bytes,
+        })
+    });
+    blobs.collect()
 }
 
 /// A virtio-blk serial has at most 20 bytes.

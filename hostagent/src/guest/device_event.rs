@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use outboard::BlobHash;
 use vmm::event::EventKind;
 
 use crate::vm_process::printable;
@@ -27,6 +28,13 @@ pub enum DeviceEventKind {
     },
     /// The host has no room for what the guest wrote to it.
     DiskFull,
+    /// A blob of it is not what its hash says.
+    CorruptBlob {
+        /// The blob.
+        hash: BlobHash,
+        /// What is wrong with it, and where.
+        reason: String,
+    },
     /// Its tap interface is gone.
     LinkDown {
         /// What the tap answered.
@@ -43,6 +51,14 @@ impl DeviceEvent {
                 (device, DeviceEventKind::Fault { reason })
             }
             EventKind::DiskFull { device } => (device, DeviceEventKind::DiskFull),
+            EventKind::CorruptBlob {
+                device,
+                hash,
+                reason,
+            } => {
+                let (hash, reason) = (*hash, reason.clone());
+                (device, DeviceEventKind::CorruptBlob { hash, reason })
+            }
             EventKind::LinkDown { device, reason } => {
                 let reason = reason.clone();
                 (device, DeviceEventKind::LinkDown { reason })
@@ -71,6 +87,13 @@ impl fmt::Display for DeviceEvent {
                 f,
                 "this host has no room for what the guest writes to {device}: the guest gets I/O errors"
             ),
+            DeviceEventKind::CorruptBlob { reason, .. } => {
+                let reason = printable(reason);
+                write!(
+                    f,
+                    "the guest gets an I/O error from {device} instead of wrong data: {reason}"
+                )
+            }
             DeviceEventKind::LinkDown { reason } => {
                 let reason = printable(reason);
                 write!(
@@ -97,13 +120,20 @@ mod tests {
             EventKind::DiskFull {
                 device: device.clone(),
             },
+            EventKind::CorruptBlob {
+                device: device.clone(),
+                hash: BlobHash::of(b""),
+                reason: reason.clone(),
+            },
             EventKind::LinkDown { device, reason },
         ]
         .map(|event| DeviceEvent::of(&event).unwrap().to_string());
         for line in &lines {
             assert!(line.contains("blk0") && !line.contains(char::is_control));
         }
-        assert!(lines[0].ends_with(": a[2Jb") && lines[2].ends_with(": a[2Jb"));
+        for line in [&lines[0], &lines[2], &lines[3]] {
+            assert!(line.ends_with(": a[2Jb"), "{line}");
+        }
         assert_eq!(DeviceEvent::of(&EventKind::Paused), None);
     }
 }

@@ -43,6 +43,7 @@ mod verify;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use blob::BlobIdentity;
 pub use blobs::{Blob, BlobError};
 pub use error::StoreError;
 pub use import::{ImportError, Imported};

@@ -1,5 +1,6 @@
 //! Reading everything an image needs and comparing it with what was written.
 
+use super::blob::BlobIdentity;
 use super::blobs::{Blob, BlobError};
 use super::records::StoredImage;
 use super::{Store, StoreError};
@@ -29,6 +30,21 @@ impl Store {
             self.check(&layer.blob, &mut verified, what)?;
         }
         Ok(verified)
+    }
+
+    /// Reads a blob and quarantines it if it is not what it should be; returns whether it
+    /// was so, or is not there any more.
+    pub fn quarantine_if_corrupt(&self, identity: BlobIdentity) -> Result<bool, StoreError> {
+        let what = || format!("blob {}", identity.hash);
+        let checked = self
+            .blob(identity, what)
+            .and_then(|blob| self.check(&blob, &mut Verified::default(), what));
+        match checked {
+            Ok(()) => Ok(false),
+            Err(StoreError::Corrupt { .. }) => self.quarantine(identity.hash).map(|()| true),
+            Err(error) if error.is_damage() => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     fn check(

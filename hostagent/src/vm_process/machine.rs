@@ -4,8 +4,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use jail::{IoLimit, NewNamespaces};
+use outboard::BlobHash;
 use vmm::spec::{
-    BalloonSpec, BootSpec, CpuidSpec, DiskSpec, ExtentSpec, FilesystemSpec, LimitsSpec,
+    BalloonSpec, BlobSpec, BootSpec, CpuidSpec, DiskSpec, ExtentSpec, FilesystemSpec, LimitsSpec,
     MetricsSpec, NicLimitsSpec, NicSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
 };
 
@@ -106,6 +107,18 @@ pub struct Extent {
     pub offset_bytes: u64,
     /// How long it is, in bytes: a multiple of 512.
     pub length_bytes: u64,
+    /// What it is, if what the guest reads of it is to be verified: all of a blob. Of a
+    /// disk all extents are, or none.
+    pub blob: Option<BlobTree>,
+}
+
+/// What a blob is verified by.
+#[derive(Debug)]
+pub struct BlobTree {
+    /// Its hash.
+    pub hash: BlobHash,
+    /// The file of its hash tree.
+    pub outboard: Arc<OwnedFd>,
 }
 
 /// The VMM's ends of what connects it with this process.
@@ -204,6 +217,13 @@ impl Disk {
                 file: inherited.pass(&extent.file)?,
                 offset_bytes: extent.offset_bytes,
                 length_bytes: extent.length_bytes,
+                blob: match &extent.blob {
+                    Some(blob) => Some(BlobSpec {
+                        hash: blob.hash,
+                        outboard: inherited.pass(&blob.outboard)?,
+                    }),
+                    None => None,
+                },
             })
         });
         Ok(DiskSpec {

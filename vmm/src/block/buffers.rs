@@ -51,6 +51,16 @@ impl Buffers {
         });
     }
 
+    /// Adds memory of this process's. It must stay where it is, and be used by nobody
+    /// else, until the transfer is over.
+    pub(super) fn push_host(&mut self, bytes: &mut [u8]) {
+        self.bytes += bytes.len() as u64;
+        self.pieces.push(libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        });
+    }
+
     /// `bytes` zeroes, to be written and never to be filled.
     pub(super) fn zeroes(bytes: u64) -> Self {
         let mut buffers = Self::default();

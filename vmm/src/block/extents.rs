@@ -1,9 +1,11 @@
-//! A disk made of ranges of files, one after another.
+//! A disk made of ranges of files, or of blobs, one after another.
 
 use std::fs::File;
 use std::sync::Arc;
 
+use super::buffers::Buffers;
 use super::step::{Action, Step};
+use super::verified::{Blob, Verification};
 use super::{Operation, Range};
 
 /// A range of a file.
@@ -15,6 +17,9 @@ pub struct Extent {
     pub offset_bytes: u64,
     /// How many.
     pub length_bytes: u64,
+    /// What it is, if it is to be verified: all of a blob. Of a disk all extents are, or
+    /// none, and it is read-only.
+    pub blob: Option<Blob>,
 }
 
 /// The disk.
@@ -24,6 +29,8 @@ pub struct ExtentDisk {
     files: Vec<Arc<File>>,
     size_bytes: u64,
     read_only: bool,
+    /// Boxed: most disks have no blobs, and results carry disks.
+    verification: Box<Verification>,
 }
 
 #[derive(Debug)]
@@ -35,6 +42,8 @@ struct Placed {
     file: usize,
     /// Where in the file it starts.
     offset: u64,
+    /// Its number as a blob.
+    blob: Option<usize>,
 }
 
 impl ExtentDisk {
@@ -44,19 +53,28 @@ impl ExtentDisk {
         let mut start = 0_u64;
         let mut placed = Vec::with_capacity(extents.len());
         let mut files: Vec<Arc<File>> = Vec::new();
+        let mut verification = Box::<Verification>::default();
         // Where in `files` each file is, by its address.
         let mut known = std::collections::HashMap::new();
+        let mut place = |file: &Arc<File>| {
+            *known.entry(Arc::as_ptr(file)).or_insert_with(|| {
+                files.push(Arc::clone(file));
+                files.len() - 1
+            })
+        };
         for extent in extents {
             let end = start.checked_add(extent.length_bytes)?;
-            let file = *known.entry(Arc::as_ptr(&extent.file)).or_insert_with(|| {
-                files.push(Arc::clone(&extent.file));
-                files.len() - 1
+            let file = place(&extent.file);
+            let blob = extent.blob.map(|blob| {
+                let outboard = place(&blob.outboard);
+                verification.add(blob.tree, file, outboard)
             });
             placed.push(Placed {
                 start,
                 length: extent.length_bytes,
                 file,
                 offset: extent.offset_bytes,
+                blob,
             });
             start = end;
         }
@@ -66,6 +84,7 @@ impl ExtentDisk {
             files,
             size_bytes: start,
             read_only,
+            verification,
         })
     }
 
@@ -84,16 +103,23 @@ impl ExtentDisk {
         &self.files
     }
 
+    /// What is known of its blobs.
+    pub fn verification(&mut self) -> &mut Verification {
+        &mut self.verification
+    }
+
+    /// Prepares a step for its first call.
+    pub fn begin(&mut self, step: &mut Step) {
+        if let Action::Check(check) = &mut step.action {
+            self.verification.begin(check);
+        }
+    }
+
     /// The steps of `operation`, the first one last.
     pub fn plan(&self, operation: Operation) -> Vec<Step> {
         let mut steps = Vec::with_capacity(1);
         match operation {
-            Operation::Read(offset, mut buffers) => {
-                let length = buffers.bytes();
-                self.cut(Range { offset, length }, &mut steps, |bytes| {
-                    Action::Read(buffers.split_off_front(bytes))
-                });
-            }
+            Operation::Read(offset, buffers) => self.plan_read(offset, buffers, &mut steps),
             Operation::Write(offset, mut buffers) => {
                 let length = buffers.bytes();
                 self.cut(Range { offset, length }, &mut steps, |bytes| {
@@ -123,8 +149,40 @@ impl ExtentDisk {
         steps
     }
 
+    fn plan_read(&self, offset: u64, mut buffers: Buffers, steps: &mut Vec<Step>) {
+        let length = buffers.bytes();
+        let range = Range { offset, length };
+        let unknown = self.pieces(range).any(|(placed, inside, bytes)| {
+            let blob = placed.blob;
+            blob.is_some_and(|blob| !self.verification.is_known(blob, inside, bytes))
+        });
+        for (placed, inside, bytes) in self.pieces(range) {
+            let part = buffers.split_off_front(bytes);
+            match placed.blob.filter(|_| unknown) {
+                Some(blob) => self.verification.plan(blob, inside, part, steps),
+                None => steps.push(Step {
+                    file: placed.file,
+                    offset: placed.offset + inside,
+                    action: Action::Read(part),
+                }),
+            }
+        }
+    }
+
     /// Cuts `range` at the borders of extents and makes each piece a step.
     fn cut(&self, range: Range, steps: &mut Vec<Step>, mut action: impl FnMut(u64) -> Action) {
+        for (placed, inside, bytes) in self.pieces(range) {
+            steps.push(Step {
+                file: placed.file,
+                offset: placed.offset + inside,
+                action: action(bytes),
+            });
+        }
+    }
+
+    /// The extents that `range` lies in, where in each its piece begins, and how long
+    /// that is.
+    fn pieces(&self, range: Range) -> impl Iterator<Item = (&Placed, u64, u64)> {
         let Range {
             mut offset,
             mut length,
@@ -132,20 +190,16 @@ impl ExtentDisk {
         let first = self
             .extents
             .partition_point(|placed| placed.start + placed.length <= offset);
-        for placed in &self.extents[first..] {
+        self.extents[first..].iter().map_while(move |placed| {
             if length == 0 {
-                return;
+                return None;
             }
             let inside = offset - placed.start;
             let bytes = length.min(placed.length - inside);
-            steps.push(Step {
-                file: placed.file,
-                offset: placed.offset + inside,
-                action: action(bytes),
-            });
             offset += bytes;
             length -= bytes;
-        }
+            Some((placed, inside, bytes))
+        })
     }
 }
 
@@ -200,7 +254,7 @@ mod tests {
                 .iter()
                 .map(|(offset, length)| {
                     whole.extend(&content[*offset as usize..(offset + length) as usize]);
-                    Extent { file: file.clone(), offset_bytes: *offset, length_bytes: *length }
+                    Extent { file: file.clone(), offset_bytes: *offset, length_bytes: *length, blob: None }
                 })
                 .collect();
             let disk = ExtentDisk::new(extents, true).unwrap();
@@ -222,6 +276,7 @@ mod tests {
             file: file.clone(),
             offset_bytes,
             length_bytes: 50,
+            blob: None,
         };
         let disk = ExtentDisk::new(vec![extent(&a, 50), extent(&b, 0)], false).unwrap();
         let memory = memory::create(1 << 16).unwrap();
@@ -244,6 +299,7 @@ mod tests {
                 file: file.clone(),
                 offset_bytes: 0,
                 length_bytes: 50,
+                blob: None,
             })
             .into();
         let disk = ExtentDisk::new(extents.clone(), false).unwrap();
@@ -260,6 +316,7 @@ mod tests {
             file,
             offset_bytes: 0,
             length_bytes: 100,
+            blob: None,
         };
         let disk = ExtentDisk::new(vec![extent], true).unwrap();
         let memory = memory::create(1 << 16).unwrap();

@@ -2,13 +2,15 @@
 //!
 //! [`extents`] says which range of which file a request means, [`step`] is one
 //! system call's worth of it, and two backends run the steps: [`plain`] while the
-//! caller waits, [`ring`] through io_uring where they would make it wait.
+//! caller waits, [`ring`] through io_uring where they would make it wait. What is read of
+//! blobs is [`verified`].
 
 pub mod buffers;
 pub mod extents;
 pub mod plain;
 pub mod ring;
 pub mod step;
+pub mod verified;
 
 use std::io;
 use std::os::fd::BorrowedFd;

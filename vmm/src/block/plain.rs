@@ -18,16 +18,24 @@ impl PlainDisk {
         Self { disk }
     }
 
-    fn run(&self, operation: Operation) -> io::Result<()> {
-        for mut step in self.disk.plan(operation).into_iter().rev() {
-            let file = &self.disk.files()[step.file];
-            loop {
-                let result = step.run(file);
-                match step.advance(result) {
-                    Progress::Done => break,
-                    Progress::Again => {}
-                    Progress::Failed(error) => return Err(error),
+    /// What it shows.
+    #[cfg(test)]
+    pub fn into_disk(self) -> ExtentDisk {
+        self.disk
+    }
+
+    fn run(&mut self, operation: Operation) -> io::Result<()> {
+        let mut steps = self.disk.plan(operation);
+        while let Some(step) = steps.last_mut() {
+            self.disk.begin(step);
+            let result = step.run(&self.disk.files()[step.file]);
+            match step.advance(result, self.disk.verification()) {
+                Progress::Done => {
+                    steps.pop();
                 }
+                Progress::Again => {}
+                Progress::After(step) => steps.push(step),
+                Progress::Failed(error) => return Err(error),
             }
         }
         Ok(())

@@ -27,6 +27,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::extents::ExtentDisk;
 use super::step::{Action, PUNCH_HOLE, Progress, Step, ZERO_RANGE};
+use super::verified::{MAX_GROUPS, STEP_GROUPS};
 use super::{BlockBackend, Operation, RESET_PATIENCE, Ticket};
 
 /// Requests in flight: as many as a queue holds chains. Each has one entry in the
@@ -77,6 +78,8 @@ pub struct RingDisk {
     event: EventFd,
     requests: Vec<Option<Request>>,
     free: Vec<u32>,
+    /// Groups that requests in flight may have in memory.
+    reserved: usize,
     shortcuts: Shortcuts,
     writes_slow_until: Option<Instant>,
 }
@@ -85,6 +88,8 @@ struct Request {
     ticket: Ticket,
     /// The step that is in the ring last, those after it before.
     steps: Vec<Step>,
+    /// Groups that one of its steps has in memory, at most.
+    groups: usize,
 }
 
 impl RingDisk {
@@ -113,6 +118,7 @@ impl RingDisk {
             event,
             requests: (0..IN_FLIGHT).map(|_| None).collect(),
             free: (0..IN_FLIGHT).rev().collect(),
+            reserved: 0,
             shortcuts,
             writes_slow_until: None,
         })
@@ -121,6 +127,7 @@ impl RingDisk {
     /// Goes through the steps that need no ring; `Some` after the last one.
     fn advance(&mut self, request: &mut Request) -> Option<io::Result<()>> {
         while let Some(step) = request.steps.last_mut() {
+            self.disk.begin(step);
             let result = at_once(
                 step,
                 &self.disk,
@@ -128,11 +135,12 @@ impl RingDisk {
                 self.shortcuts,
                 &mut self.writes_slow_until,
             )?;
-            match step.advance(result) {
+            match step.advance(result, self.disk.verification()) {
                 Progress::Done => {
                     request.steps.pop();
                 }
                 Progress::Again => {}
+                Progress::After(step) => request.steps.push(step),
                 Progress::Failed(error) => return Some(Err(error)),
             }
         }
@@ -143,7 +151,7 @@ impl RingDisk {
     fn go_on(&mut self, slot: u32, mut request: Request) -> Option<io::Result<()>> {
         let result = self.advance(&mut request);
         let Some(step) = request.steps.last().filter(|_| result.is_none()) else {
-            self.free.push(slot);
+            self.retire(slot, request.groups);
             return result.or(Some(Ok(())));
         };
         let served = self.storage[step.file] == Storage::Served;
@@ -157,15 +165,22 @@ impl RingDisk {
             .user_data(slot.into());
         // SAFETY: the entry points to the step's list of iovecs, which stays where
         // it is in `requests` until the completion is taken, and these to guest
-        // memory, which stays mapped. `Drop` waits for all completions.
+        // memory, which stays mapped, or to memory of the step's own, which stays where
+        // it is as long. `Drop` waits for all completions.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         if pushed.is_err() {
             // Impossible: the ring has an entry for each slot.
-            self.free.push(slot);
+            self.retire(slot, request.groups);
             return Some(Err(io::Error::from(io::ErrorKind::OutOfMemory)));
         }
         self.requests[slot as usize] = Some(request);
         None
+    }
+
+    /// Takes a slot back, and what its request had reserved.
+    fn retire(&mut self, slot: u32, groups: usize) {
+        self.free.push(slot);
+        self.reserved -= groups;
     }
 
     /// A request whose entry the kernel is done with, and what it says.
@@ -213,6 +228,9 @@ fn at_once(
     shortcuts: Shortcuts,
     writes_slow_until: &mut Option<Instant>,
 ) -> Option<io::Result<u64>> {
+    if step.is_read() {
+        return Some(Ok(0));
+    }
     if shortcuts != Shortcuts::Quick {
         return None;
     }
@@ -222,13 +240,15 @@ fn at_once(
         Storage::Served => return None,
         Storage::Local => {}
     }
-    match &step.action {
-        Action::Read(buffers) => match buffers.read(file, step.offset, libc::RWF_NOWAIT) {
+    if let Some(buffers) = step.action.fills() {
+        return match buffers.read(file, step.offset, libc::RWF_NOWAIT) {
             // Nothing may mean the end, or not: some kernels are mistaken there
             // (preadv2(2), BUGS). The ring knows better.
             Ok(0) | Err(_) => None,
             done => Some(done),
-        },
+        };
+    }
+    match &step.action {
         Action::Write(_) => {
             let before = Instant::now();
             if writes_slow_until.is_some_and(|until| before < until) {
@@ -279,13 +299,15 @@ fn entry(step: &Step) -> squeue::Entry {
             .mode(mode)
             .build()
     };
+    if let Some(buffers) = step.action.fills() {
+        let iovecs = buffers.iovecs();
+        return opcode::Readv::new(file, iovecs.as_ptr(), iovecs.len() as u32)
+            .offset(step.offset)
+            .build();
+    }
     match &step.action {
-        Action::Read(buffers) => {
-            let iovecs = buffers.iovecs();
-            opcode::Readv::new(file, iovecs.as_ptr(), iovecs.len() as u32)
-                .offset(step.offset)
-                .build()
-        }
+        // Told above.
+        Action::Read(_) | Action::Check(_) | Action::Nodes(_) => opcode::Nop::new().build(),
         Action::Write(buffers) => {
             let iovecs = buffers.iovecs();
             opcode::Writev::new(file, iovecs.as_ptr(), iovecs.len() as u32)
@@ -314,11 +336,18 @@ impl BlockBackend for RingDisk {
             return Some(Err(io::Error::from(io::ErrorKind::OutOfMemory)));
         };
         let steps = self.disk.plan(operation);
-        self.go_on(slot, Request { ticket, steps })
+        let groups = steps.iter().map(Step::groups).max().unwrap_or(0);
+        self.reserved += groups;
+        let request = Request {
+            ticket,
+            steps,
+            groups,
+        };
+        self.go_on(slot, request)
     }
 
     fn has_room(&self) -> bool {
-        !self.free.is_empty()
+        !self.free.is_empty() && self.reserved + STEP_GROUPS <= MAX_GROUPS
     }
 
     fn submit(&mut self) {
@@ -338,7 +367,7 @@ impl BlockBackend for RingDisk {
             let (slot, mut request, result) = self.take_completed()?;
             let ticket = request.ticket;
             let progress = match request.steps.last_mut() {
-                Some(step) => step.advance(result),
+                Some(step) => step.advance(result, self.disk.verification()),
                 None => Progress::Done,
             };
             match progress {
@@ -346,8 +375,9 @@ impl BlockBackend for RingDisk {
                     request.steps.pop();
                 }
                 Progress::Again => {}
+                Progress::After(step) => request.steps.push(step),
                 Progress::Failed(error) => {
-                    self.free.push(slot);
+                    self.retire(slot, request.groups);
                     return Some((ticket, Err(error)));
                 }
             }
@@ -373,8 +403,8 @@ impl BlockBackend for RingDisk {
     fn wait(&mut self, patience: Duration) -> bool {
         let begin = Instant::now();
         loop {
-            while let Some((slot, ..)) = self.take_completed() {
-                self.free.push(slot);
+            while let Some((slot, request, _)) = self.take_completed() {
+                self.retire(slot, request.groups);
             }
             if self.free.len() == self.requests.len() {
                 self.acknowledge();

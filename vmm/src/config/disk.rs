@@ -3,16 +3,18 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use outboard::Tree;
 use rustix::fs::OFlags;
 
 use super::descriptor::stored_size;
 use super::error::{ConfigError, in_range, kind};
 use super::limits::limits;
 use crate::block::extents::{Extent, ExtentDisk};
+use crate::block::verified::Blob;
 use crate::descriptors::{Descriptors, access};
 use crate::devices::virtio::block::Serial;
 use crate::devices::virtio::limiter::Limits;
-use crate::spec::DiskSpec;
+use crate::spec::{BlobSpec, DiskSpec};
 
 const SECTOR_BYTES: u64 = 512;
 /// A disk is a list of an image's blobs; images have at most 256 layers.
@@ -75,11 +77,26 @@ fn disk(spec: DiskSpec, index: usize, fds: &mut Descriptors) -> Result<DiskConfi
         if end > size {
             return Err(ConfigError::Extent { field, end, size });
         }
+        let whole = extent.offset_bytes == 0 && length == size;
+        let blob = match extent.blob {
+            Some(_) if !whole || !spec.read_only => {
+                let wanted = "all of its file, on a read-only disk: it is a blob";
+                return Err(kind(field, wanted));
+            }
+            Some(spec) => Some(blob(spec, length, &format!("{field}.blob"), fds)?),
+            None => None,
+        };
         extents.push(Extent {
             file,
             offset_bytes: extent.offset_bytes,
             length_bytes: length,
+            blob,
         });
+    }
+    let blobs = extents.iter().filter(|extent| extent.blob.is_some());
+    if !matches!(blobs.count(), count if count == 0 || count == extents.len()) {
+        let field = format!("{field}.extents");
+        return Err(kind(field, "all blobs, or none of them"));
     }
     let too_large = || kind(field.clone(), "smaller than 8 EiB");
     Ok(DiskConfig {
@@ -87,6 +104,31 @@ fn disk(spec: DiskSpec, index: usize, fds: &mut Descriptors) -> Result<DiskConfi
         serial: disk_serial(spec.serial.as_deref(), &field)?,
         limits: limits(spec.limits, &format!("{field}.limits"))?,
     })
+}
+
+fn blob(
+    spec: BlobSpec,
+    blob_bytes: u64,
+    field: &str,
+    fds: &mut Descriptors,
+) -> Result<Blob, ConfigError> {
+    let field = format!("{field}.outboard");
+    let outboard: Arc<File> = fds.share(spec.outboard, &field)?;
+    let (may_read, _) = access(&outboard);
+    if !may_read {
+        return Err(kind(field, "open for reading"));
+    }
+    let tree = Tree::new(spec.hash, blob_bytes);
+    let size = stored_size(&outboard).ok_or_else(|| kind(field.clone(), "a regular file"))?;
+    let wanted = tree.geometry().outboard_bytes();
+    if size != wanted {
+        return Err(ConfigError::Range {
+            field: format!("the size of {field}"),
+            found: size,
+            wanted: format!("{wanted}, for a blob of {blob_bytes} bytes"),
+        });
+    }
+    Ok(Blob { tree, outboard })
 }
 
 fn appends(file: &File) -> bool {

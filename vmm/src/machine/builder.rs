@@ -244,6 +244,7 @@ impl<'a> Builder<'a> {
                 file: pmem.file,
                 offset_bytes: 0,
                 length_bytes: pmem.bytes,
+                blob: None,
             };
             let disk = ExtentDisk::new(vec![extent], false).filter(|_| !pmem.read_only);
             let name = format!("pmem{index}");

@@ -191,6 +191,7 @@ impl Machine {
                 file: self.pass(file.try_clone().unwrap()),
                 offset_bytes: *offset_bytes,
                 length_bytes: *length_bytes,
+                blob: None,
             })
             .collect();
         self.spec.disks.push(DiskSpec {

@@ -259,6 +259,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     let workload = options.apply(&config)?;
     let mut disk = disk::of_image(&store, &stored)?;
     disk.limits = args.disk;
+    let blobs = disk::blobs(&disk);
     if progress.cancelled() {
         return Err(ImportError::Cancelled.into());
     }
@@ -324,7 +325,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         })
         .context("cannot make the microVM known to `mote ps`")?;
     request.control = Some(registration.control().clone());
-    let mut observer = RunObserver::new(registration);
+    let mut observer = RunObserver::new(registration, store, blobs);
     let outcome = guest::run(request, timeline, &mut observer)?;
     Ok(ExitCode::from(outcome.exit_code()))
 }

@@ -1,26 +1,60 @@
 //! What `mote run` does with what it hears of its microVM.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use hostagent::guest::{DeviceEvent, Observer};
+use hostagent::guest::{DeviceEvent, DeviceEventKind, Observer};
 use hostagent::running::Registration;
+use hostagent::store::{BlobIdentity, Store};
 use vmm::confinement::Landlock;
 
 use super::messages::Messages;
 
-/// Keeps the record of the microVM, and tells the user what becomes of its devices.
+/// Keeps the record of the microVM, tells the user what becomes of its devices, and takes
+/// blobs out of use that turn out to be corrupt.
 pub struct RunObserver {
     registration: Registration,
     messages: Messages,
+    store: Arc<Store>,
+    /// The blobs of its disk that nothing has been said about.
+    blobs: Vec<BlobIdentity>,
 }
 
 impl RunObserver {
     /// For the microVM of `registration`.
-    pub fn new(registration: Registration) -> Self {
+    pub fn new(registration: Registration, store: Store, blobs: Vec<BlobIdentity>) -> Self {
         Self {
             registration,
             messages: Messages::about("the guest's devices"),
+            store: Arc::new(store),
+            blobs,
         }
+    }
+}
+
+impl RunObserver {
+    /// Looks whether a blob is corrupt, as a VMM says, whose word alone takes nothing out
+    /// of use: others may run on it. Takes as long as reading it, and so has a thread of
+    /// its own.
+    fn check(&self, blob: BlobIdentity) {
+        let store = Arc::clone(&self.store);
+        let look = move || {
+            let mut messages = Messages::about("a blob");
+            let hash = blob.hash;
+            match store.quarantine_if_corrupt(blob) {
+                Ok(true) => messages.tell(format_args!(
+                    "blob {hash} is quarantined; load the image again with `mote load`"
+                )),
+                Ok(false) => messages.tell(format_args!(
+                    "blob {hash} is whole as this host reads it now: its memory or its disk may be failing"
+                )),
+                Err(error) => messages.tell(error),
+            }
+        };
+        // Without a thread, the next verification finds it.
+        let _ = std::thread::Builder::new()
+            .name("verify".to_owned())
+            .spawn(look);
     }
 }
 
@@ -35,5 +69,12 @@ impl Observer for RunObserver {
 
     fn device_event(&mut self, event: &DeviceEvent) {
         self.messages.tell(event);
+        if let DeviceEventKind::CorruptBlob { hash, .. } = event.kind {
+            let known = self.blobs.iter().position(|blob| blob.hash == hash);
+            if let Some(index) = known {
+                let blob = self.blobs.swap_remove(index);
+                self.check(blob);
+            }
+        }
     }
 }

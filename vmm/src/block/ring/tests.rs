@@ -38,6 +38,7 @@ fn swapped(file: &Arc<File>) -> ExtentDisk {
         file: Arc::clone(file),
         offset_bytes,
         length_bytes: half,
+        blob: None,
     });
     ExtentDisk::new(extents.into(), false).unwrap()
 }

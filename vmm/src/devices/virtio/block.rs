@@ -22,6 +22,7 @@ use vm_memory::Bytes;
 use super::limiter::{Limiter, Limits};
 use super::queues::{Chain, DeviceFault, Drained, Queues, Served, Taken};
 use super::{VirtioDevice, read_config_bytes};
+use crate::block::verified::Corrupt;
 use crate::block::{BlockBackend, Operation, RESET_PATIENCE, Ticket};
 use crate::event::{EventKind, EventSink, monotonic_ns};
 use crate::memory::GuestMemory;
@@ -197,6 +198,7 @@ impl Block {
                 Ok(ticket.written)
             }
             Err(error) => {
+                self.tell_corruption(error);
                 let full = matches!(
                     error.kind(),
                     io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
@@ -208,6 +210,17 @@ impl Block {
                 }
                 Err(Refusal::Failed)
             }
+        }
+    }
+
+    fn tell_corruption(&self, error: &io::Error) {
+        let corrupt = error.get_ref().and_then(|inner| inner.downcast_ref());
+        if let Some(corrupt @ Corrupt { first: true, .. }) = corrupt {
+            self.events.send(EventKind::CorruptBlob {
+                device: self.name.clone(),
+                hash: corrupt.hash,
+                reason: corrupt.to_string(),
+            });
         }
     }
 

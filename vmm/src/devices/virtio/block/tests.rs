@@ -80,6 +80,7 @@ fn disk(file: &Arc<File>, read_only: bool) -> ExtentDisk {
         file: Arc::clone(file),
         offset_bytes: 0,
         length_bytes: DISK_BYTES as u64,
+        blob: None,
     };
     ExtentDisk::new(vec![extent], read_only).unwrap()
 }

@@ -25,6 +25,7 @@ fn backend(file: File) -> Box<dyn BlockBackend> {
         file: Arc::new(file),
         offset_bytes: 0,
         length_bytes: 4096,
+        blob: None,
     };
     block::open(ExtentDisk::new(vec![extent], false).unwrap())
 }

@@ -1,0 +1,126 @@
+//! What a guest reads of its image is what was loaded, or an error.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use e2e::oci::{Layout, tar};
+use e2e::{mote, variable};
+use serde_json::Value;
+
+/// A layer with a file that a guest can read a part of, and what is in its blob.
+struct Image {
+    // Deleted when dropped.
+    _layout: Layout,
+    reference: String,
+    diff_id: String,
+}
+
+fn image(seed: &str) -> Image {
+    let script =
+        format!("mkdir opt; yes {seed} | head -c 3000000 >opt/data; echo {seed} >opt/small");
+    let layout = Layout::from_test_image().layer(&tar(&script));
+    let mut image = Image {
+        diff_id: layout.last_layer(),
+        _layout: layout,
+        reference: String::new(),
+    };
+    image.reference = image._layout.finish();
+    image
+}
+
+fn store() -> PathBuf {
+    variable("MOTE_ROOT").into()
+}
+
+/// Where the blob of a layer is.
+fn blob_of(diff_id: &str) -> PathBuf {
+    let hex = diff_id.strip_prefix("sha256:").expect("a sha256 digest");
+    let record = store().join(format!("layers/v1/{hex}.json"));
+    let record: Value = serde_json::from_slice(&fs::read(record).expect("a record")).expect("JSON");
+    let hash = record["blob"]["hash"].as_str().expect("a hash");
+    let hex = hash.strip_prefix("blake3:").expect("a BLAKE3 hash");
+    store().join("blobs").join(hex)
+}
+
+/// Changes one bit where `text` is in a file.
+fn flip_a_bit(path: &Path, text: &str, from: usize) {
+    let bytes = fs::read(path).expect("the blob can be read");
+    let found = bytes[from..]
+        .windows(text.len())
+        .position(|window| window == text.as_bytes());
+    let offset = from + found.expect("the file's content is in the blob");
+    let file = File::options()
+        .write(true)
+        .open(path)
+        .expect("the blob can be written");
+    file.write_all_at(&[bytes[offset] ^ 1], offset as u64)
+        .expect("a byte is written");
+}
+
+fn run(image: &Image, script: &str) -> e2e::Run {
+    mote(["run", &image.reference, "/bin/sh", "-c", script])
+}
+
+#[test]
+fn a_changed_bit_is_an_io_error_and_an_event_then_the_blob_is_quarantined_and_made_again() {
+    let image = image("changed-bit-of-data");
+    run(&image, "cmp /opt/data /opt/data && cat /opt/small").expect(0);
+    let blob = blob_of(&image.diff_id);
+    // Past the middle, so that the rest of the file can still be read.
+    flip_a_bit(&blob.join("data"), "changed-bit-of-data", 2_000_000);
+
+    let ended = run(
+        &image,
+        "head -c 100000 /opt/data | tail -c 5; cat /opt/data >/dev/null",
+    )
+    .expect(1);
+    assert_eq!(ended.text(), "data");
+    for words in [
+        "Input/output error",
+        "instead of wrong data",
+        "blob blake3:",
+        "is quarantined",
+    ] {
+        assert!(ended.errors().contains(words), "{}", ended.errors());
+    }
+    let quarantined = store()
+        .join("quarantine")
+        .join(blob.file_name().expect("a name"));
+    // A bound against hanging, not a measurement.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !quarantined.exists() {
+        assert!(Instant::now() < deadline, "it was not quarantined");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(!blob.exists());
+
+    let ended = run(&image, "cat /opt/data >/dev/null; cat /opt/small").expect(0);
+    assert_eq!(ended.text(), "changed-bit-of-data");
+    assert!(blob.exists());
+}
+
+#[test]
+fn a_changed_bit_of_a_hash_tree_gives_no_wrong_data() {
+    let image = image("changed-bit-of-tree");
+    run(&image, "true").expect(0);
+    let tree = blob_of(&image.diff_id).join("outboard");
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(tree)
+        .expect("the tree is there");
+    let mut byte = [0];
+    // In the root: nothing of the blob can be verified.
+    file.read_exact_at(&mut byte, 40).expect("a byte");
+    file.write_all_at(&[byte[0] ^ 0x10], 40)
+        .expect("a byte is written");
+    let ended = run(&image, "cat /opt/small").expect(1);
+    assert!(
+        ended.errors().contains("its hash tree is wrong"),
+        "{}",
+        ended.errors()
+    );
+    assert_eq!(ended.text(), "");
+}

@@ -1,0 +1,382 @@
+//! Disks whose extents are blobs: what a guest reads of them is verified on its way, the
+//! first time.
+//!
+//! A blob is verified by groups of 16 KiB, by the hash tree beside it (crate `outboard`).
+//! A group that has not been verified yet is read into memory of the VMM's, which the
+//! guest cannot write to, verified there, and copied. From then on the disk's files are
+//! read straight into guest memory. A read is planned as one or the other: all of its
+//! groups are known, or all are verified again.
+//!
+//! The memory for this is bounded: [`MAX_GROUPS`] at a time for a disk, reserved before a
+//! request begins.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use outboard::{BlobHash, GROUP_BYTES, SPAN_BYTES, Span, Tree, TreeError};
+
+use super::buffers::Buffers;
+use super::step::{Action, Step};
+
+/// Groups in memory at a time for one disk: 2 MiB.
+pub const MAX_GROUPS: usize = 128;
+/// Groups that one step reads, 256 KiB: more would only wait for one another.
+pub const STEP_GROUPS: usize = 16;
+/// Spans whose nodes are kept, 2 KiB each. A file that is read from front to back needs
+/// one; metadata and a few files at a time some more.
+const SPANS: usize = 16;
+/// Buffers that are kept for the next request.
+const SPARE: usize = STEP_GROUPS;
+
+/// What an extent is that can be verified: all of a blob.
+#[derive(Debug, Clone)]
+pub struct Blob {
+    /// Its hash and length.
+    pub tree: Tree,
+    /// Its hash tree.
+    pub outboard: Arc<File>,
+}
+
+/// Why a read of a blob failed that was answered with other bytes than the blob's. It
+/// comes as what an [`io::Error`] carries.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("blob {hash} is corrupt: {what}, at byte {offset}")]
+pub struct Corrupt {
+    /// The blob.
+    pub hash: BlobHash,
+    /// Where.
+    pub offset: u64,
+    /// `its data is wrong`, and the like.
+    pub what: &'static str,
+    /// Whether it is the first time that this is told of this blob.
+    pub first: bool,
+}
+
+/// The blobs of a disk, and what is known of them.
+#[derive(Debug, Default)]
+pub struct Verification {
+    blobs: Vec<Known>,
+    /// The spans used last, in the order of use, with the blob they are of.
+    spans: Vec<(usize, u64, Span)>,
+    spare: Vec<Group>,
+}
+
+/// Not a box: the kernel writes to it by an address that was taken before.
+type Group = Vec<u8>;
+
+#[derive(Debug)]
+struct Known {
+    tree: Tree,
+    /// Indices into the disk's files.
+    data: usize,
+    outboard: usize,
+    /// A bit for each group, set once it has been verified.
+    groups: Vec<u64>,
+    /// Its corruption has been told.
+    told: bool,
+}
+
+/// Reading whole groups, to be verified and then copied to the guest.
+#[derive(Debug)]
+pub struct Check {
+    blob: usize,
+    first_group: u64,
+    bounce: Vec<Group>,
+    /// What is not read yet; empty before the step begins, too.
+    missing: Buffers,
+    begun: bool,
+    /// Where in the first group the guest's bytes begin.
+    skip: usize,
+    /// Where they go.
+    to: Buffers,
+}
+
+/// Reading the nodes over a span.
+#[derive(Debug)]
+pub struct Nodes {
+    blob: usize,
+    span: u64,
+    /// Where a node on the way to the span is, and its content; the span's own last.
+    read: Vec<(u64, Vec<u8>)>,
+    /// How many of them are there.
+    done: usize,
+    missing: Buffers,
+}
+
+impl Verification {
+    /// Takes note of a blob; returns its number.
+    pub fn add(&mut self, tree: Tree, data: usize, outboard: usize) -> usize {
+        let words = tree.geometry().groups().div_ceil(u64::from(u64::BITS));
+        self.blobs.push(Known {
+            tree,
+            data,
+            outboard,
+            // As large as a bit for each 16 KiB of a file that is there.
+            groups: vec![0; usize::try_from(words).unwrap_or(usize::MAX)],
+            told: false,
+        });
+        self.blobs.len() - 1
+    }
+
+    /// Whether all of these bytes of a blob have been verified.
+    pub fn is_known(&self, blob: usize, offset: u64, length: u64) -> bool {
+        let Some(known) = self.blobs.get(blob) else {
+            return false;
+        };
+        length == 0 || groups(offset, length).all(|group| known.has(group))
+    }
+
+    /// Adds the steps to `steps` that fill `to` from `offset` of a blob.
+    pub fn plan(&self, blob: usize, offset: u64, mut to: Buffers, steps: &mut Vec<Step>) {
+        let Some(known) = self.blobs.get(blob) else {
+            return;
+        };
+        let mut offset = offset;
+        while to.bytes() > 0 {
+            let first_group = offset / GROUP_BYTES;
+            let end = (first_group + STEP_GROUPS as u64) * GROUP_BYTES;
+            let part = to.split_off_front(end - offset);
+            let skip = (offset % GROUP_BYTES) as usize;
+            offset += part.bytes();
+            steps.push(Step {
+                file: known.data,
+                offset: first_group * GROUP_BYTES,
+                action: Action::Check(Box::new(Check {
+                    blob,
+                    first_group,
+                    bounce: Vec::new(),
+                    missing: Buffers::default(),
+                    begun: false,
+                    skip,
+                    to: part,
+                })),
+            });
+        }
+    }
+
+    /// Prepares a step for its first call.
+    pub fn begin(&mut self, check: &mut Check) {
+        if check.begun {
+            return;
+        }
+        check.begun = true;
+        let Some(known) = self.blobs.get(check.blob) else {
+            return;
+        };
+        let geometry = known.tree.geometry();
+        for group in check.groups() {
+            let mut bytes = self
+                .spare
+                .pop()
+                .unwrap_or_else(|| vec![0; GROUP_BYTES as usize]);
+            check
+                .missing
+                .push_host(&mut bytes[..geometry.group_bytes(group) as usize]);
+            check.bounce.push(bytes);
+        }
+    }
+
+    /// What to make of a file that ends before a blob does.
+    pub fn truncated(&mut self, blob: usize, offset: u64) -> io::Error {
+        match self.blobs.get_mut(blob) {
+            Some(known) => known.corrupt(offset, "it ends"),
+            None => io::ErrorKind::UnexpectedEof.into(),
+        }
+    }
+
+    /// Verifies what was read and copies it to the guest. Where the nodes for it are not
+    /// known, the step that reads them comes first.
+    pub fn finish(&mut self, check: &mut Check) -> Result<Option<Step>, io::Error> {
+        for group in check.groups() {
+            let span = group * GROUP_BYTES / SPAN_BYTES;
+            let Some(position) = self.position(check.blob, span) else {
+                return Ok(Some(self.nodes(check.blob, span)?));
+            };
+            // The one that is used is the last to go.
+            let used = self.spans.remove(position);
+            self.spans.push(used);
+            let known = &mut self.blobs[check.blob];
+            let length = known.tree.geometry().group_bytes(group) as usize;
+            let index = (group - check.first_group) as usize;
+            let bytes = check.bounce[index].get(..length).unwrap_or_default();
+            let verified = match self.spans.last() {
+                Some((_, _, span)) => span.verify(group, bytes),
+                None => false,
+            };
+            if !verified {
+                return Err(known.corrupt(group * GROUP_BYTES, "its data is wrong"));
+            }
+            known.note(group);
+        }
+        let mut copied = 0;
+        let mut skip = check.skip;
+        for bytes in &check.bounce {
+            check.to.copy_at(copied, &bytes[skip..]);
+            copied += GROUP_BYTES as usize - skip;
+            skip = 0;
+        }
+        self.release(check);
+        Ok(None)
+    }
+
+    /// Takes a step's memory back.
+    pub fn release(&mut self, check: &mut Check) {
+        check.missing = Buffers::default();
+        self.spare.append(&mut check.bounce);
+        self.spare.truncate(SPARE);
+    }
+
+    /// The step that reads the nodes over a span.
+    fn nodes(&self, blob: usize, span: u64) -> io::Result<Step> {
+        let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+        let known = self.blobs.get(blob).ok_or_else(invalid)?;
+        let place = known.tree.geometry().span(span).ok_or_else(invalid)?;
+        let node = |(offset, _)| (offset, vec![0; outboard::NODE_BYTES as usize]);
+        let mut read: Vec<(u64, Vec<u8>)> = place.path.into_iter().map(node).collect();
+        let own = (place.groups - 1) * outboard::NODE_BYTES;
+        read.push((place.offset, vec![0; own as usize]));
+        let mut nodes = Nodes {
+            blob,
+            span,
+            read,
+            done: 0,
+            missing: Buffers::default(),
+        };
+        let offset = nodes.go_on().unwrap_or(0);
+        Ok(Step {
+            file: known.outboard,
+            offset,
+            action: Action::Nodes(Box::new(nodes)),
+        })
+    }
+
+    /// Verifies the nodes that were read and keeps them.
+    pub fn keep(&mut self, nodes: &Nodes) -> io::Result<()> {
+        let Some(known) = self.blobs.get_mut(nodes.blob) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let read = |buffer: &mut [u8], offset: u64| {
+            let found = nodes.read.iter().find(|(at, _)| *at == offset);
+            match found {
+                Some((_, bytes)) if bytes.len() == buffer.len() => {
+                    buffer.copy_from_slice(bytes);
+                    Ok(())
+                }
+                _ => Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        };
+        let span = match known.tree.span(nodes.span, read) {
+            Ok(span) => span,
+            Err(TreeError::Corrupt { offset, .. }) => {
+                return Err(known.corrupt(offset, "its hash tree is wrong"));
+            }
+            Err(error) => return Err(io::Error::other(error)),
+        };
+        if self.spans.len() >= SPANS {
+            self.spans.remove(0);
+        }
+        self.spans.push((nodes.blob, nodes.span, span));
+        Ok(())
+    }
+
+    fn position(&self, blob: usize, span: u64) -> Option<usize> {
+        self.spans
+            .iter()
+            .position(|known| (known.0, known.1) == (blob, span))
+    }
+}
+
+impl Known {
+    fn has(&self, group: u64) -> bool {
+        let word = self.groups.get((group / u64::from(u64::BITS)) as usize);
+        word.is_some_and(|word| word >> (group % u64::from(u64::BITS)) & 1 == 1)
+    }
+
+    fn note(&mut self, group: u64) {
+        let word = self.groups.get_mut((group / u64::from(u64::BITS)) as usize);
+        if let Some(word) = word {
+            *word |= 1 << (group % u64::from(u64::BITS));
+        }
+    }
+
+    fn corrupt(&mut self, offset: u64, what: &'static str) -> io::Error {
+        let first = !std::mem::replace(&mut self.told, true);
+        let hash = self.tree.hash();
+        let corrupt = Corrupt {
+            hash,
+            offset,
+            what,
+            first,
+        };
+        io::Error::new(io::ErrorKind::InvalidData, corrupt)
+    }
+}
+
+impl Check {
+    fn groups(&self) -> std::ops::Range<u64> {
+        let bytes = self.skip as u64 + self.to.bytes();
+        self.first_group..self.first_group + bytes.div_ceil(GROUP_BYTES)
+    }
+
+    /// How many groups are in memory while the step runs.
+    pub fn count(&self) -> usize {
+        let groups = self.groups();
+        (groups.end - groups.start) as usize
+    }
+
+    /// The blob that is read.
+    pub fn blob(&self) -> usize {
+        self.blob
+    }
+
+    /// What is still to be read.
+    pub fn missing(&mut self) -> &mut Buffers {
+        &mut self.missing
+    }
+
+    /// The same, for a call.
+    pub fn wanted(&self) -> &Buffers {
+        &self.missing
+    }
+}
+
+impl Nodes {
+    /// The blob whose nodes are read.
+    pub fn blob(&self) -> usize {
+        self.blob
+    }
+
+    /// What is still to be read of the node or nodes at hand.
+    pub fn missing(&mut self) -> &mut Buffers {
+        &mut self.missing
+    }
+
+    /// The same, for a call.
+    pub fn wanted(&self) -> &Buffers {
+        &self.missing
+    }
+
+    /// Goes on to what is to be read next; returns where it is in the outboard, or `None`
+    /// if all is there.
+    pub fn go_on(&mut self) -> Option<u64> {
+        while let Some((offset, bytes)) = self.read.get_mut(self.done) {
+            self.done += 1;
+            // A span of one group has no nodes of its own.
+            if !bytes.is_empty() {
+                self.missing = Buffers::default();
+                self.missing.push_host(bytes);
+                return Some(*offset);
+            }
+        }
+        None
+    }
+}
+
+/// The groups that bytes of a blob lie in.
+fn groups(offset: u64, length: u64) -> std::ops::RangeInclusive<u64> {
+    offset / GROUP_BYTES..=offset.saturating_add(length - 1) / GROUP_BYTES
+}
+
+#[cfg(test)]
+mod tests;
