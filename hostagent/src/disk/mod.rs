@@ -5,13 +5,18 @@ pub mod limits;
 
 use std::sync::Arc;
 
-use crate::store::{Blob, BlobIdentity, Store, StoreError, StoredImage};
+use crate::store::{Blob, BlobIdentity, Lease, Store, StoreError, StoredImage};
 use crate::vm_process::{BlobTree, Disk, Extent};
 
 /// The read-only disk of a loaded image: its metadata, then its layers, base
-/// first, without gaps. That is the order the metadata's block addresses count in.
-pub fn of_image(store: &Store, image: &StoredImage) -> Result<Disk, StoreError> {
-    let merged = store.merged(&image.diff_ids)?;
+/// first, without gaps. That is the order the metadata's block addresses count in. Its
+/// blobs stay in the store as long as `lease`.
+pub fn of_image(store: &Store, image: &StoredImage, lease: &mut Lease) -> Result<Disk, StoreError> {
+    let merged = store.hold(lease, || {
+        let merged = store.merged(&image.diff_ids)?;
+        let blobs = merged.hashes();
+        Ok::<_, StoreError>((merged, blobs))
+    })?;
     let whole = |blob: Blob| Extent {
         file: Arc::new(blob.data.into()),
         offset_bytes: 0,

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::durable::{publish, write_file};
 use super::layers::{ConvertError, Obtained};
+use super::leases::Lease;
 use super::records::{StoredImage, now_unix_seconds};
 use super::{Store, StoreError};
 use crate::image::digest::Digest;
@@ -40,19 +41,21 @@ pub enum ImportError {
 
 impl Store {
     /// Takes an image in: converts the layers that are not there yet, merges
-    /// them, and then records the image under `names`.
+    /// them, and then records the image under `names`. Its blobs stay as long as `lease`,
+    /// whatever becomes of the image meanwhile.
     pub fn import(
         &self,
         source: &SourceImage,
         names: &[ImageName],
+        lease: &mut Lease,
         progress: &dyn Progress,
     ) -> Result<Imported, ImportError> {
         let id = source.config_document.digest;
         let diff_ids = &source.config.diff_ids;
         let mut converted = BTreeSet::new();
         loop {
-            self.import_layers(source, &mut converted, progress)?;
-            match self.obtain_merged(id, diff_ids) {
+            self.import_layers(source, &mut converted, lease, progress)?;
+            match self.obtain_merged(id, diff_ids, lease) {
                 Ok(()) => break,
                 // A layer that was there is corrupt. It is quarantined: once more, then.
                 Err(error) if error.is_damage() && converted.len() < diff_ids.len() => {
@@ -60,10 +63,6 @@ impl Store {
                 }
                 Err(error) => return Err(error.into()),
             }
-        }
-        self.keep(&source.config_document)?;
-        if let Some(manifest) = &source.manifest {
-            self.keep(manifest)?;
         }
         let merged = self.merged(diff_ids)?;
         let blobs = merged.layers.iter().map(|layer| &layer.blob);
@@ -79,7 +78,15 @@ impl Store {
             created: source.config.created.clone(),
             loaded_unix_seconds: now_unix_seconds(),
         };
-        self.record(&image)?;
+        // Nothing collects the documents before the image is recorded that needs them.
+        self.hold(lease, || {
+            self.keep(&source.config_document)?;
+            if let Some(manifest) = &source.manifest {
+                self.keep(manifest)?;
+            }
+            self.record(&image)?;
+            Ok::<_, StoreError>(((), Vec::new()))
+        })?;
         Ok(Imported {
             image,
             converted: converted.len(),
@@ -92,6 +99,7 @@ impl Store {
         &self,
         source: &SourceImage,
         converted: &mut BTreeSet<Digest>,
+        lease: &mut Lease,
         progress: &dyn Progress,
     ) -> Result<(), ImportError> {
         let mut seen = BTreeSet::new();
@@ -100,7 +108,7 @@ impl Store {
                 continue;
             }
             progress.layer(index + 1, source.layers.len(), layer.region.length());
-            match self.obtain_layer(layer, progress) {
+            match self.obtain_layer(layer, lease, progress) {
                 Ok(Obtained::Converted) => {
                     converted.insert(layer.diff_id);
                 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use outboard::BlobHash;
 use serde::{Deserialize, Serialize};
 
 use super::blob::{BlobIdentity, BlobWriter};
@@ -10,6 +11,7 @@ use super::blobs::Blob;
 use super::durable::{publish, write_file};
 use super::error::is_out_of_space;
 use super::import::ImportError;
+use super::leases::Lease;
 use super::lock::FileLock;
 use super::{Store, StoreError};
 use crate::image::digest::Digest;
@@ -71,15 +73,23 @@ impl Store {
         Ok(Some(StoredLayer { diff_id, blob }))
     }
 
-    /// Converts a layer unless that has been done. If another process is at it,
-    /// waits for that one.
+    /// The blobs that a layer's record names; none if there is no record.
+    pub(super) fn layer_blobs(&self, diff_id: Digest) -> Vec<BlobHash> {
+        let record = read_record::<Record>(self, self.layer_record(diff_id), String::new);
+        let record = record.ok().flatten();
+        record.map(|record| record.blob.hash).into_iter().collect()
+    }
+
+    /// Converts a layer unless that has been done, and holds on to it. If another process
+    /// is at it, waits for that one.
     pub(super) fn obtain_layer(
         &self,
         source: &LayerSource,
+        lease: &mut Lease,
         progress: &dyn Progress,
     ) -> Result<Obtained, ImportError> {
         let diff_id = source.diff_id;
-        if self.usable_layer(diff_id)? {
+        if self.usable_layer(diff_id, lease)? {
             return Ok(Obtained::WasThere);
         }
         let lock = self.locks().join(format!("layer-{}", diff_id.hex()));
@@ -90,14 +100,19 @@ impl Store {
         )
         .map_err(|error| self.io("waiting for another process", error))?
         .ok_or(ImportError::Cancelled)?;
-        if self.usable_layer(diff_id)? {
+        if self.usable_layer(diff_id, lease)? {
             return Ok(Obtained::WasThere);
         }
-        self.convert(source, progress)?;
+        self.convert(source, lease, progress)?;
         Ok(Obtained::Converted)
     }
 
-    fn convert(&self, source: &LayerSource, progress: &dyn Progress) -> Result<(), ImportError> {
+    fn convert(
+        &self,
+        source: &LayerSource,
+        lease: &mut Lease,
+        progress: &dyn Progress,
+    ) -> Result<(), ImportError> {
         let diff_id = source.diff_id;
         let staging = self.scratch()?;
         let made = staging.path().join("layer");
@@ -119,15 +134,21 @@ impl Store {
             StoreError::no_space(self.root.clone(), action()).into()
         })?;
         let blob = blob.finish().map_err(failed)?;
+        self.hold(lease, || Ok::<_, StoreError>(((), vec![blob.hash])))?;
         self.publish_blob(&made, blob)?;
         let record = Record { diff_id, blob };
         Ok(self.write_record(&self.layer_record(diff_id), &record, action)?)
     }
 
-    /// Whether a layer is there and has its length. One that has not, or has no
-    /// readable record, is as good as not there.
-    fn usable_layer(&self, diff_id: Digest) -> Result<bool, StoreError> {
-        match self.layer(diff_id) {
+    /// Whether a layer is there and has its length; if so, holds on to it. One that has
+    /// not, or has no readable record, is as good as not there.
+    fn usable_layer(&self, diff_id: Digest, lease: &mut Lease) -> Result<bool, StoreError> {
+        let layer = self.hold(lease, || {
+            let layer = self.layer(diff_id)?;
+            let blobs = layer.iter().map(|layer| layer.blob.identity.hash).collect();
+            Ok::<_, StoreError>((layer, blobs))
+        });
+        match layer {
             Ok(layer) => Ok(layer.is_some()),
             Err(error) if error.is_damage() => Ok(false),
             Err(error) => Err(error),

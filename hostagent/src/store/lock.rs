@@ -85,6 +85,16 @@ impl FileLock {
         Ok(())
     }
 
+    /// Empties the file.
+    pub fn truncate(&mut self) -> io::Result<()> {
+        self.file.set_len(0)
+    }
+
+    /// Adds to the file. Who reads it meanwhile may find a part.
+    pub fn append(&mut self, content: &[u8]) -> io::Result<()> {
+        self.file.write_all(content)
+    }
+
     /// Removes the files in `directory` that dead processes left. They do no harm
     /// but to grow in number.
     pub fn remove_stale(directory: &Path) -> io::Result<()> {

@@ -1,15 +1,17 @@
 //! An image's own blob: one tree over its layers, metadata only.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use erofs::Image;
 use erofs::merge::MergeError;
+use outboard::BlobHash;
 use serde::{Deserialize, Serialize};
 
 use super::blob::{BlobIdentity, BlobWriter};
 use super::blobs::{Blob, VerifiedReader, corruption};
 use super::error::is_out_of_space;
 use super::layers::{StoredLayer, mistaken, read_record};
+use super::leases::Lease;
 use super::lock::FileLock;
 use super::{Store, StoreError};
 use crate::image::digest::Digest;
@@ -28,6 +30,15 @@ pub struct MergedImage {
     pub metadata: Blob,
     /// The layers, base first.
     pub layers: Vec<StoredLayer>,
+}
+
+impl MergedImage {
+    /// The hashes of all of them.
+    pub fn hashes(&self) -> Vec<BlobHash> {
+        let layers = self.layers.iter().map(|layer| &layer.blob);
+        let blobs = std::iter::once(&self.metadata).chain(layers);
+        blobs.map(|blob| blob.identity.hash).collect()
+    }
 }
 
 impl Store {
@@ -51,8 +62,9 @@ impl Store {
         &self,
         image: Digest,
         diff_ids: &[Digest],
+        lease: &mut Lease,
     ) -> Result<(), StoreError> {
-        if self.usable_merge(diff_ids)? {
+        if self.usable_merge(diff_ids, lease)? {
             return Ok(());
         }
         let lock = self
@@ -61,7 +73,7 @@ impl Store {
         let action = || format!("merging the layers of image {}", image.short());
         let failed = |error| self.io(action(), error);
         let _lock = FileLock::acquire_brief(&lock).map_err(failed)?;
-        if self.usable_merge(diff_ids)? {
+        if self.usable_merge(diff_ids, lease)? {
             return Ok(());
         }
         let staging = self.scratch()?;
@@ -86,6 +98,7 @@ impl Store {
             });
         }
         let blob = blob.finish().map_err(failed)?;
+        self.hold(lease, || Ok::<_, StoreError>(((), vec![blob.hash])))?;
         self.publish_blob(&made, blob)?;
         let record = Record {
             diff_ids: diff_ids.to_vec(),
@@ -94,12 +107,27 @@ impl Store {
         self.write_record(&self.merge_record(diff_ids), &record, action)
     }
 
-    fn usable_merge(&self, diff_ids: &[Digest]) -> Result<bool, StoreError> {
-        match self.merged(diff_ids) {
-            Ok(_) => Ok(true),
+    fn usable_merge(&self, diff_ids: &[Digest], lease: &mut Lease) -> Result<bool, StoreError> {
+        let merged = self.hold(lease, || {
+            let merged = self.merged(diff_ids)?;
+            Ok::<_, StoreError>(((), merged.hashes()))
+        });
+        match merged {
+            Ok(()) => Ok(true),
             Err(error) if error.is_damage() => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// The blob that a merge's record names.
+    pub(super) fn merge_blob(&self, diff_ids: &[Digest]) -> Option<BlobHash> {
+        self.merge_blob_of(&self.merge_record(diff_ids))
+    }
+
+    /// The blob that the record of a merge at `path` names.
+    pub(super) fn merge_blob_of(&self, path: &Path) -> Option<BlobHash> {
+        let record = read_record::<Record>(self, path.to_owned(), String::new);
+        Some(record.ok()??.blob.hash)
     }
 
     fn all_layers(&self, diff_ids: &[Digest]) -> Result<Vec<StoredLayer>, StoreError> {

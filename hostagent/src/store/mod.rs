@@ -10,6 +10,7 @@
 //! ├── layers/vN/DIFF_ID.json           which blob a layer was converted to
 //! ├── disks/vN/KEY.json                which blob is the tree over an image's layers
 //! ├── quarantine/HASH                  blobs that were not what they should be
+//! ├── leases/                         what each living process needs
 //! ├── locks/                          one file for each thing being made
 //! ├── run/                            one file for each name in use
 //! └── staging/                        what is not whole yet
@@ -20,7 +21,8 @@
 //! after a crash at any point the store is as it was before or after. An image is
 //! recorded last, when all it needs is there. What a dead process left in
 //! `staging` is removed when the store is next opened (see [`staging`]). Two
-//! processes that want the same layer wait for one another (see [`lock`]).
+//! processes that want the same layer wait for one another (see [`lock`]). What no image
+//! and no living process needs is removed when an image is (see [`collect`], [`leases`]).
 //!
 //! A layer is found by its `diff_id` and the version of the converter: the converter is
 //! deterministic, so these two say which blob it becomes. A blob is read in one way only:
@@ -29,10 +31,12 @@
 
 pub mod blob;
 pub mod blobs;
+mod collect;
 mod durable;
 mod error;
 mod import;
 mod layers;
+mod leases;
 pub mod lock;
 mod merged;
 mod records;
@@ -45,10 +49,12 @@ use std::path::{Path, PathBuf};
 
 pub use blob::BlobIdentity;
 pub use blobs::{Blob, BlobError};
+pub use collect::Collected;
 pub use error::StoreError;
 pub use import::{ImportError, Imported};
 pub use layers::StoredLayer;
 pub use layers::{CONVERTER_VERSION, ConvertError};
+pub use leases::Lease;
 pub use merged::MergedImage;
 pub use records::StoredImage;
 pub use spool::is_compressed;
@@ -99,6 +105,7 @@ impl Store {
             store.root.join("content/sha256"),
             store.blobs(),
             store.quarantined(),
+            store.leases(),
             store.layers(),
             store.disks(),
         ] {

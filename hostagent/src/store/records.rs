@@ -105,26 +105,68 @@ impl Store {
 
     /// Adds an image and gives it names, taking them from images that had them.
     pub(super) fn record(&self, image: &StoredImage) -> Result<(), StoreError> {
+        self.change_records("recording the image", |records| {
+            let entry = records.images.entry(image.id);
+            let record = entry.or_insert_with(|| ImageRecord {
+                manifest: image.manifest,
+                diff_ids: image.diff_ids.clone(),
+                bytes: image.bytes,
+                created: image.created.clone(),
+                loaded_unix_seconds: image.loaded_unix_seconds,
+            });
+            record.manifest = image.manifest.or(record.manifest);
+            record.bytes = image.bytes;
+            for name in image.names.iter().filter_map(ImageName::tagged) {
+                records.names.insert(name, image.id);
+            }
+        })
+    }
+
+    /// Gives an image one more name, taking it from the image that had it. False if there
+    /// is no such image.
+    pub fn tag(&self, id: Digest, name: &ImageName) -> Result<bool, StoreError> {
+        self.change_records("naming the image", |records| {
+            let known = records.images.contains_key(&id);
+            if let (true, Some(name)) = (known, name.tagged()) {
+                records.names.insert(name, id);
+            }
+            known
+        })
+    }
+
+    /// Takes a name away, if it is that of this image. The image stays.
+    pub fn untag(&self, id: Digest, name: &ImageName) -> Result<bool, StoreError> {
+        self.change_records("taking the name from the image", |records| {
+            let Some(name) = name.tagged() else {
+                return false;
+            };
+            let is_its = records.names.get(&name) == Some(&id);
+            is_its && records.names.remove(&name).is_some()
+        })
+    }
+
+    /// Removes an image that has no names, unless there is none; [`Store::collect`] then
+    /// removes what it alone needed. Returns whether it did.
+    pub fn forget(&self, id: Digest) -> Result<bool, StoreError> {
+        self.change_records("removing the image", |records| {
+            let named = records.names.values().any(|named| *named == id);
+            !named && records.images.remove(&id).is_some()
+        })
+    }
+
+    fn change_records<T>(
+        &self,
+        action: &str,
+        change: impl FnOnce(&mut Records) -> T,
+    ) -> Result<T, StoreError> {
         let locked = self.locks().join("images");
-        let failed = |source| self.io("recording the image", source);
+        let failed = |source| self.io(action, source);
         let _lock = FileLock::acquire_brief(&locked).map_err(failed)?;
         let before = self.read_records()?;
         let mut records = before.clone();
-        let entry = records.images.entry(image.id);
-        let record = entry.or_insert_with(|| ImageRecord {
-            manifest: image.manifest,
-            diff_ids: image.diff_ids.clone(),
-            bytes: image.bytes,
-            created: image.created.clone(),
-            loaded_unix_seconds: image.loaded_unix_seconds,
-        });
-        record.manifest = image.manifest.or(record.manifest);
-        record.bytes = image.bytes;
-        for name in image.names.iter().filter_map(ImageName::tagged) {
-            records.names.insert(name, image.id);
-        }
+        let outcome = change(&mut records);
         if records == before {
-            return Ok(());
+            return Ok(outcome);
         }
         let staging = self.scratch()?;
         let part = staging.path().join("images.json");
@@ -135,7 +177,8 @@ impl Store {
             })?;
         bytes.push(b'\n');
         write_file(&part, &bytes).map_err(failed)?;
-        publish(&part, &self.records_path()).map_err(failed)
+        publish(&part, &self.records_path()).map_err(failed)?;
+        Ok(outcome)
     }
 
     fn records_path(&self) -> std::path::PathBuf {
@@ -270,6 +313,24 @@ mod tests {
         let nameless = store.find(&StoredReference::Id(one.id)).unwrap();
         assert!(nameless.names.is_empty());
         assert_eq!(store.images().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn an_image_is_forgotten_once_it_has_no_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let (one, other) = (image("one", &["demo"]), image("other", &[]));
+        store.record(&one).unwrap();
+        let name = |text: &str| text.parse::<ImageName>().unwrap();
+        assert!(store.tag(one.id, &name("second:v1")).unwrap());
+        assert!(!store.tag(other.id, &name("third")).unwrap());
+        assert!(!store.untag(other.id, &name("demo")).unwrap());
+        assert!(!store.forget(one.id).unwrap());
+        assert!(store.untag(one.id, &name("demo")).unwrap());
+        assert!(!store.forget(one.id).unwrap());
+        assert!(store.untag(one.id, &name("second:v1")).unwrap());
+        assert!(store.forget(one.id).unwrap());
+        assert!(store.images().unwrap().is_empty());
     }
 
     #[test]

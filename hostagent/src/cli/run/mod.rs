@@ -25,7 +25,7 @@ use hostagent::io_limits;
 use hostagent::network::{self, NetworkOption};
 use hostagent::running::RunningMachine;
 use hostagent::stop_signal;
-use hostagent::store::{ImportError, Store, StoreError, StoredImage};
+use hostagent::store::{ImportError, Lease, Store, StoreError, StoredImage};
 use hostagent::vm_process::{Filesystem, Nic, Program};
 use hostagent::volume::{self, VolumeOption};
 use hostagent::workload::{EnvChange, WorkloadOptions};
@@ -250,14 +250,16 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let progress = TerminalProgress::new();
-    let stored = obtain(&store, &reference, &progress)?;
+    // Held until the microVM has ended.
+    let mut lease = store.lease()?;
+    let stored = obtain(&store, &reference, &mut lease, &progress)?;
     let config = store.config(stored.id)?;
     let stop_signal = match &config.stop_signal {
         Some(text) => stop_signal::parse(text)?,
         None => stop_signal::DEFAULT,
     };
     let workload = options.apply(&config)?;
-    let mut disk = disk::of_image(&store, &stored)?;
+    let mut disk = disk::of_image(&store, &stored, &mut lease)?;
     disk.limits = args.disk;
     let blobs = disk::blobs(&disk);
     if progress.cancelled() {
@@ -344,6 +346,7 @@ fn unix_seconds() -> u64 {
 fn obtain(
     store: &Store,
     reference: &ImageReference,
+    lease: &mut Lease,
     progress: &TerminalProgress,
 ) -> anyhow::Result<StoredImage> {
     let source = match reference {
@@ -364,7 +367,7 @@ fn obtain(
         }
     };
     // No name: only loading gives names.
-    Ok(store.import(&source, &[], progress)?.image)
+    Ok(store.import(&source, &[], lease, progress)?.image)
 }
 
 /// The NIC that `network` asks for, its tap open.

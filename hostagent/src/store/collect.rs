@@ -1,0 +1,191 @@
+//! Removing what no image and no living process needs.
+//!
+//! What is needed is marked from the images, by way of the records of layers and merges,
+//! and from the leases. All else is renamed into a staging directory, under the gate, and
+//! removed without it: so a crash leaves what the next command removes, and whoever
+//! looks something up waits for no disk.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+
+use outboard::BlobHash;
+
+use super::staging::Staging;
+use super::{Store, StoreError};
+use crate::image::digest::Digest;
+
+/// What was removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Blobs.
+    pub blobs: usize,
+    /// Bytes on disk that were given back, as far as nobody has them open.
+    pub bytes: u64,
+}
+
+/// What images and processes need.
+#[derive(Debug, Default)]
+pub(super) struct Needed {
+    pub blobs: BTreeSet<BlobHash>,
+    /// Names of files.
+    layers: BTreeSet<String>,
+    disks: BTreeSet<String>,
+    content: BTreeSet<String>,
+}
+
+impl Store {
+    /// Removes what no image and no living process needs.
+    pub fn collect(&self) -> Result<Collected, StoreError> {
+        let failed = |source| self.io("removing what nobody needs", source);
+        let staging = self.scratch()?;
+        let mut collected = Collected::default();
+        {
+            let _gate = self.gate().map_err(failed)?;
+            let needed = self.needed()?;
+            let mut sweep = Sweep {
+                staging: &staging,
+                number: 0,
+            };
+            // Records first: one whose blob is gone is damage, a blob without one is not.
+            sweep
+                .all_but(&self.layers(), &needed.layers, |_| {})
+                .and_then(|()| sweep.all_but(&self.disks(), &needed.disks, |_| {}))
+                .and_then(|()| sweep.all_but(&self.contents(), &needed.content, |_| {}))
+                .and_then(|()| {
+                    let blobs = needed.blobs.iter().map(BlobHash::hex).collect();
+                    sweep.all_but(&self.blobs(), &blobs, |path| {
+                        collected.blobs += 1;
+                        collected.bytes += disk_bytes(path);
+                    })
+                })
+                .map_err(failed)?;
+        }
+        drop(staging);
+        Ok(collected)
+    }
+
+    /// Removes the blobs that were quarantined.
+    pub fn empty_quarantine(&self) -> Result<Collected, StoreError> {
+        let failed = |source| self.io("emptying the quarantine", source);
+        let staging = self.scratch()?;
+        let mut collected = Collected::default();
+        let mut sweep = Sweep {
+            staging: &staging,
+            number: 0,
+        };
+        sweep
+            .all_but(&self.quarantined(), &BTreeSet::new(), |path| {
+                collected.blobs += 1;
+                collected.bytes += disk_bytes(path);
+            })
+            .map_err(failed)?;
+        drop(staging);
+        Ok(collected)
+    }
+
+    /// What images and processes need; under the gate. A record that cannot be read names
+    /// nothing: what it stood for is made again.
+    pub(super) fn needed(&self) -> Result<Needed, StoreError> {
+        let mut needed = Needed {
+            blobs: self
+                .leased()
+                .map_err(|source| self.io("reading the leases", source))?,
+            ..Needed::default()
+        };
+        for image in self.images()? {
+            needed.content.insert(image.id.hex());
+            needed
+                .content
+                .extend(image.manifest.map(|digest| digest.hex()));
+            needed.add(self, &image.diff_ids);
+        }
+        // Records of what is leased stay too: who converts a layer records it before the
+        // image.
+        needed.add_leased(self)?;
+        Ok(needed)
+    }
+
+    fn contents(&self) -> std::path::PathBuf {
+        self.root.join("content/sha256")
+    }
+}
+
+impl Needed {
+    fn add(&mut self, store: &Store, diff_ids: &[Digest]) {
+        for diff_id in diff_ids {
+            self.layers.extend(name(&store.layer_record(*diff_id)));
+            self.blobs.extend(store.layer_blobs(*diff_id));
+        }
+        self.disks.extend(name(&store.merge_record(diff_ids)));
+        self.blobs.extend(store.merge_blob(diff_ids));
+    }
+
+    fn add_leased(&mut self, store: &Store) -> Result<(), StoreError> {
+        let failed = |source| store.io("reading records", source);
+        for entry in std::fs::read_dir(store.layers()).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let Some(name) = name.to_str() else { continue };
+            let digits = name.strip_suffix(".json").and_then(Digest::from_hex);
+            let blobs = digits.map(|diff_id| store.layer_blobs(diff_id));
+            let mut blobs = blobs.into_iter().flatten();
+            if blobs.any(|blob| self.blobs.contains(&blob)) {
+                self.layers.insert(name.to_owned());
+            }
+        }
+        for entry in std::fs::read_dir(store.disks()).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let blob = store.merge_blob_of(&entry.path());
+            if blob.is_some_and(|blob| self.blobs.contains(&blob)) {
+                self.disks.extend(name(&entry.path()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Renames what is to go into a staging directory.
+struct Sweep<'s> {
+    staging: &'s Staging,
+    number: u64,
+}
+
+impl Sweep<'_> {
+    /// Takes all entries out of `directory` but those named in `keep`; tells `each` of
+    /// them where they are now.
+    fn all_but(
+        &mut self,
+        directory: &Path,
+        keep: &BTreeSet<String>,
+        mut each: impl FnMut(&Path),
+    ) -> io::Result<()> {
+        for entry in std::fs::read_dir(directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name.to_str().is_some_and(|name| keep.contains(name)) {
+                continue;
+            }
+            let place = self.staging.path().join(self.number.to_string());
+            self.number += 1;
+            match std::fs::rename(entry.path(), &place) {
+                Ok(()) => each(&place),
+                // Somebody else took it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the files of a directory take on disk.
+pub(super) fn disk_bytes(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let sizes = entries.filter_map(|entry| Some(entry.metadata().ok()?.blocks() * 512));
+    sizes.sum()
+}
+
+fn name(path: &Path) -> Option<String> {
+    Some(path.file_name()?.to_str()?.to_owned())
+}

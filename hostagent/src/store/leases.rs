@@ -1,0 +1,129 @@
+//! Leases: what a process needs of the store for as long as it lives.
+//!
+//! A lease is a file that its holder keeps locked, with the hash of a blob on each line.
+//! What one that lives names is not collected, whatever the images say. Whoever looks
+//! something up in order to use it does so and adds it to a lease under one lock, which
+//! collecting takes too: so nothing is collected between the look and the use.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use outboard::BlobHash;
+
+use super::lock::FileLock;
+use super::{Store, StoreError};
+
+/// What this process needs. Dropping it gives all of that up.
+#[derive(Debug)]
+pub struct Lease {
+    file: FileLock,
+    held: BTreeSet<BlobHash>,
+}
+
+impl Store {
+    /// A lease that holds nothing yet.
+    pub fn lease(&self) -> Result<Lease, StoreError> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let failed = |source| self.io("taking a lease", source);
+        let _gate = self.gate().map_err(failed)?;
+        loop {
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let name = format!("{}-{number}", std::process::id());
+            // The process id only makes a collision unlikely.
+            let file = FileLock::try_acquire(&self.leases().join(name)).map_err(failed)?;
+            if let Some(mut file) = file {
+                // What a dead holder of the same name left.
+                file.truncate().map_err(failed)?;
+                let held = BTreeSet::new();
+                return Ok(Lease { file, held });
+            }
+        }
+    }
+
+    /// Looks something up and holds on to the blobs it names.
+    pub fn hold<T, E: From<StoreError>>(
+        &self,
+        lease: &mut Lease,
+        find: impl FnOnce() -> Result<(T, Vec<BlobHash>), E>,
+    ) -> Result<T, E> {
+        let failed = |source| self.io("extending a lease", source);
+        let _gate = self.gate().map_err(failed)?;
+        let (found, blobs) = find()?;
+        for blob in blobs {
+            if lease.held.insert(blob) {
+                lease
+                    .file
+                    .append(format!("{}\n", blob.hex()).as_bytes())
+                    .map_err(failed)?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// What living processes need; under the gate.
+    pub(super) fn leased(&self) -> io::Result<BTreeSet<BlobHash>> {
+        let mut leased = BTreeSet::new();
+        for entry in std::fs::read_dir(self.leases())? {
+            let path = entry?.path();
+            if FileLock::try_acquire(&path)?.is_some() {
+                // Its holder is gone, and so is the file now.
+                continue;
+            }
+            let text = std::fs::read_to_string(&path)?;
+            leased.extend(text.lines().filter_map(BlobHash::from_hex));
+        }
+        Ok(leased)
+    }
+
+    /// Held while something is looked up to be used, and while is collected what nobody
+    /// uses.
+    pub(super) fn gate(&self) -> io::Result<FileLock> {
+        FileLock::acquire_brief(&self.locks().join("leases"))
+    }
+
+    pub(super) fn leases(&self) -> std::path::PathBuf {
+        self.root.join("leases")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_living_process_needs_is_known_until_it_lets_go() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let [one, two] = [b"one", b"two"].map(|content| BlobHash::of(content));
+        let hold = |lease: &mut Lease, blobs: Vec<BlobHash>| {
+            let held = store.hold(lease, || Ok::<_, StoreError>(((), blobs)));
+            held.unwrap();
+        };
+        let mut lease = store.lease().unwrap();
+        let mut other = store.lease().unwrap();
+        hold(&mut lease, vec![one, one]);
+        hold(&mut other, vec![one]);
+        hold(&mut lease, vec![two, one]);
+        assert_eq!(store.leased().unwrap(), BTreeSet::from([one, two]));
+        drop(lease);
+        assert_eq!(store.leased().unwrap(), BTreeSet::from([one]));
+        drop(other);
+        assert!(store.leased().unwrap().is_empty());
+        std::fs::write(store.leases().join("1-1"), one.hex()).unwrap();
+        assert!(store.leased().unwrap().is_empty(), "its holder is gone");
+    }
+
+    #[test]
+    fn a_look_that_fails_holds_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let mut lease = store.lease().unwrap();
+        let outcome = store.hold(&mut lease, || {
+            let what = "it".to_owned();
+            Err::<((), _), _>(StoreError::Missing { what })
+        });
+        outcome.unwrap_err();
+        assert!(store.leased().unwrap().is_empty());
+    }
+}
