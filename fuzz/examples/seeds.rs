@@ -14,6 +14,7 @@ fn main() -> io::Result<()> {
     fs::write(root.join("everything.tar"), everything())?;
     for (target, seeds) in [
         ("tar", tars()),
+        ("skeleton", skeletons()),
         ("image_archive", archives()),
         ("oci_documents", documents()),
         ("spec", specs()),
@@ -165,6 +166,25 @@ fn tars() -> Vec<Vec<u8>> {
             .file("f", b"")),
         [&blocks.to_le_bytes()[..], &lower, &upper].concat(),
     ]
+}
+
+/// Tar streams, segments, and damages, by the first byte.
+fn skeletons() -> Vec<Vec<u8>> {
+    let mut seeds: Vec<_> = tars()
+        .iter()
+        .map(|tar| [&[0], &tar[2..]].concat())
+        .collect();
+    let segments: [&[u8]; 5] = [
+        b"\x0ahello\x00\x05",
+        b"\x0ahello\x91\x4e\x00\x04tail\x00\x8f\x27",
+        b"\x03\x00\x03\xfd\x3f\x00\x02",
+        b"\x03\x01\x00\x01",
+        b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\x00",
+    ];
+    seeds.extend(segments.map(|segments| [&[1], segments].concat()));
+    seeds.push(b"\x02\x00\x00\x00".to_vec());
+    seeds.push(b"\x02\x10\x00\x01\x20\x10\xff".to_vec());
+    seeds
 }
 
 const DIGEST_OF_CONFIG_NAME: &str = "config.json";

@@ -4,6 +4,8 @@
 //! in one pass. [`merge::write`] puts a metadata-only EROFS in front of several
 //! such blobs, so that the concatenation is the image: a disk that a kernel
 //! mounts with `-t erofs`, nothing copied. [`image::Image`] reads both.
+//! A [`skeleton`] is what of the tar stream a blob does not hold: with both, the
+//! stream can be had again byte by byte.
 //!
 //! Everything is deterministic: the same tar bytes give the same blob bytes.
 //! The on-disk format is the one of Linux 6.1 (`fs/erofs/erofs_fs.h`,
@@ -26,6 +28,7 @@ pub mod merge;
 mod metadata;
 mod name;
 mod path;
+pub mod skeleton;
 mod sparse;
 pub mod tar;
 mod tree;

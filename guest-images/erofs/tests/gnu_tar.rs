@@ -32,6 +32,8 @@ proptest! {
 
         let expected = snapshot::of_directory(&at("unpacked"));
         let bytes = fs::read(&blob).unwrap();
+        let (again, _) = tools::convert(&fs::read(at("layer.tar")).unwrap()).unwrap();
+        prop_assert!(again == bytes);
         assert_same(&expected, &snapshot::of_image(&tools::open(&bytes)), "our reader");
 
         tools::fsck_extract(&blob, &at("extracted"));

@@ -7,7 +7,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use erofs::{Image, Limits, layer};
 use support::snapshot::{self, Content};
-use support::tar_builder::{self, Header, TarBuilder};
+use support::tar_builder::{Header, TarBuilder};
 use support::tools;
 
 #[test]
@@ -126,35 +126,15 @@ fn holes_of_any_size_are_kept() {
 fn a_sparse_map_with_extension_headers_is_read_whole() {
     // 4 segments in the header and 21 in each extension block.
     let segments: Vec<(u64, u64)> = (0..100).map(|n| (n * 1_000_000, 10)).collect();
-    let field = |(offset, length): &(u64, u64)| {
-        [tar_builder::number(*offset), tar_builder::number(*length)].concat()
-    };
     let mut data = Vec::new();
     for n in 0..100_u8 {
         data.extend_from_slice(&[n + 1; 10]);
     }
     let real_size = 100_000_000_u64;
-    let mut block = [0; 512];
-    block[..6].copy_from_slice(b"sparse");
-    block[100..108].copy_from_slice(b"0000644\0");
-    block[124..136].copy_from_slice(&tar_builder::number(data.len() as u64));
-    block[156] = b'S';
-    block[257..265].copy_from_slice(b"ustar  \0");
-    for (index, segment) in segments[..4].iter().enumerate() {
-        block[386 + 24 * index..][..24].copy_from_slice(&field(segment));
-    }
-    block[482] = 1;
-    block[483..495].copy_from_slice(&tar_builder::number(real_size));
-    let mut tar = TarBuilder::new().raw_header(block);
-    let extensions: Vec<_> = segments[4..].chunks(21).collect();
-    for (index, part) in extensions.iter().enumerate() {
-        let mut extension = part.iter().flat_map(field).collect::<Vec<_>>();
-        extension.resize(512, 0);
-        extension[504] = u8::from(index + 1 < extensions.len());
-        tar.push_data(&extension);
-    }
-    tar.push_data(&data);
-    let tar = tar.file("after", b"it").finish();
+    let tar = TarBuilder::new()
+        .gnu_sparse("sparse", real_size, &segments, &data)
+        .file("after", b"it")
+        .finish();
 
     let blob = tools::blob_of(&tar);
     tools::fsck(&blob);

@@ -7,7 +7,7 @@ use super::LayerError;
 use super::content::store;
 use crate::blob::BlobWriter;
 use crate::path;
-use crate::tar::{self, Entry, EntryKind};
+use crate::tar::{self, Entry, EntryKind, Recorder};
 use crate::tree::{Directory, Node, NodeId, NodeKind, Tree};
 use crate::xattr::{Marker, Xattr, Xattrs};
 use crate::{Attributes, DeviceNumber, EntryName, Limits};
@@ -60,10 +60,10 @@ impl Builder {
     }
 
     /// Adds an entry, and its content to `blob`.
-    pub(super) fn add<R: Read, W: Write + Seek>(
+    pub(super) fn add<R: Read, K: Recorder, W: Write + Seek>(
         &mut self,
         mut entry: Entry,
-        tar: &mut tar::Reader<R>,
+        tar: &mut tar::Reader<R, K>,
         blob: &mut BlobWriter<W>,
     ) -> Result<(), LayerError> {
         let path = std::mem::take(&mut entry.path);

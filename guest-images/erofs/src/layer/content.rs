@@ -6,13 +6,13 @@ use super::LayerError;
 use crate::blob::BlobWriter;
 use crate::extents::{ChunkMap, Content, Run, byte_of};
 use crate::sparse::{self, Plan};
-use crate::tar::{self, Segment};
+use crate::tar::{self, Recorder, Segment};
 
 /// Copies a file's content to the blob.
-pub(super) fn store<R: Read, W: Write + Seek>(
+pub(super) fn store<R: Read, K: Recorder, W: Write + Seek>(
     size: u64,
     segments: Option<&[Segment]>,
-    tar: &mut tar::Reader<R>,
+    tar: &mut tar::Reader<R, K>,
     blob: &mut BlobWriter<W>,
 ) -> Result<Content, LayerError> {
     if size == 0 {
@@ -44,11 +44,11 @@ pub(super) fn store<R: Read, W: Write + Seek>(
     Ok(content)
 }
 
-fn store_chunks<R: Read, W: Write + Seek>(
+fn store_chunks<R: Read, K: Recorder, W: Write + Seek>(
     mut map: ChunkMap,
     size: u64,
     mut segments: &[Segment],
-    tar: &mut tar::Reader<R>,
+    tar: &mut tar::Reader<R, K>,
     blob: &mut BlobWriter<W>,
 ) -> Result<ChunkMap, LayerError> {
     let first_block = blob.next_block();
@@ -71,19 +71,21 @@ fn store_chunks<R: Read, W: Write + Seek>(
 }
 
 /// Writes the bytes from `start` to `end`: the segments, zeros between them.
-fn store_range<R: Read, W: Write + Seek>(
+fn store_range<R: Read, K: Recorder, W: Write + Seek>(
     start: u64,
     end: u64,
     segments: &[Segment],
-    tar: &mut tar::Reader<R>,
+    tar: &mut tar::Reader<R, K>,
     blob: &mut BlobWriter<W>,
 ) -> Result<(), LayerError> {
     let mut position = start;
     for segment in segments {
         blob.zeros(segment.offset - position)?;
+        let blob_offset = blob.position();
         blob.fill_from(segment.length, |space| {
             tar.read_data(space).map_err(LayerError::from)
         })?;
+        tar.record_content(blob_offset, segment.length)?;
         position = segment.offset + segment.length;
     }
     Ok(blob.zeros(end - position)?)

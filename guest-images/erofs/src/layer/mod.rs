@@ -12,7 +12,7 @@ use crate::Limits;
 use crate::blob::BlobWriter;
 use crate::extents::{blocks_of, byte_of};
 use crate::metadata::{self, Layout, Target};
-use crate::tar;
+use crate::tar::{self, Recorder};
 use builder::Builder;
 
 /// What was written.
@@ -53,7 +53,32 @@ pub fn write<R: Read, W: Write + Seek>(
     out: W,
     limits: &Limits,
 ) -> Result<LayerSummary, LayerError> {
-    let mut tar = tar::Reader::new(tar, limits.max_tar_bytes);
+    convert(tar::Reader::new(tar, limits.max_tar_bytes), out, limits)
+}
+
+/// The same, and tells `recorder` what `tar` consists of: each byte of it is
+/// either told as it is or as a place in the blob. Content that never reaches the
+/// blob, as that of a whiteout, is told as it is: of a strange layer that may be
+/// nearly all, so whoever keeps what is told should count on `tar_bytes` of it.
+///
+/// The blob is the one that [`write()`] makes. Places told of are final: past the
+/// first block, which is written again, and before the metadata. A recorder that
+/// fails ends the conversion.
+pub fn write_recorded<R: Read, W: Write + Seek, K: Recorder>(
+    tar: R,
+    out: W,
+    limits: &Limits,
+    recorder: K,
+) -> Result<LayerSummary, LayerError> {
+    let tar = tar::Reader::recorded(tar, limits.max_tar_bytes, recorder);
+    convert(tar, out, limits)
+}
+
+fn convert<R: Read, W: Write + Seek, K: Recorder>(
+    mut tar: tar::Reader<R, K>,
+    out: W,
+    limits: &Limits,
+) -> Result<LayerSummary, LayerError> {
     let mut blob = BlobWriter::new(out, limits.max_blob_bytes);
     let mut builder = Builder::new(limits);
     while let Some(entry) = tar.next_entry()? {

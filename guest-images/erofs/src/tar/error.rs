@@ -15,6 +15,14 @@ pub enum TarError {
         /// What the reader said.
         source: io::Error,
     },
+    /// The [`Recorder`](super::Recorder) failed.
+    #[error("recording what the tar stream consists of failed near byte {offset}")]
+    Record {
+        /// Bytes read before, with or without those that were to be recorded.
+        offset: u64,
+        /// What the recorder said.
+        source: io::Error,
+    },
     /// The stream goes on past [`Limits::max_tar_bytes`](crate::Limits).
     #[error("the tar stream is longer than the limit of {limit} bytes")]
     TooLong {

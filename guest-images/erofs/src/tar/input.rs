@@ -2,15 +2,17 @@
 
 use std::io::{self, Read};
 
-use super::TarError;
+use super::{Recorder, TarError};
 
 /// Small reads are served from a buffer of this size, larger ones go straight
 /// to their destination. Layers are mostly small files, and a system call costs
 /// as much as copying some ten kilobytes.
 const BUFFER_BYTES: usize = 128 << 10;
 
-/// A reader that knows its position and stops at a limit.
-pub(super) struct Input<R> {
+/// A reader that knows its position and stops at a limit. It tells its recorder
+/// what is read in full or passed over; of what [`read`](Input::read) hands out,
+/// the caller knows what becomes of it.
+pub(super) struct Input<R, K> {
     reader: R,
     buffer: Box<[u8]>,
     start: usize,
@@ -20,10 +22,11 @@ pub(super) struct Input<R> {
     /// Bytes taken from the reader; may be ahead of `position`.
     received: u64,
     limit: u64,
+    recorder: K,
 }
 
-impl<R: Read> Input<R> {
-    pub(super) fn new(reader: R, limit: u64) -> Self {
+impl<R: Read, K: Recorder> Input<R, K> {
+    pub(super) fn new(reader: R, limit: u64, recorder: K) -> Self {
         Self {
             reader,
             buffer: vec![0; BUFFER_BYTES].into(),
@@ -32,6 +35,7 @@ impl<R: Read> Input<R> {
             position: 0,
             received: 0,
             limit,
+            recorder,
         }
     }
 
@@ -66,7 +70,14 @@ impl<R: Read> Input<R> {
                 count => done += count,
             }
         }
+        recorded(self.position, self.recorder.literal(&into[..done]))?;
         Ok(done)
+    }
+
+    /// Tells the recorder where bytes from [`read`](Input::read) went: before
+    /// anything else is read.
+    pub(super) fn record_content(&mut self, blob_offset: u64, length: u64) -> Result<(), TarError> {
+        recorded(self.position, self.recorder.content(blob_offset, length))
     }
 
     /// Passes over `count` bytes and returns how many there were.
@@ -79,6 +90,8 @@ impl<R: Read> Input<R> {
                 break;
             }
             let step = usize::try_from(left).unwrap_or(usize::MAX).min(held);
+            let passed = &self.buffer[self.start..][..step];
+            recorded(self.position, self.recorder.literal(passed))?;
             self.start += step;
             self.position += step as u64;
             left -= step as u64;
@@ -100,6 +113,10 @@ impl<R: Read> Input<R> {
         }
         Ok(())
     }
+}
+
+fn recorded(offset: u64, result: io::Result<()>) -> Result<(), TarError> {
+    result.map_err(|source| TarError::Record { offset, source })
 }
 
 fn receive(
@@ -130,11 +147,12 @@ fn receive(
 
 #[cfg(test)]
 mod tests {
+    use super::super::Unrecorded;
     use super::*;
 
     #[test]
     fn a_stream_longer_than_the_limit_is_refused() {
-        let mut input = Input::new(io::repeat(0), 1 << 20);
+        let mut input = Input::new(io::repeat(0), 1 << 20, Unrecorded);
         assert!(matches!(
             input.skip(u64::MAX),
             Err(TarError::TooLong { limit: 1_048_576 })
@@ -144,7 +162,7 @@ mod tests {
     #[test]
     fn reads_of_any_size_see_the_same_bytes() {
         let bytes: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
-        let mut input = Input::new(bytes.as_slice(), u64::MAX);
+        let mut input = Input::new(bytes.as_slice(), u64::MAX, Unrecorded);
         let mut seen = Vec::new();
         let mut sizes = [1, 511, 512, 4096, BUFFER_BYTES - 1, BUFFER_BYTES, 300_000]
             .into_iter()

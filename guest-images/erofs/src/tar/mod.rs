@@ -14,11 +14,13 @@ mod header;
 mod input;
 mod number;
 mod pax;
+mod recorder;
 mod sparse;
 
 use std::io::Read;
 
 pub use error::{Inside, PaxProblem, SparseProblem, TarError};
+pub use recorder::{Recorder, Unrecorded};
 pub use sparse::Segment;
 
 use crate::{EntryName, Timestamp};
@@ -77,8 +79,8 @@ pub struct Entry {
 }
 
 /// Reads the entries of a tar stream one after the other.
-pub struct Reader<R> {
-    input: Input<R>,
+pub struct Reader<R, K = Unrecorded> {
+    input: Input<R, K>,
     global: Pax,
     /// The name of the current entry, for errors.
     current: EntryName,
@@ -107,8 +109,16 @@ impl Pending {
 impl<R: Read> Reader<R> {
     /// A reader that takes at most `max_bytes` from the stream.
     pub fn new(stream: R, max_bytes: u64) -> Self {
+        Self::recorded(stream, max_bytes, Unrecorded)
+    }
+}
+
+impl<R: Read, K: Recorder> Reader<R, K> {
+    /// The same, and tells `recorder` what the stream consists of, if its user
+    /// says by [`record_content`](Self::record_content) where content went.
+    pub(crate) fn recorded(stream: R, max_bytes: u64, recorder: K) -> Self {
         Self {
-            input: Input::new(stream, max_bytes),
+            input: Input::new(stream, max_bytes, recorder),
             global: Pax::default(),
             current: EntryName::from(&b""[..]),
             data_left: 0,
@@ -172,6 +182,12 @@ impl<R: Read> Reader<R> {
         }
         self.data_left -= count as u64;
         Ok(count)
+    }
+
+    /// Tells the recorder that the last `length` bytes from
+    /// [`read_data`](Self::read_data) are at `blob_offset` of the blob.
+    pub(crate) fn record_content(&mut self, blob_offset: u64, length: u64) -> Result<(), TarError> {
+        self.input.record_content(blob_offset, length)
     }
 
     fn finish_entry(&mut self) -> Result<(), TarError> {

@@ -4,7 +4,7 @@ use std::io::Read;
 
 use super::header::{self, Header, RECORD, until_nul};
 use super::input::Input;
-use super::{Inside, SparseProblem, TarError, number};
+use super::{Inside, Recorder, SparseProblem, TarError, number};
 
 /// Segments a sparse file may have. A file system image of many gigabytes has
 /// some ten thousand; a million take 16 MiB of memory while the file is read.
@@ -88,8 +88,8 @@ pub(super) fn pairs(numbers: &[u64]) -> Result<Vec<(u64, u64)>, SparseProblem> {
 }
 
 /// Reads the map of a GNU sparse header and the extension blocks after it.
-pub(super) fn read_gnu<R: Read>(
-    input: &mut Input<R>,
+pub(super) fn read_gnu<R: Read, K: Recorder>(
+    input: &mut Input<R, K>,
     header: &Header<'_>,
 ) -> Result<Vec<(u64, u64)>, MapError> {
     let mut raw = Vec::new();
@@ -127,8 +127,8 @@ fn push_gnu_fields(raw: &mut Vec<(u64, u64)>, fields: &[u8]) -> Result<(), Spars
 /// Reads the map that precedes the data in the 1.0 form: decimal numbers, one a
 /// line, first how many segments follow; padded to a whole block. Returns it
 /// with the bytes it took.
-pub(super) fn read_pax_1_0<R: Read>(
-    input: &mut Input<R>,
+pub(super) fn read_pax_1_0<R: Read, K: Recorder>(
+    input: &mut Input<R, K>,
     stored: u64,
 ) -> Result<(Vec<(u64, u64)>, u64), MapError> {
     let mut lines = MapLines {
@@ -151,15 +151,15 @@ pub(super) fn read_pax_1_0<R: Read>(
     Ok((raw, lines.taken))
 }
 
-struct MapLines<'a, R> {
-    input: &'a mut Input<R>,
+struct MapLines<'a, R, K> {
+    input: &'a mut Input<R, K>,
     block: [u8; RECORD],
     next: usize,
     taken: u64,
     stored: u64,
 }
 
-impl<R: Read> MapLines<'_, R> {
+impl<R: Read, K: Recorder> MapLines<'_, R, K> {
     fn next_number(&mut self) -> Result<u64, MapError> {
         let mut digits = [0; MAX_DIGITS];
         let mut length = 0;
@@ -189,7 +189,10 @@ impl<R: Read> MapLines<'_, R> {
     }
 }
 
-fn read_map_block<R: Read>(input: &mut Input<R>, block: &mut [u8; RECORD]) -> Result<(), TarError> {
+fn read_map_block<R: Read, K: Recorder>(
+    input: &mut Input<R, K>,
+    block: &mut [u8; RECORD],
+) -> Result<(), TarError> {
     if input.read_full(block)? < RECORD {
         return Err(TarError::Truncated {
             offset: input.position(),

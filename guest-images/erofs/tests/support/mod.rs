@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 pub mod random_layer;
+pub mod random_stream;
 pub mod random_tree;
 pub mod snapshot;
 pub mod tar_builder;

@@ -149,6 +149,44 @@ impl TarBuilder {
         self
     }
 
+    /// Adds a sparse file as GNU tar's own format has it: four segments in the
+    /// header, 21 in each block after it.
+    pub fn gnu_sparse(
+        self,
+        path: &str,
+        real_size: u64,
+        segments: &[(u64, u64)],
+        data: &[u8],
+    ) -> Self {
+        let field = |(offset, length): &(u64, u64)| [number(*offset), number(*length)].concat();
+        let (here, later) = segments.split_at(segments.len().min(4));
+        let mut block = [0; 512];
+        block[..path.len()].copy_from_slice(path.as_bytes());
+        block[100..108].copy_from_slice(b"0000644\0");
+        block[108..116].copy_from_slice(b"0000000\0");
+        block[116..124].copy_from_slice(b"0000000\0");
+        block[124..136].copy_from_slice(&number(data.len() as u64));
+        block[136..148].copy_from_slice(&number(1_700_000_000));
+        block[156] = b'S';
+        block[257..265].copy_from_slice(b"ustar  \0");
+        for (index, segment) in here.iter().enumerate() {
+            block[386 + 24 * index..][..24].copy_from_slice(&field(segment));
+        }
+        block[482] = u8::from(!later.is_empty());
+        block[483..495].copy_from_slice(&number(real_size));
+        let mut tar = self.raw_header(block);
+        let extensions = later.chunks(21);
+        let count = extensions.len();
+        for (index, part) in extensions.enumerate() {
+            let mut extension = part.iter().flat_map(field).collect::<Vec<_>>();
+            extension.resize(512, 0);
+            extension[504] = u8::from(index + 1 < count);
+            tar.push_data(&extension);
+        }
+        tar.push_data(data);
+        tar
+    }
+
     /// Adds an extended header: type `x`, `g`, `L` or `K`.
     pub fn extension(mut self, type_flag: u8, body: &[u8]) -> Self {
         self.push_extension(type_flag, body);

@@ -2,12 +2,12 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{Cursor, Write};
+use std::io::{self, Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use erofs::layer::{self, LayerError, LayerSummary};
-use erofs::{Image, Limits, merge};
+use erofs::{Image, Limits, merge, skeleton};
 
 /// Runs a program to success.
 pub fn run<I: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = I>) -> String {
@@ -33,11 +33,40 @@ pub fn convert(tar: &[u8]) -> Result<(Vec<u8>, LayerSummary), LayerError> {
 
 pub fn convert_within(tar: &[u8], limits: &Limits) -> Result<(Vec<u8>, LayerSummary), LayerError> {
     let mut out = Cursor::new(Vec::new());
-    let summary = layer::write(tar, &mut out, limits)?;
+    let result = layer::write(tar, &mut out, limits);
     let blob = out.into_inner();
-    assert_eq!(blob.len() as u64, summary.blob_bytes);
-    assert_eq!(tar.len() as u64, summary.tar_bytes);
-    Ok((blob, summary))
+    match (&result, convert_recorded(tar, limits)) {
+        (Err(error), Err(recorded)) => assert_eq!(error.to_string(), recorded.to_string()),
+        (Ok(summary), Ok((same, skeleton))) => {
+            assert_eq!(blob.len() as u64, summary.blob_bytes);
+            assert_eq!(tar.len() as u64, summary.tar_bytes);
+            assert!(blob == same, "recording changes the blob");
+            let assembled = assemble(&skeleton, &blob).unwrap_or_else(|error| panic!("{error:?}"));
+            assert!(assembled == tar, "another tar stream is assembled");
+        }
+        _ => panic!("recording changes whether the stream converts"),
+    }
+    result.map(|summary| (blob, summary))
+}
+
+/// The blob of a tar stream, and its skeleton.
+pub fn convert_recorded(tar: impl Read, limits: &Limits) -> Result<(Vec<u8>, Vec<u8>), LayerError> {
+    let mut out = Cursor::new(Vec::new());
+    let mut writer = skeleton::Writer::new(Vec::new());
+    let summary = layer::write_recorded(tar, &mut out, limits, &mut writer)?;
+    assert_eq!(writer.tar_bytes(), summary.tar_bytes);
+    Ok((out.into_inner(), writer.finish().unwrap()))
+}
+
+/// The tar stream that a skeleton and a blob make.
+pub fn assemble(skeleton: &[u8], blob: &[u8]) -> io::Result<Vec<u8>> {
+    let mut tar = Vec::new();
+    let mut assembler = skeleton::Assembler::new(skeleton, blob, blob.len() as u64)?;
+    let result = assembler.read_to_end(&mut tar);
+    let bound = (skeleton.len() + blob.len()) as u64;
+    assert!(tar.len() as u64 <= bound, "more comes out than went in");
+    assert_eq!(assembler.read(&mut [0]).is_err(), result.is_err());
+    result.map(|_| tar)
 }
 
 /// The blob of a tar stream that must convert.
