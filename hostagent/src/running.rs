@@ -11,6 +11,7 @@ use vmm::confinement::Landlock;
 
 use crate::control::Place;
 use crate::guest::Observer;
+use crate::image::digest::Digest;
 use crate::store::lock::FileLock;
 
 /// One microVM that runs.
@@ -23,6 +24,9 @@ pub struct RunningMachine {
     pub name: Option<String>,
     /// The image, as it was named.
     pub image: String,
+    /// The id of the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_id: Option<Digest>,
     /// The command and its arguments.
     pub command: Vec<String>,
     /// What its CPUs are like, if not like the host's.
@@ -234,6 +238,7 @@ mod tests {
             id: id.to_owned(),
             name: name.map(str::to_owned),
             image: "demo:latest".to_owned(),
+            image_id: None,
             command: vec!["true".to_owned()],
             cpu_template: None,
             memory_bytes: 64 << 20,

@@ -285,6 +285,7 @@ fn what_runs_is_listed_whatever_else_is_there_and_however_it_is_called() {
         id: "ab".repeat(32),
         name: None,
         image: image.to_owned(),
+        image_id: None,
         command: vec!["true".to_owned()],
         cpu_template: None,
         memory_bytes: 64 << 20,

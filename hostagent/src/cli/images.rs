@@ -8,7 +8,7 @@ use hostagent::store::{Store, StoredImage};
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::output::{Format, print, print_json, size, table};
+use super::output::{Format, ago, print, print_json, size, table};
 
 /// What stands for a name an image does not have, as in Docker.
 const NONE: &str = "<none>";
@@ -88,44 +88,4 @@ fn tag(name: Option<&ImageName>) -> &str {
 
 fn created(image: &StoredImage) -> Option<Timestamp> {
     image.created.as_deref()?.parse().ok()
-}
-
-/// How long ago, in the largest unit that fits twice.
-fn ago(then: Timestamp, now: Timestamp) -> String {
-    const UNITS: [(&str, i64); 6] = [
-        ("years", 365 * 86_400),
-        ("months", 30 * 86_400),
-        ("weeks", 7 * 86_400),
-        ("days", 86_400),
-        ("hours", 3_600),
-        ("minutes", 60),
-    ];
-    let seconds = (now.as_second() - then.as_second()).max(0);
-    UNITS
-        .iter()
-        .find(|(_, length)| seconds >= 2 * length)
-        .map_or_else(
-            || format!("{seconds} seconds ago"),
-            |(unit, length)| format!("{} {unit} ago", seconds / length),
-        )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ages_are_shown_in_the_largest_unit_that_fits_twice() {
-        let then: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
-        for (now, text) in [
-            ("2026-01-01T00:00:05Z", "5 seconds ago"),
-            ("2026-01-01T00:01:59Z", "119 seconds ago"),
-            ("2026-01-01T00:02:00Z", "2 minutes ago"),
-            ("2026-01-03T01:00:00Z", "2 days ago"),
-            ("2028-06-01T00:00:00Z", "2 years ago"),
-            ("2025-01-01T00:00:00Z", "0 seconds ago"),
-        ] {
-            assert_eq!(ago(then, now.parse().unwrap()), text);
-        }
-    }
 }

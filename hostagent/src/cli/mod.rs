@@ -2,6 +2,7 @@
 
 mod control;
 mod doctor;
+mod image;
 mod images;
 mod inspect;
 mod interrupt;
@@ -9,9 +10,12 @@ mod load;
 mod output;
 mod progress;
 mod ps;
+mod rmi;
 mod run;
+mod save;
 mod source;
 mod stats;
+mod system;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -56,7 +60,11 @@ struct Cli {
 enum Command {
     Run(Box<run::RunArgs>),
     Load(load::LoadArgs),
+    Save(save::SaveArgs),
     Images(images::ImagesArgs),
+    Rmi(rmi::RmiArgs),
+    Tag(rmi::TagArgs),
+    Image(image::ImageArgs),
     Ps(ps::PsArgs),
     Inspect(inspect::InspectArgs),
     Pause(control::PauseArgs),
@@ -64,6 +72,7 @@ enum Command {
     Update(control::UpdateArgs),
     Stop(control::StopArgs),
     Stats(stats::StatsArgs),
+    System(system::SystemArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -82,7 +91,11 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(args) => run::main(*args, timeline),
         Command::Load(args) => load::main(args),
+        Command::Save(args) => save::main(&args),
         Command::Images(args) => images::main(&args),
+        Command::Rmi(args) => rmi::rmi(&args),
+        Command::Tag(args) => rmi::tag(&args),
+        Command::Image(args) => image::main(args),
         Command::Ps(args) => ps::main(&args),
         Command::Inspect(args) => inspect::main(&args),
         Command::Pause(args) => control::pause(&args),
@@ -90,6 +103,7 @@ pub fn main() -> ExitCode {
         Command::Update(args) => control::update(&args),
         Command::Stop(args) => control::stop(&args),
         Command::Stats(args) => stats::main(&args),
+        Command::System(args) => system::main(&args),
         Command::Doctor(args) => doctor::main(&args),
     };
     done.unwrap_or_else(|error| {

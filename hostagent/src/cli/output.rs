@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use anyhow::Context;
 use clap::ValueEnum;
 use hostagent::vm_process::printable;
+use jiff::Timestamp;
 
 /// The form of what a command prints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -84,6 +85,26 @@ pub fn size(bytes: u64) -> String {
     format!("{value:.decimals$}{}", UNITS[unit])
 }
 
+/// How long ago, in the largest unit that fits twice.
+pub fn ago(then: Timestamp, now: Timestamp) -> String {
+    const UNITS: [(&str, i64); 6] = [
+        ("years", 365 * 86_400),
+        ("months", 30 * 86_400),
+        ("weeks", 7 * 86_400),
+        ("days", 86_400),
+        ("hours", 3_600),
+        ("minutes", 60),
+    ];
+    let seconds = (now.as_second() - then.as_second()).max(0);
+    UNITS
+        .iter()
+        .find(|(_, length)| seconds >= 2 * length)
+        .map_or_else(
+            || format!("{seconds} seconds ago"),
+            |(unit, length)| format!("{} {unit} ago", seconds / length),
+        )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,5 +134,20 @@ mod tests {
     fn no_cell_speaks_to_the_terminal() {
         let rows = [["a\u{1b}[2J\nb\tc\u{202e}".to_owned(), "x".to_owned()]];
         assert_eq!(table(["A", "B"], &rows), "A         B\na[2Jb c   x\n");
+    }
+
+    #[test]
+    fn ages_are_shown_in_the_largest_unit_that_fits_twice() {
+        let then: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        for (now, text) in [
+            ("2026-01-01T00:00:05Z", "5 seconds ago"),
+            ("2026-01-01T00:01:59Z", "119 seconds ago"),
+            ("2026-01-01T00:02:00Z", "2 minutes ago"),
+            ("2026-01-03T01:00:00Z", "2 days ago"),
+            ("2028-06-01T00:00:00Z", "2 years ago"),
+            ("2025-01-01T00:00:00Z", "0 seconds ago"),
+        ] {
+            assert_eq!(ago(then, now.parse().unwrap()), text);
+        }
     }
 }

@@ -176,6 +176,51 @@ impl ReadAt for VerifiedReader<'_> {
     }
 }
 
+/// Reads a blob from its start, verified.
+#[derive(Debug)]
+pub struct StreamReader<'b> {
+    blob: &'b Blob,
+    /// The span at hand.
+    span: Vec<u8>,
+    consumed: usize,
+    next: u64,
+}
+
+impl<'b> StreamReader<'b> {
+    /// For this blob.
+    pub fn new(blob: &'b Blob) -> Self {
+        Self {
+            blob,
+            span: Vec::new(),
+            consumed: 0,
+            next: 0,
+        }
+    }
+}
+
+impl io::Read for StreamReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let geometry = Geometry::of(self.blob.identity.bytes);
+        if self.consumed == self.span.len() && self.next < geometry.spans() {
+            // Nothing is at hand again before it is verified.
+            let mut bytes = std::mem::take(&mut self.span);
+            self.consumed = 0;
+            bytes.resize(geometry.span_bytes(self.next) as usize, 0);
+            let span = self.blob.span(self.next).map_err(io::Error::other)?;
+            self.blob
+                .read_groups(&span, &mut bytes, self.next * SPAN_BYTES)
+                .map_err(io::Error::other)?;
+            self.span = bytes;
+            self.next += 1;
+        }
+        let left = &self.span[self.consumed..];
+        let count = left.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&left[..count]);
+        self.consumed += count;
+        Ok(count)
+    }
+}
+
 /// Whether an error, or one that caused it, is that of a corrupt blob; which one.
 pub(super) fn corruption(error: &(dyn std::error::Error + 'static)) -> Option<BlobHash> {
     let mut current = Some(error);

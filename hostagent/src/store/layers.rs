@@ -1,13 +1,14 @@
 //! A layer, converted once: its tar stream as one EROFS blob.
 
-use std::io;
+use std::io::{self, Read};
 use std::path::PathBuf;
 
+use erofs::skeleton::Assembler;
 use outboard::BlobHash;
 use serde::{Deserialize, Serialize};
 
 use super::blob::{BlobIdentity, BlobWriter};
-use super::blobs::Blob;
+use super::blobs::{Blob, StreamReader, VerifiedReader};
 use super::durable::{publish, write_file};
 use super::error::is_out_of_space;
 use super::import::ImportError;
@@ -15,6 +16,7 @@ use super::leases::Lease;
 use super::lock::FileLock;
 use super::{Store, StoreError};
 use crate::image::digest::Digest;
+use crate::image::hashing::HashingReader;
 use crate::image::layer::{LayerError, LayerSource};
 use crate::image::progress::Progress;
 
@@ -22,6 +24,9 @@ use crate::image::progress::Progress;
 /// whenever either would give other bytes for the same input; what an older
 /// version made is then no longer found and is made again.
 pub const CONVERTER_VERSION: u32 = 1;
+
+/// How hard zstd works at a skeleton: a little, since converting waits for it.
+const SKELETON_LEVEL: i32 = 1;
 
 /// Why a layer's tar stream was not converted.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +44,11 @@ pub enum ConvertError {
 #[serde(deny_unknown_fields)]
 struct Record {
     diff_id: Digest,
+    /// The length of the tar stream.
+    tar_bytes: u64,
     blob: BlobIdentity,
+    /// What of the tar stream is not in the blob ([`erofs::skeleton`]), in zstd.
+    skeleton: BlobIdentity,
 }
 
 /// A converted layer.
@@ -47,8 +56,37 @@ struct Record {
 pub struct StoredLayer {
     /// The digest of the tar stream it was made from.
     pub diff_id: Digest,
+    /// How long that is, in bytes.
+    pub tar_bytes: u64,
     /// What it was converted to.
     pub blob: Blob,
+    /// What else the tar stream consists of: see [`StoredLayer::tar`].
+    pub skeleton: Blob,
+}
+
+impl StoredLayer {
+    /// The hashes of its blobs.
+    pub fn hashes(&self) -> [BlobHash; 2] {
+        [&self.blob, &self.skeleton].map(|blob| blob.identity.hash)
+    }
+
+    /// Hands the tar stream it was made from to `consume`, and then tells whether it was
+    /// that: of its length, and with its digest.
+    pub fn tar<T>(&self, consume: impl FnOnce(&mut dyn Read) -> io::Result<T>) -> io::Result<T> {
+        let skeleton = zstd::Decoder::new(StreamReader::new(&self.skeleton))?;
+        let blob = VerifiedReader::new(&self.blob);
+        let assembler = Assembler::new(skeleton, &blob, self.blob.identity.bytes);
+        let mut tar = HashingReader::new(assembler?)?;
+        let made = consume(&mut tar)?;
+        let hashed = tar.finish()?;
+        if hashed.digest != self.diff_id {
+            return Err(io::Error::other(format!(
+                "the tar stream of layer {} is another when it is put together again: {}",
+                self.diff_id, hashed.digest
+            )));
+        }
+        Ok(made)
+    }
 }
 
 /// Whether a layer had to be converted.
@@ -69,15 +107,20 @@ impl Store {
         if record.diff_id != diff_id {
             return Err(mistaken(path, "it is another layer's"));
         }
-        let blob = self.blob(record.blob, what)?;
-        Ok(Some(StoredLayer { diff_id, blob }))
+        Ok(Some(StoredLayer {
+            diff_id,
+            tar_bytes: record.tar_bytes,
+            blob: self.blob(record.blob, what)?,
+            skeleton: self.blob(record.skeleton, || format!("the skeleton of {}", what()))?,
+        }))
     }
 
     /// The blobs that a layer's record names; none if there is no record.
     pub(super) fn layer_blobs(&self, diff_id: Digest) -> Vec<BlobHash> {
         let record = read_record::<Record>(self, self.layer_record(diff_id), String::new);
         let record = record.ok().flatten();
-        record.map(|record| record.blob.hash).into_iter().collect()
+        let blobs = record.map(|record| [record.blob.hash, record.skeleton.hash]);
+        blobs.into_iter().flatten().collect()
     }
 
     /// Converts a layer unless that has been done, and holds on to it. If another process
@@ -115,28 +158,44 @@ impl Store {
     ) -> Result<(), ImportError> {
         let diff_id = source.diff_id;
         let staging = self.scratch()?;
-        let made = staging.path().join("layer");
+        let [blob_directory, skeleton_directory] =
+            ["blob", "skeleton"].map(|name| staging.path().join(name));
         let action = || format!("converting layer {diff_id}");
         let failed = |error| self.io(action(), error);
-        std::fs::create_dir(&made).map_err(failed)?;
+        for directory in [&blob_directory, &skeleton_directory] {
+            std::fs::create_dir(directory).map_err(failed)?;
+        }
 
         let converted = source.read_verified(progress, |tar| {
-            let mut blob = BlobWriter::create(&made)?;
-            erofs::layer::write(tar, &mut blob, &erofs::Limits::default())?;
-            Ok(blob)
+            let mut blob = BlobWriter::create(&blob_directory)?;
+            let skeleton = BlobWriter::create(&skeleton_directory)?;
+            let packed = zstd::Encoder::new(skeleton, SKELETON_LEVEL)?;
+            let mut skeleton = erofs::skeleton::Writer::new(packed);
+            let limits = erofs::Limits::default();
+            let summary = erofs::layer::write_recorded(tar, &mut blob, &limits, &mut skeleton)?;
+            Ok((summary.tar_bytes, blob, skeleton.finish()?.finish()?))
         });
-        let blob = converted.map_err(|error: LayerError<ConvertError>| {
-            if !is_out_of_space(&error) {
-                return ImportError::Layer(Box::new(error));
-            }
-            // Said after what was half-made is gone.
-            let _ = std::fs::remove_dir_all(&made);
-            StoreError::no_space(self.root.clone(), action()).into()
-        })?;
-        let blob = blob.finish().map_err(failed)?;
-        self.hold(lease, || Ok::<_, StoreError>(((), vec![blob.hash])))?;
-        self.publish_blob(&made, blob)?;
-        let record = Record { diff_id, blob };
+        let (tar_bytes, blob, skeleton) =
+            converted.map_err(|error: LayerError<ConvertError>| {
+                if !is_out_of_space(&error) {
+                    return ImportError::Layer(Box::new(error));
+                }
+                // Said after what was half-made is gone.
+                for directory in [&blob_directory, &skeleton_directory] {
+                    let _ = std::fs::remove_dir_all(directory);
+                }
+                StoreError::no_space(self.root.clone(), action()).into()
+            })?;
+        let record = Record {
+            diff_id,
+            tar_bytes,
+            blob: blob.finish().map_err(failed)?,
+            skeleton: skeleton.finish().map_err(failed)?,
+        };
+        let made = vec![record.blob.hash, record.skeleton.hash];
+        self.hold(lease, || Ok::<_, StoreError>(((), made)))?;
+        self.publish_blob(&blob_directory, record.blob)?;
+        self.publish_blob(&skeleton_directory, record.skeleton)?;
         Ok(self.write_record(&self.layer_record(diff_id), &record, action)?)
     }
 
@@ -145,7 +204,7 @@ impl Store {
     fn usable_layer(&self, diff_id: Digest, lease: &mut Lease) -> Result<bool, StoreError> {
         let layer = self.hold(lease, || {
             let layer = self.layer(diff_id)?;
-            let blobs = layer.iter().map(|layer| layer.blob.identity.hash).collect();
+            let blobs = layer.iter().flat_map(StoredLayer::hashes).collect();
             Ok::<_, StoreError>((layer, blobs))
         });
         match layer {

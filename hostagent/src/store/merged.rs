@@ -33,11 +33,11 @@ pub struct MergedImage {
 }
 
 impl MergedImage {
-    /// The hashes of all of them.
+    /// The hashes of all of them, and of what else is kept of the layers.
     pub fn hashes(&self) -> Vec<BlobHash> {
-        let layers = self.layers.iter().map(|layer| &layer.blob);
-        let blobs = std::iter::once(&self.metadata).chain(layers);
-        blobs.map(|blob| blob.identity.hash).collect()
+        let layers = self.layers.iter().flat_map(StoredLayer::hashes);
+        let metadata = self.metadata.identity.hash;
+        std::iter::once(metadata).chain(layers).collect()
     }
 }
 

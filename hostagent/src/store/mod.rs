@@ -42,6 +42,7 @@ mod merged;
 mod records;
 mod spool;
 pub mod staging;
+mod usage;
 mod verify;
 
 use std::io;
@@ -58,6 +59,7 @@ pub use leases::Lease;
 pub use merged::MergedImage;
 pub use records::StoredImage;
 pub use spool::is_compressed;
+pub use usage::{StoreUsage, Usage};
 pub use verify::Verified;
 
 use crate::image::digest::Digest;

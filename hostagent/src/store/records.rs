@@ -86,21 +86,38 @@ impl Store {
 
     /// The configuration of an image, verified again.
     pub fn config(&self, id: Digest) -> Result<ImageConfig, StoreError> {
-        let what = || format!("image configuration {}", id.short());
-        let bytes = std::fs::read(self.content(id)).map_err(|source| match source.kind() {
+        let bytes = self.config_document(id)?;
+        ImageConfig::parse(&bytes).map_err(|error| StoreError::Corrupt {
+            what: format!("image configuration {}", id.short()),
+            expected: id.to_string(),
+            found: error.to_string(),
+        })
+    }
+
+    /// The configuration of an image as it came, verified again.
+    pub fn config_document(&self, id: Digest) -> Result<Vec<u8>, StoreError> {
+        self.document(id, || format!("image configuration {}", id.short()))
+    }
+
+    /// A manifest as it came, verified again.
+    pub fn manifest_document(&self, digest: Digest) -> Result<Vec<u8>, StoreError> {
+        self.document(digest, || format!("manifest {}", digest.short()))
+    }
+
+    fn document(&self, digest: Digest, what: impl Fn() -> String) -> Result<Vec<u8>, StoreError> {
+        let bytes = std::fs::read(self.content(digest)).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => StoreError::Missing { what: what() },
             _ => self.io(format!("reading {}", what()), source),
         })?;
         let found = Digest::of(&bytes);
-        let corrupt = |found: String| StoreError::Corrupt {
-            what: what(),
-            expected: id.to_string(),
-            found,
-        };
-        if found != id {
-            return Err(corrupt(found.to_string()));
+        if found == digest {
+            return Ok(bytes);
         }
-        ImageConfig::parse(&bytes).map_err(|error| corrupt(error.to_string()))
+        Err(StoreError::Corrupt {
+            what: what(),
+            expected: digest.to_string(),
+            found: found.to_string(),
+        })
     }
 
     /// Adds an image and gives it names, taking them from images that had them.

@@ -28,6 +28,7 @@ impl Store {
         for layer in &merged.layers {
             let what = || format!("layer {}", layer.diff_id);
             self.check(&layer.blob, &mut verified, what)?;
+            self.check(&layer.skeleton, &mut verified, what)?;
         }
         Ok(verified)
     }

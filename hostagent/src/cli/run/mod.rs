@@ -317,6 +317,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
             id: id.clone(),
             name: name.map(str::to_owned),
             image: image.to_owned(),
+            image_id: Some(stored.id),
             command: request.workload.args.clone(),
             cpu_template,
             memory_bytes,

@@ -1,0 +1,323 @@
+//! `mote image` and its commands.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io::{BufRead, IsTerminal, Write};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use hostagent::image::digest::Digest;
+use hostagent::image::name::ImageName;
+use hostagent::store::{Store, StoredImage};
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::output::{Format, ago, print, print_json, size, table};
+use super::rmi::{self, Change, RmiArgs, TagArgs, print_changes};
+use super::{images, load, save};
+
+/// The longest command that the table of a history shows, in characters.
+const MAX_CREATED_BY: usize = 45;
+
+/// Manage images.
+#[derive(Debug, Args)]
+pub struct ImageArgs {
+    #[command(subcommand)]
+    command: ImageCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageCommand {
+    Inspect(InspectArgs),
+    History(HistoryArgs),
+    Prune(PruneArgs),
+    /// List the images, as `mote images` does.
+    Ls(images::ImagesArgs),
+    /// Load images, as `mote load` does.
+    Load(load::LoadArgs),
+    /// Save images, as `mote save` does.
+    Save(save::SaveArgs),
+    /// Remove images, as `mote rmi` does.
+    Rm(RmiArgs),
+    /// Give an image one more name, as `mote tag` does.
+    Tag(TagArgs),
+}
+
+/// Tell all about images.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  mote image inspect demo:v1\n  mote image inspect --format json demo:v1 | jq .Config.Env   One line for each image"
+)]
+pub struct InspectArgs {
+    /// How to print it: an indented JSON array, as Docker does, or one JSON document a
+    /// line.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// Names, or ids or starts of them.
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<String>,
+}
+
+/// Show how an image was made.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  mote image history demo:v1\n  mote image history --no-trunc demo:v1"
+)]
+pub struct HistoryArgs {
+    /// How to print it.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// Do not shorten ids and commands.
+    #[arg(long)]
+    no_trunc: bool,
+    /// A name, or an id or the start of one.
+    #[arg(value_name = "IMAGE")]
+    image: String,
+}
+
+/// Remove images that have no name, and what nobody needs.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  mote image prune        Images without names, and blobs that were quarantined\n  mote image prune -a -f  All that no microVM runs, without a question"
+)]
+pub struct PruneArgs {
+    /// Remove all images that no microVM runs.
+    #[arg(short, long)]
+    all: bool,
+    /// Do not ask.
+    #[arg(short, long)]
+    force: bool,
+    /// How to print what was removed.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+}
+
+/// Does what the subcommand says.
+pub fn main(args: ImageArgs) -> anyhow::Result<ExitCode> {
+    match args.command {
+        ImageCommand::Inspect(args) => inspect(&args),
+        ImageCommand::History(args) => history(&args),
+        ImageCommand::Prune(args) => prune(&args),
+        ImageCommand::Ls(args) => images::main(&args),
+        ImageCommand::Load(args) => load::main(args),
+        ImageCommand::Save(args) => save::main(&args),
+        ImageCommand::Rm(args) => rmi::rmi(&args),
+        ImageCommand::Tag(args) => rmi::tag(&args),
+    }
+}
+
+fn inspect(args: &InspectArgs) -> anyhow::Result<ExitCode> {
+    let store = Store::open(&Store::default_root())?;
+    let documents = args.images.iter().map(|text| {
+        let image = store.find(&text.parse()?)?;
+        described(&store, &image)
+    });
+    let documents = documents.collect::<anyhow::Result<Vec<Value>>>()?;
+    match args.format {
+        Format::Json => documents.iter().try_for_each(print_json)?,
+        Format::Table => {
+            let text = serde_json::to_string_pretty(&documents).context("cannot write JSON")?;
+            print(&format!("{text}\n"))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The keys of `docker image inspect`, and what the image is in the store.
+fn described(store: &Store, image: &StoredImage) -> anyhow::Result<Value> {
+    let bytes = store.config_document(image.id)?;
+    let config: Value = serde_json::from_slice(&bytes)
+        .with_context(|| format!("cannot read the configuration of image {}", image.id))?;
+    let merged = store.merged(&image.diff_ids)?;
+    let field = |name: &str| config.get(name).cloned().unwrap_or_default();
+    let repositories: BTreeSet<&str> = image
+        .names
+        .iter()
+        .map(ImageName::familiar_repository)
+        .collect();
+    let digests = image.manifest.iter().flat_map(|manifest| {
+        repositories
+            .iter()
+            .map(move |name| format!("{name}@{manifest}"))
+    });
+    let blob = |blob: &hostagent::store::Blob| json!({"Hash": blob.identity.hash, "Size": blob.identity.bytes});
+    let layers = merged.layers.iter().map(|layer| {
+        json!({
+            "DiffId": layer.diff_id,
+            "TarSize": layer.tar_bytes,
+            "Blob": blob(&layer.blob),
+            "Skeleton": blob(&layer.skeleton),
+        })
+    });
+    Ok(json!({
+        "Id": image.id,
+        "RepoTags": image.names.iter().map(ImageName::to_string).collect::<Vec<_>>(),
+        "RepoDigests": digests.collect::<Vec<_>>(),
+        "Created": image.created,
+        "Author": field("author"),
+        "Architecture": field("architecture"),
+        "Os": field("os"),
+        "Size": image.bytes,
+        "Config": field("config"),
+        "RootFS": {"Type": "layers", "Layers": image.diff_ids},
+        "Store": {
+            "LoadedUnixSeconds": image.loaded_unix_seconds,
+            "Metadata": blob(&merged.metadata),
+            "Layers": layers.collect::<Vec<_>>(),
+        },
+    }))
+}
+
+/// A step of a configuration's `history` (OCI image specification 1.1).
+#[derive(Debug, Deserialize)]
+struct Step {
+    created: Option<String>,
+    created_by: Option<String>,
+    comment: Option<String>,
+    #[serde(default)]
+    empty_layer: bool,
+}
+
+fn history(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
+    #[derive(Deserialize)]
+    struct Document {
+        history: Option<Vec<Step>>,
+    }
+    let store = Store::open(&Store::default_root())?;
+    let image = store.find(&args.image.parse()?)?;
+    let bytes = store.config_document(image.id)?;
+    let document: Document = serde_json::from_slice(&bytes)
+        .with_context(|| format!("cannot read the history of image {}", image.id))?;
+    let merged = store.merged(&image.diff_ids)?;
+    let mut sizes = merged.layers.iter().map(|layer| layer.blob.identity.bytes);
+    let mut steps: Vec<(Step, u64)> = Vec::new();
+    for step in document.history.unwrap_or_default() {
+        let bytes = match step.empty_layer {
+            true => 0,
+            false => sizes.next().unwrap_or(0),
+        };
+        steps.push((step, bytes));
+    }
+    // Layers that the history says nothing of.
+    for bytes in sizes {
+        let step = Step {
+            created: None,
+            created_by: None,
+            comment: None,
+            empty_layer: false,
+        };
+        steps.push((step, bytes));
+    }
+    // The latest first; it is what has the image's id.
+    let mut id = Some(image.id);
+    let now = Timestamp::now();
+    let mut rows = Vec::new();
+    for (step, bytes) in steps.into_iter().rev() {
+        let id = id.take();
+        if args.format == Format::Json {
+            print_json(&json!({
+                "ID": id,
+                "CreatedAt": step.created,
+                "CreatedBy": step.created_by,
+                "Size": size(bytes),
+                "SizeBytes": bytes,
+                "Comment": step.comment,
+            }))?;
+            continue;
+        }
+        rows.push(row(&step, id, bytes, now, args.no_trunc));
+    }
+    if args.format == Format::Table {
+        let headings = ["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"];
+        print(&table(headings, &rows))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn row(step: &Step, id: Option<Digest>, bytes: u64, now: Timestamp, whole: bool) -> [String; 5] {
+    let created = step.created.as_deref().and_then(|text| text.parse().ok());
+    let created_by = step.created_by.clone().unwrap_or_default();
+    let created_by = match created_by.chars().count() > MAX_CREATED_BY && !whole {
+        true => created_by
+            .chars()
+            .take(MAX_CREATED_BY - 1)
+            .chain(['…'])
+            .collect(),
+        false => created_by,
+    };
+    let id = id.map(|id| match whole {
+        true => id.to_string(),
+        false => id.short(),
+    });
+    [
+        id.unwrap_or_else(|| "<missing>".to_owned()),
+        created.map_or_else(|| "N/A".to_owned(), |then| ago(then, now)),
+        created_by,
+        size(bytes),
+        step.comment.clone().unwrap_or_default(),
+    ]
+}
+
+fn prune(args: &PruneArgs) -> anyhow::Result<ExitCode> {
+    if !args.force && !confirmed(args.all)? {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let store = Store::open(&Store::default_root())?;
+    let used = in_use(&store)?;
+    let mut changes = Vec::new();
+    for image in store.images()? {
+        let is_wanted = used.contains_key(&image.id) || !(args.all || image.names.is_empty());
+        if is_wanted {
+            continue;
+        }
+        for name in image.names {
+            if store.untag(image.id, &name)? {
+                changes.push(Change::Untagged(name));
+            }
+        }
+        if store.forget(image.id)? {
+            changes.push(Change::Deleted(image.id));
+        }
+    }
+    let collected = store.collect()?;
+    let emptied = store.empty_quarantine()?;
+    let bytes = collected.bytes + emptied.bytes;
+    if args.format == Format::Table && !changes.is_empty() {
+        print("Deleted Images:\n")?;
+    }
+    print_changes(&changes, args.format)?;
+    match args.format {
+        Format::Json => print_json(&json!({"SpaceReclaimed": bytes}))?,
+        Format::Table => print(&format!("Total reclaimed space: {}\n", size(bytes)))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The images that microVMs run, and how many of them.
+pub fn in_use(store: &Store) -> anyhow::Result<HashMap<Digest, usize>> {
+    let machines = store.running().list().context("cannot read what runs")?;
+    let mut used = HashMap::new();
+    for id in machines.iter().filter_map(|machine| machine.image_id) {
+        *used.entry(id).or_default() += 1;
+    }
+    Ok(used)
+}
+
+fn confirmed(all: bool) -> anyhow::Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        bail!("standard input is no terminal, to ask whether images may be removed; give -f");
+    }
+    let which = match all {
+        true => "all images that no microVM runs",
+        false => "all images without a name",
+    };
+    eprint!("This will remove {which}. Are you sure you want to continue? [y/N] ");
+    std::io::stderr()
+        .flush()
+        .context("cannot write to standard error")?;
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().read_line(&mut answer);
+    read.context("cannot read standard input")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}

@@ -1,0 +1,170 @@
+//! `mote rmi` and `mote tag`.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use hostagent::image::digest::Digest;
+use hostagent::image::name::ImageName;
+use hostagent::image::reference::StoredReference;
+use hostagent::store::{Store, StoredImage};
+use serde_json::json;
+
+use super::output::{Format, print, print_json};
+
+const RMI_EXAMPLES: &str = "\
+Examples:
+  mote rmi demo:v1          Takes the name away, and removes the image with its last name
+  mote rmi 4f1a0c2b9d3e     Removes it by its id
+  mote rmi -f 4f1a0c2b9d3e  Even if it has several names
+
+An image that a microVM runs is not removed. Layers that other images have stay.";
+
+/// Remove images.
+#[derive(Debug, Args)]
+#[command(after_help = RMI_EXAMPLES)]
+pub struct RmiArgs {
+    /// Remove an image by its id even if it has several names; no error for one that is
+    /// not there.
+    #[arg(short, long)]
+    force: bool,
+    /// How to print what was removed.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// Names, or ids or starts of them.
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<String>,
+}
+
+/// Give an image one more name.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mote tag demo:v1 registry.example/demo:stable")]
+pub struct TagArgs {
+    /// How to print what was named; nothing is printed as a table.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// A name, or an id or the start of one.
+    #[arg(value_name = "IMAGE")]
+    image: String,
+    /// The name it gets.
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+/// What was done to an image.
+#[derive(Debug)]
+pub enum Change {
+    /// It lost this name.
+    Untagged(ImageName),
+    /// It is gone.
+    Deleted(Digest),
+}
+
+/// Prints changes as Docker does.
+pub fn print_changes(changes: &[Change], format: Format) -> anyhow::Result<()> {
+    for change in changes {
+        match (change, format) {
+            (Change::Untagged(name), Format::Table) => print(&format!("Untagged: {name}\n"))?,
+            (Change::Deleted(id), Format::Table) => print(&format!("Deleted: {id}\n"))?,
+            (Change::Untagged(name), Format::Json) => {
+                print_json(&json!({"Untagged": name.to_string()}))?;
+            }
+            (Change::Deleted(id), Format::Json) => print_json(&json!({"Deleted": id}))?,
+        }
+    }
+    Ok(())
+}
+
+/// Removes; the first error ends it, and what was removed before stays so.
+pub fn rmi(args: &RmiArgs) -> anyhow::Result<ExitCode> {
+    let store = Store::open(&Store::default_root())?;
+    let mut outcome = Ok(());
+    for text in &args.images {
+        outcome = remove(&store, text, args);
+        if outcome.is_err() {
+            break;
+        }
+    }
+    // Also after an error: what was removed before it is removed.
+    store.collect()?;
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+fn remove(store: &Store, text: &str, args: &RmiArgs) -> anyhow::Result<()> {
+    let reference: StoredReference = text.parse()?;
+    let image = match store.find(&reference) {
+        Err(hostagent::store::StoreError::NoSuchImage { .. }) if args.force => return Ok(()),
+        found => found?,
+    };
+    // A name takes away itself; an id takes away all names.
+    let named = match &reference {
+        StoredReference::Name(name) => image.names.iter().find(|known| *known == name),
+        StoredReference::Id(_) => None,
+    };
+    let names: Vec<ImageName> = match named {
+        Some(name) => vec![name.clone()],
+        None if image.names.len() > 1 && !args.force => bail!(
+            "image {} has several names: {}; remove them by name, or all with --force",
+            image.id.short(),
+            listed(&image.names)
+        ),
+        None => image.names.clone(),
+    };
+    let is_last = names.len() == image.names.len();
+    if is_last {
+        refuse_in_use(store, &image)?;
+    }
+    let mut changes = Vec::new();
+    for name in names {
+        if store.untag(image.id, &name)? {
+            changes.push(Change::Untagged(name));
+        }
+    }
+    if is_last && store.forget(image.id)? {
+        changes.push(Change::Deleted(image.id));
+    }
+    print_changes(&changes, args.format)
+}
+
+fn refuse_in_use(store: &Store, image: &StoredImage) -> anyhow::Result<()> {
+    let machines = store.running().list().context("cannot read what runs")?;
+    let user = machines
+        .iter()
+        .find(|machine| machine.image_id == Some(image.id));
+    match user {
+        Some(machine) => bail!(
+            "image {} is in use by the microVM {}; stop it first",
+            image.id.short(),
+            machine
+                .name
+                .as_deref()
+                .unwrap_or(&machine.id[..machine.id.len().min(12)])
+        ),
+        None => Ok(()),
+    }
+}
+
+fn listed(names: &[ImageName]) -> String {
+    let names: Vec<String> = names.iter().map(ImageName::to_string).collect();
+    names.join(", ")
+}
+
+/// Names.
+pub fn tag(args: &TagArgs) -> anyhow::Result<ExitCode> {
+    let name: ImageName = args.name.parse()?;
+    if name.digest().is_some() {
+        bail!(
+            "{:?} has a digest, which is not for a user to give",
+            args.name
+        );
+    }
+    let store = Store::open(&Store::default_root())?;
+    let image = store.find(&args.image.parse()?)?;
+    if !store.tag(image.id, &name)? {
+        bail!("image {} was removed meanwhile", image.id.short());
+    }
+    if args.format == Format::Json {
+        print_json(&json!({"id": image.id, "name": name.to_string()}))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

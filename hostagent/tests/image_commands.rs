@@ -1,0 +1,252 @@
+//! What one does with images that are loaded: save, tag, remove, inspect, prune.
+
+mod support;
+
+use hostagent::image::digest::Digest;
+use hostagent::running::RunningMachine;
+use hostagent::store::Store;
+use serde_json::{Value, json};
+use support::{Layout, Mote, Stored, config, layer, noise};
+use tempfile::TempDir;
+
+fn layers() -> Vec<Vec<u8>> {
+    vec![
+        layer(&[("base", &noise(1, 300_000)), ("etc/hosts", b"x")]),
+        layer(&[("top", &noise(2, 10_000)), (".wh.base", b"")]),
+    ]
+}
+
+/// A store with these images; each is named `demo:` and its number, and has one layer
+/// more than the one before.
+fn mote_with(count: usize) -> Mote {
+    let mote = Mote::new();
+    for number in 1..=count {
+        let name = format!("demo:v{number}");
+        let mut layers = layers();
+        layers.extend((2..=number).map(|n| layer(&[("more", &noise(n as u32 + 7, 20_000))])));
+        let mut layout = Layout::new();
+        let mut config = config(&layers);
+        config["history"] = json!([
+            {"created": "2026-11-01T10:00:00Z", "created_by": "base"},
+            {"created_by": "ENV A=b", "empty_layer": true},
+            {"created_by": "top", "comment": "a comment"},
+        ]);
+        let descriptor = layout.image(&config, &layers, Stored::Gzip);
+        layout.tag(descriptor, &format!("docker.io/library/{name}"));
+        mote.load(&layout.reference(&format!("docker.io/library/{name}")));
+    }
+    mote
+}
+
+fn blob_count(mote: &Mote) -> usize {
+    std::fs::read_dir(mote.root.path().join("blobs"))
+        .unwrap()
+        .count()
+}
+
+fn inspected(mote: &Mote, image: &str) -> Value {
+    let run = mote
+        .run(&["image", "inspect", "--format", "json", image])
+        .expect(0);
+    run.json().remove(0)
+}
+
+#[test]
+fn what_is_saved_and_loaded_again_is_the_same_image_to_the_byte() {
+    let mote = mote_with(2);
+    let directory = TempDir::new().unwrap();
+    let archive = directory.path().join("all.tar");
+    let archive = archive.to_str().unwrap();
+    let run = mote
+        .run(&["save", "-o", archive, "demo:v1", "demo:v2"])
+        .expect(0);
+    assert_eq!(run.stdout, "Saved image: demo:v1\nSaved image: demo:v2\n");
+    let piped = mote
+        .command(&["save", "demo:v1", "demo:v2"])
+        .output()
+        .unwrap();
+    assert!(piped.stdout == std::fs::read(archive).unwrap());
+    let layout = format!("oci:{}/layout", directory.path().display());
+    mote.run(&["save", "-o", &layout, "demo:v1"]).expect(0);
+
+    for (arguments, count) in [(vec!["load", "-i", archive], 2), (vec!["load", &layout], 1)] {
+        let other = Mote::new();
+        other.run(&arguments).expect(0);
+        let all = ["demo:v1", "demo:v2"];
+        assert_eq!(other.images(), all[..count]);
+        for name in &all[..count] {
+            let (before, after) = (inspected(&mote, name), inspected(&other, name));
+            for key in ["Id", "RootFS", "Config", "Created"] {
+                assert_eq!(before[key], after[key], "{name} {key}");
+            }
+            assert_eq!(before["Store"]["Layers"], after["Store"]["Layers"]);
+        }
+        other.assert_consistent();
+    }
+}
+
+#[test]
+fn a_save_that_fails_leaves_what_was_there() {
+    let mote = mote_with(1);
+    let directory = TempDir::new().unwrap();
+    let archive = directory.path().join("demo.tar");
+    std::fs::write(&archive, "old").unwrap();
+    // A layer that is not what it was.
+    let blob = mote.layer_blob(Digest::of(&layers()[0])).join("data");
+    let mut bytes = std::fs::read(&blob).unwrap();
+    bytes[8192] ^= 1;
+    std::fs::write(&blob, bytes).unwrap();
+    let run = mote.run(&["save", "-o", archive.to_str().unwrap(), "demo:v1"]);
+    run.expect_failure(&["cannot save layer", "is corrupt"]);
+    assert_eq!(std::fs::read(&archive).unwrap(), b"old");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    mote.run(&["save", "none"])
+        .expect_failure(&["no such image"]);
+}
+
+#[test]
+fn removing_an_image_keeps_what_others_need_and_no_more() {
+    let mote = mote_with(2);
+    let both = blob_count(&mote);
+    let run = mote.run(&["rmi", "demo:v2"]).expect(0);
+    assert!(
+        run.stdout
+            .starts_with("Untagged: demo:v2\nDeleted: sha256:"),
+        "{run:?}"
+    );
+    // A layer, its skeleton and a merge.
+    assert_eq!(blob_count(&mote), both - 3);
+    mote.assert_consistent();
+    mote.run(&["rmi", "demo:v1"]).expect(0);
+    assert_eq!(blob_count(&mote), 0);
+    for directory in ["layers/v1", "disks/v1", "content/sha256", "leases"] {
+        let left = std::fs::read_dir(mote.root.path().join(directory)).unwrap();
+        assert_eq!(left.count(), 0, "{directory}");
+    }
+    mote.run(&["rmi", "demo:v1"])
+        .expect_failure(&["no such image"]);
+    mote.run(&["rmi", "-f", "demo:v1"]).expect(0);
+}
+
+#[test]
+fn an_image_goes_with_its_last_name() {
+    let mote = mote_with(1);
+    mote.run(&["tag", "demo:v1", "other:v9"]).expect(0);
+    let id = inspected(&mote, "demo:v1")["Id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    mote.run(&["rmi", &id])
+        .expect_failure(&["several names", "demo:v1", "other:v9"]);
+    let run = mote.run(&["rmi", "demo:v1"]).expect(0);
+    assert_eq!(run.stdout, "Untagged: demo:v1\n");
+    assert_eq!(mote.images(), ["other:v9"]);
+    let run = mote
+        .run(&["image", "rm", "--format", "json", &id[7..19]])
+        .expect(0);
+    assert_eq!(
+        run.json(),
+        [json!({"Untagged": "other:v9"}), json!({"Deleted": id})]
+    );
+    assert!(mote.images().is_empty());
+    mote.run(&["tag", "demo:v1", "x"])
+        .expect_failure(&["no such image"]);
+}
+
+#[test]
+fn an_image_that_a_microvm_runs_is_not_removed() {
+    let mote = mote_with(1);
+    let store = Store::open(mote.root.path()).unwrap();
+    let image = store.images().unwrap().remove(0);
+    let mut machine: RunningMachine = serde_json::from_value(json!({
+        "id": "ab".repeat(32),
+        "name": "web",
+        "image": "demo:v1",
+        "command": [],
+        "started_unix_seconds": 1,
+    }))
+    .unwrap();
+    machine.image_id = Some(image.id);
+    let registration = store.running().register(machine).unwrap();
+    mote.run(&["rmi", "demo:v1"])
+        .expect_failure(&["in use", "web", "stop it"]);
+    mote.run(&["image", "prune", "-a", "-f"]).expect(0);
+    assert_eq!(mote.images(), ["demo:v1"]);
+    let run = mote.run(&["system", "df", "--format", "json"]).expect(0);
+    let images = &run.json()[0];
+    assert_eq!(images["Active"], 1);
+    assert_eq!(images["ReclaimableBytes"], 0, "{images}");
+    drop(registration);
+    mote.run(&["rmi", "demo:v1"]).expect(0);
+}
+
+#[test]
+fn what_a_lease_names_outlives_its_image() {
+    let mote = mote_with(1);
+    let store = Store::open(mote.root.path()).unwrap();
+    let image = store.images().unwrap().remove(0);
+    let mut lease = store.lease().unwrap();
+    let disk = hostagent::disk::of_image(&store, &image, &mut lease).unwrap();
+    let before = blob_count(&mote);
+    mote.run(&["rmi", "demo:v1"]).expect(0);
+    assert_eq!(blob_count(&mote), before);
+    // It is there to be used by whoever loads it again.
+    mote.run(&["system", "df"]).expect(0);
+    drop((disk, lease));
+    mote.run(&["image", "prune", "-f"]).expect(0);
+    assert_eq!(blob_count(&mote), 0);
+}
+
+#[test]
+fn pruning_asks_first_and_takes_images_without_a_name() {
+    let mote = mote_with(2);
+    mote.run(&["image", "prune"]).expect_failure(&["-f"]);
+    mote.run(&["tag", "demo:v1", "demo:v2"]).expect(0);
+    let quarantined = mote.root.path().join("quarantine/00");
+    std::fs::create_dir(&quarantined).unwrap();
+    std::fs::write(quarantined.join("data"), noise(1, 100_000)).unwrap();
+    let run = mote.run(&["image", "prune", "-f"]).expect(0);
+    assert!(run.stdout.contains("Deleted: sha256:"), "{run:?}");
+    assert!(run.stdout.contains("Total reclaimed space: "), "{run:?}");
+    assert!(!quarantined.exists());
+    assert_eq!(mote.images(), ["demo:v1", "demo:v2"]);
+    let run = mote
+        .run(&["image", "prune", "-a", "-f", "--format", "json"])
+        .expect(0);
+    assert!(
+        run.json().last().unwrap()["SpaceReclaimed"]
+            .as_u64()
+            .unwrap()
+            > 0
+    );
+    assert!(mote.images().is_empty());
+}
+
+#[test]
+fn history_and_inspect_tell_what_the_image_says_of_itself() {
+    let mote = mote_with(1);
+    let run = mote
+        .run(&["image", "history", "--format", "json", "demo:v1"])
+        .expect(0);
+    let steps = run.json();
+    let made: Vec<&str> = steps
+        .iter()
+        .map(|step| step["CreatedBy"].as_str().unwrap())
+        .collect();
+    assert_eq!(made, ["top", "ENV A=b", "base"]);
+    assert_eq!(steps[1]["SizeBytes"], 0);
+    assert!(steps[2]["SizeBytes"].as_u64().unwrap() > 300_000);
+    let run = mote.run(&["image", "history", "demo:v1"]).expect(0);
+    assert!(
+        run.stdout.contains("<missing>") && run.stdout.contains("a comment"),
+        "{run:?}"
+    );
+
+    let image = inspected(&mote, "demo:v1");
+    assert_eq!(image["RepoTags"], json!(["demo:v1"]));
+    assert_eq!(image["Config"]["Cmd"], json!(["/bin/sh"]));
+    assert_eq!(image["Os"], "linux");
+    let run = mote.run(&["image", "inspect", "demo:v1"]).expect(0);
+    let documents: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(documents[0], image);
+}
