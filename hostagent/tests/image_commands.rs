@@ -250,3 +250,97 @@ fn history_and_inspect_tell_what_the_image_says_of_itself() {
     let documents: Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!(documents[0], image);
 }
+
+/// Every file of the store that is content or says what content there is.
+fn stored_files(mote: &Mote) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    let mut directories = vec![mote.root.path().to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let entry = entry.unwrap();
+            match entry.file_type().unwrap().is_dir() {
+                true => directories.push(entry.path()),
+                false => files.push(entry.path()),
+            }
+        }
+    }
+    files.retain(|file| file.metadata().unwrap().len() > 0);
+    files.sort();
+    files
+}
+
+#[test]
+fn verifying_finds_a_changed_bit_in_any_blob_or_document_and_loading_mends_it() {
+    let mote = mote_with(1);
+    let directory = TempDir::new().unwrap();
+    let archive = directory.path().join("demo.tar");
+    let archive = archive.to_str().unwrap();
+    mote.run(&["save", "-o", archive, "demo:v1"]).expect(0);
+    let run = mote.run(&["store", "verify", "--format", "json"]).expect(0);
+    assert_eq!(run.json()[0]["blobs"], blob_count(&mote));
+    let content = |file: &std::path::PathBuf| {
+        let path = file.strip_prefix(mote.root.path()).unwrap();
+        path.starts_with("blobs") || path.starts_with("content")
+    };
+    let files = stored_files(&mote).into_iter().filter(content);
+    for (file, seed) in files.zip(1..) {
+        let mut bytes = std::fs::read(&file).unwrap();
+        let offset = (seed * 7919) % bytes.len();
+        bytes[offset] ^= 1 << (seed % 8);
+        std::fs::write(&file, bytes).unwrap();
+        let merged = mote.disk_blobs().iter().any(|blob| file.starts_with(blob));
+        let run = mote.run(&["store", "verify", "--format", "json"]);
+        let report = &run.json()[0];
+        assert_eq!(
+            report["wrong"].as_array().unwrap().len(),
+            1,
+            "{file:?}: {run:?}"
+        );
+        // What is made of layers is made again of layers; a manifest is of no use to a run.
+        let is_manifest = report["broken"] == json!([]) && !merged;
+        assert_eq!(report["merged_again"], u64::from(merged), "{file:?}");
+        assert_eq!(
+            run.code,
+            Some(i32::from(!merged && !is_manifest)),
+            "{file:?}: {run:?}"
+        );
+        mote.run(&["load", "-i", archive]).expect(0);
+        let run = mote.run(&["store", "verify"]).expect(0);
+        assert!(run.stdout.starts_with("Whole: "), "{run:?}");
+    }
+    mote.assert_consistent();
+}
+
+#[test]
+fn a_changed_bit_in_any_record_gives_no_other_image() {
+    let mote = mote_with(1);
+    let directory = TempDir::new().unwrap();
+    let archive = directory.path().join("demo.tar");
+    let archive = archive.to_str().unwrap();
+    mote.run(&["save", "-o", archive, "demo:v1"]).expect(0);
+    let before = inspected(&mote, "demo:v1");
+    let record = |file: &std::path::PathBuf| {
+        file.extension()
+            .is_some_and(|extension| extension == "json")
+    };
+    let files: Vec<_> = stored_files(&mote).into_iter().filter(record).collect();
+    assert!(files.len() >= 4, "{files:?}");
+    for (file, seed) in files.iter().cycle().take(120).zip(1_usize..) {
+        let kept = std::fs::read(file).unwrap();
+        let mut bytes = kept.clone();
+        let offset = (seed * 104_729) % bytes.len();
+        bytes[offset] ^= 1 << (seed % 8);
+        std::fs::write(file, &bytes).unwrap();
+        let run = mote.run(&["image", "inspect", "--format", "json", "demo:v1"]);
+        if run.code == Some(0) {
+            let after = run.json().remove(0);
+            for key in ["Id", "RootFS", "Config"] {
+                assert_eq!(after[key], before[key], "{file:?}");
+            }
+            for key in ["Metadata", "Layers"] {
+                assert_eq!(after["Store"][key], before["Store"][key], "{file:?}");
+            }
+        }
+        std::fs::write(file, kept).unwrap();
+    }
+}

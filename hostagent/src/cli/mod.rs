@@ -15,6 +15,7 @@ mod run;
 mod save;
 mod source;
 mod stats;
+mod store;
 mod system;
 
 use std::ffi::OsString;
@@ -73,6 +74,7 @@ enum Command {
     Stop(control::StopArgs),
     Stats(stats::StatsArgs),
     System(system::SystemArgs),
+    Store(store::StoreArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -103,6 +105,7 @@ pub fn main() -> ExitCode {
         Command::Update(args) => control::update(&args),
         Command::Stop(args) => control::stop(&args),
         Command::Stats(args) => stats::main(&args),
+        Command::Store(args) => store::main(&args),
         Command::System(args) => system::main(&args),
         Command::Doctor(args) => doctor::main(&args),
     };

@@ -60,7 +60,7 @@ pub use merged::MergedImage;
 pub use records::StoredImage;
 pub use spool::is_compressed;
 pub use usage::{StoreUsage, Usage};
-pub use verify::Verified;
+pub use verify::{Report, Verified, Wrong};
 
 use crate::image::digest::Digest;
 use crate::running::Registry;
