@@ -185,8 +185,8 @@ fn what_a_lease_names_outlives_its_image() {
     let mote = mote_with(1);
     let store = Store::open(mote.root.path()).unwrap();
     let image = store.images().unwrap().remove(0);
-    let mut lease = store.lease().unwrap();
-    let disk = hostagent::disk::of_image(&store, &image, &mut lease).unwrap();
+    let lease = store.lease().unwrap();
+    let disk = hostagent::disk::of_image(&store, &image, &lease).unwrap();
     let before = blob_count(&mote);
     mote.run(&["rmi", "demo:v1"]).expect(0);
     assert_eq!(blob_count(&mote), before);

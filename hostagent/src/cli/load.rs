@@ -60,7 +60,7 @@ pub fn main(args: LoadArgs) -> anyhow::Result<ExitCode> {
     let store = Store::open(&Store::default_root())?;
     let progress = TerminalProgress::new();
     for source in sources(&store, &args, reference, &progress)? {
-        let imported = store.import(&source, &source.names, &mut store.lease()?, &progress)?;
+        let imported = store.import(&source, &source.names, &store.lease()?, &progress)?;
         report(&imported, args.format)?;
     }
     Ok(ExitCode::SUCCESS)

@@ -1,23 +1,23 @@
-//! A progress bar for work that takes more than a moment, for people only.
+//! Progress bars for work that takes more than a moment, for people only.
 
-use std::cell::{Cell, RefCell};
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use hostagent::image::progress::Progress;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use hostagent::image::progress::{Progress, Task};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::interrupt;
 
 /// Work shorter than this shows no bar.
 const QUIET: Duration = Duration::from_millis(700);
 
-/// Shows progress on standard error if that is a terminal, and stops the work
-/// when the user interrupts it.
+/// Shows a bar for each piece of work on standard error if that is a terminal, and stops
+/// the work when the user interrupts it.
 pub struct TerminalProgress {
     started: Instant,
-    visible: Cell<bool>,
-    bar: RefCell<ProgressBar>,
+    visible: AtomicBool,
+    bars: MultiProgress,
 }
 
 impl TerminalProgress {
@@ -25,56 +25,76 @@ impl TerminalProgress {
     pub fn new() -> Self {
         Self {
             started: Instant::now(),
-            visible: Cell::new(false),
-            bar: RefCell::new(ProgressBar::hidden()),
+            visible: AtomicBool::new(false),
+            bars: MultiProgress::with_draw_target(ProgressDrawTarget::hidden()),
         }
     }
 
     fn show_if_it_takes_long(&self) {
-        if !self.visible.get() && self.started.elapsed() >= QUIET && std::io::stderr().is_terminal()
-        {
-            self.visible.set(true);
-            self.bar
-                .borrow()
-                .set_draw_target(ProgressDrawTarget::stderr());
+        let long = self.started.elapsed() >= QUIET && std::io::stderr().is_terminal();
+        if long && !self.visible.swap(true, Ordering::Relaxed) {
+            self.bars.set_draw_target(ProgressDrawTarget::stderr());
         }
     }
 }
 
 impl Drop for TerminalProgress {
     fn drop(&mut self) {
-        self.bar.borrow().finish_and_clear();
+        // Nothing can be done about a terminal that is gone.
+        let _ = self.bars.clear();
     }
 }
 
 impl Progress for TerminalProgress {
-    fn layer(&self, number: usize, count: usize, bytes: u64) {
-        self.bar.borrow().finish_and_clear();
-        let target = if self.visible.get() {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
+    fn begin(&self, what: &str, bytes: u64) -> Box<dyn Task + '_> {
+        let (bar, template) = match bytes {
+            0 => (
+                ProgressBar::no_length(),
+                "{prefix} {bytes}, {bytes_per_sec}",
+            ),
+            _ => (
+                ProgressBar::new(bytes),
+                "{prefix} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
+            ),
         };
-        let bar = ProgressBar::with_draw_target(Some(bytes), target);
-        let template = "{prefix} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
-        bar.set_prefix(format!("layer {number} of {count}"));
-        *self.bar.borrow_mut() = bar;
-    }
-
-    fn advance(&self, bytes: u64) {
-        self.bar.borrow().inc(bytes);
-        self.show_if_it_takes_long();
+        bar.set_prefix(what.to_owned());
+        Box::new(Bar {
+            bar: self.bars.add(bar),
+            progress: self,
+        })
     }
 
     fn note(&self, message: &str) {
-        let bar = self.bar.borrow();
-        bar.suspend(|| eprintln!("mote: {message}"));
+        self.bars.suspend(|| eprintln!("mote: {message}"));
     }
 
     fn cancelled(&self) -> bool {
         interrupt::arrived().is_some()
+    }
+}
+
+struct Bar<'p> {
+    bar: ProgressBar,
+    progress: &'p TerminalProgress,
+}
+
+impl Task for Bar<'_> {
+    fn advance(&self, bytes: u64) {
+        self.bar.inc(bytes);
+        self.progress.show_if_it_takes_long();
+    }
+
+    fn cancelled(&self) -> bool {
+        self.progress.cancelled()
+    }
+}
+
+impl Drop for Bar<'_> {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+        self.progress.bars.remove(&self.bar);
     }
 }

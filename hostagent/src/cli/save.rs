@@ -50,11 +50,11 @@ pub fn main(args: &SaveArgs) -> anyhow::Result<ExitCode> {
     interrupt::watch().context("cannot catch signals")?;
     let store = Store::open(&Store::default_root())?;
     let progress = TerminalProgress::new();
-    let mut lease = store.lease()?;
+    let lease = store.lease()?;
     let images = wanted(&store, &args.images)?;
     // What is removed meanwhile is saved all the same.
     for saved in &images {
-        store.hold(&mut lease, || {
+        store.hold(&lease, || {
             let merged = store.merged(&saved.image.diff_ids)?;
             Ok::<_, StoreError>(((), merged.hashes()))
         })?;

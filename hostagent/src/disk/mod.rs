@@ -11,7 +11,7 @@ use crate::vm_process::{BlobTree, Disk, Extent};
 /// The read-only disk of a loaded image: its metadata, then its layers, base
 /// first, without gaps. That is the order the metadata's block addresses count in. Its
 /// blobs stay in the store as long as `lease`.
-pub fn of_image(store: &Store, image: &StoredImage, lease: &mut Lease) -> Result<Disk, StoreError> {
+pub fn of_image(store: &Store, image: &StoredImage, lease: &Lease) -> Result<Disk, StoreError> {
     let merged = store.hold(lease, || {
         let merged = store.merged(&image.diff_ids)?;
         let blobs = merged.hashes();

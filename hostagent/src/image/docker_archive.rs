@@ -9,6 +9,8 @@
 //!
 //! Source: Moby, "image/tarexport"; its `manifest.json` has no specification.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 
 use super::archive::Archive;
@@ -18,8 +20,8 @@ use super::manifest::MAX_INDEX_ENTRIES;
 use super::name::ImageName;
 use super::oci_layout::OciLayout;
 use super::source::{
-    Available, SourceError, SourceImage, VerifiedDocument, check_layer_count, parse_config,
-    read_document,
+    Available, LOCAL_PARALLEL, SourceError, SourceImage, VerifiedDocument, check_layer_count,
+    parse_config, read_document,
 };
 
 /// The file that lists the images.
@@ -156,7 +158,7 @@ impl Image {
                 Ok(LayerSource {
                     diff_id: *diff_id,
                     blob: path.strip_prefix(BLOBS).and_then(Digest::from_hex),
-                    region,
+                    content: Arc::new(region),
                 })
             })
             .collect::<Result<_, SourceError>>()?;
@@ -166,6 +168,7 @@ impl Image {
             config_document,
             config,
             layers,
+            parallel: LOCAL_PARALLEL,
         })
     }
 

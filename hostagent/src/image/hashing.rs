@@ -40,15 +40,6 @@ struct Chunk {
     filled: usize,
 }
 
-/// What a [`HashingReader`] saw once its source was read to the end.
-#[derive(Debug)]
-pub struct Hashed<R> {
-    /// The source.
-    pub inner: R,
-    /// The digest of everything the source gave.
-    pub digest: Digest,
-}
-
 impl Chunk {
     fn empty() -> Arc<Self> {
         Arc::new(Self {
@@ -82,8 +73,8 @@ impl<R: Read> HashingReader<R> {
         })
     }
 
-    /// Reads the source to its end and waits for the hash.
-    pub fn finish(mut self) -> io::Result<Hashed<R>> {
+    /// Reads the source to its end; returns the digest of all that it gave.
+    pub fn finish(mut self) -> io::Result<Digest> {
         while !self.ended {
             self.next_chunk()?;
         }
@@ -92,10 +83,7 @@ impl<R: Read> HashingReader<R> {
             .hash
             .join()
             .map_err(|_| io::Error::other("the hashing thread panicked"))?;
-        Ok(Hashed {
-            inner: self.inner,
-            digest: Digest::from(<[u8; 32]>::from(hash.finalize())),
-        })
+        Ok(Digest::from(<[u8; 32]>::from(hash.finalize())))
     }
 
     /// Replaces `current` by the next bytes of the source and hands them to the
@@ -181,8 +169,7 @@ mod tests {
         let mut start = [0; 100];
         reader.read_exact(&mut start).unwrap();
         assert_eq!(start, data[..100]);
-        let hashed = reader.finish().unwrap();
-        assert_eq!(hashed.digest, Digest::of(&data));
+        assert_eq!(reader.finish().unwrap(), Digest::of(&data));
     }
 
     #[test]
@@ -193,7 +180,7 @@ mod tests {
         reader.read_to_end(&mut seen).unwrap();
         assert_eq!(seen, data);
         assert!(reader.used.len() <= CHUNKS_IN_FLIGHT + 2);
-        assert_eq!(reader.finish().unwrap().digest, Digest::of(&data));
+        assert_eq!(reader.finish().unwrap(), Digest::of(&data));
     }
 
     #[test]
@@ -228,7 +215,7 @@ mod tests {
                 seen.extend_from_slice(&buffer[..read]);
             }
             prop_assert!(seen == data);
-            prop_assert_eq!(reader.finish().unwrap().digest, Digest::of(&data));
+            prop_assert_eq!(reader.finish().unwrap(), Digest::of(&data));
         }
     }
 }

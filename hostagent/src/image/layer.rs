@@ -6,24 +6,35 @@
 //! stored, and the `diff_id`, that of the tar stream. Of a plain layer they are
 //! one, and it is hashed once.
 
+use std::fmt;
 use std::io::{self, BufRead, Read};
+use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
 
 use super::digest::Digest;
 use super::hashing::HashingReader;
-use super::progress::Progress;
-use super::region::{FileRegion, RegionReader};
+use super::progress::Task;
+
+/// The bytes of a layer as its source stores them: part of a file, or of what a registry
+/// sends.
+pub trait LayerContent: fmt::Debug + Send + Sync {
+    /// How many there are.
+    fn length(&self) -> u64;
+
+    /// Begins to read them. Nothing has been verified.
+    fn open(&self) -> io::Result<Box<dyn Read + Send>>;
+}
 
 /// A layer that has not been read yet.
 #[derive(Debug, Clone)]
 pub struct LayerSource {
     /// The digest of the tar stream, from the image configuration.
     pub diff_id: Digest,
-    /// The digest of the bytes in `region`, where the source gives one.
+    /// The digest of the bytes of `content`, where the source gives one.
     pub blob: Option<Digest>,
     /// The bytes.
-    pub region: FileRegion,
+    pub content: Arc<dyn LayerContent>,
 }
 
 /// Why a layer was not taken in. `E` is the error of whoever consumed it.
@@ -102,115 +113,72 @@ impl Compression {
 
 impl LayerSource {
     /// Gives the tar stream to `consume` and then checks every digest. What
-    /// `consume` made must not be used unless this returns `Ok`.
+    /// `consume` made must not be used unless this returns `Ok`. The source is read once.
     ///
     /// When `consume` fails on bytes that are not the announced ones, the error
     /// is the digest's, because that is the cause.
     pub fn read_verified<T, E: std::error::Error + 'static>(
         &self,
-        progress: &dyn Progress,
+        task: &dyn Task,
         consume: impl FnOnce(&mut dyn BufRead) -> Result<T, E>,
     ) -> Result<T, LayerError<E>> {
-        let compression = self.compression()?;
-        let outcome = match compression {
-            Compression::None => self.read_plain(progress, consume),
-            Compression::Gzip => self.read_compressed(
-                progress,
-                consume,
-                |blob| Ok(MultiGzDecoder::new(blob)),
-                MultiGzDecoder::into_inner,
-            ),
-            Compression::Zstd => self.read_compressed(
-                progress,
-                consume,
-                zstd::Decoder::with_buffer,
-                zstd::Decoder::finish,
-            ),
-        };
+        let outcome = self.read_checked(task, consume);
         match outcome {
-            Err(LayerError::Consumer { .. } | LayerError::Read { .. }) if progress.cancelled() => {
-                Err(LayerError::Cancelled)
-            }
-            Err(error @ (LayerError::Consumer { .. } | LayerError::Read { .. })) => {
-                self.check_region(compression)?;
-                Err(error)
-            }
+            Err(_) if task.cancelled() => Err(LayerError::Cancelled),
             outcome => outcome,
         }
     }
 
-    fn compression<E: std::error::Error>(&self) -> Result<Compression, LayerError<E>> {
-        let mut start = Vec::with_capacity(8);
-        self.region
-            .reader()
-            .take(8)
-            .read_to_end(&mut start)
-            .map_err(|source| self.unreadable(source))?;
-        Compression::of(&start).map_err(|compression| LayerError::Compression {
-            diff_id: self.diff_id,
-            compression,
-        })
-    }
-
-    fn read_plain<T, E: std::error::Error>(
+    fn read_checked<T, E: std::error::Error + 'static>(
         &self,
-        progress: &dyn Progress,
+        task: &dyn Task,
         consume: impl FnOnce(&mut dyn BufRead) -> Result<T, E>,
     ) -> Result<T, LayerError<E>> {
-        let mut tar = self.blob_reader(progress)?;
-        let made = consume(&mut tar).map_err(|source| self.refused(source))?;
-        let tar = tar.finish().map_err(|source| self.unreadable(source))?;
-        self.check_blob(tar.digest)?;
-        self.check_diff_id(tar.digest)?;
-        Ok(made)
-    }
-
-    /// `open` puts a decoder over the blob; `close` takes it off again.
-    fn read_compressed<'p, T, E: std::error::Error, D: Read>(
-        &self,
-        progress: &'p dyn Progress,
-        consume: impl FnOnce(&mut dyn BufRead) -> Result<T, E>,
-        open: impl FnOnce(HashingReader<Watched<'p>>) -> io::Result<D>,
-        close: impl FnOnce(D) -> HashingReader<Watched<'p>>,
-    ) -> Result<T, LayerError<E>> {
-        let decoder =
-            open(self.blob_reader(progress)?).map_err(|source| self.unreadable(source))?;
-        let mut tar = HashingReader::new(decoder).map_err(|source| self.unreadable(source))?;
-        let made = consume(&mut tar).map_err(|source| self.refused(source))?;
-        let tar = tar.finish().map_err(|source| self.unreadable(source))?;
-        let blob = close(tar.inner)
-            .finish()
+        let inner = self.content.open();
+        let inner = inner.map_err(|source| self.unreadable(source))?;
+        let mut blob = HashingReader::new(Watched { inner, task })
             .map_err(|source| self.unreadable(source))?;
-        self.check_blob(blob.digest)?;
-        self.check_diff_id(tar.digest)?;
-        Ok(made)
-    }
-
-    fn blob_reader<'p, E: std::error::Error>(
-        &self,
-        progress: &'p dyn Progress,
-    ) -> Result<HashingReader<Watched<'p>>, LayerError<E>> {
-        HashingReader::new(Watched {
-            inner: self.region.reader(),
-            progress,
-        })
-        .map_err(|source| self.unreadable(source))
-    }
-
-    /// Looks at the source alone, once something has failed.
-    fn check_region<E: std::error::Error>(
-        &self,
-        compression: Compression,
-    ) -> Result<(), LayerError<E>> {
-        let found = HashingReader::new(self.region.reader())
-            .and_then(HashingReader::finish)
-            .map_err(|source| self.unreadable(source))?
-            .digest;
+        let start = blob.fill_buf().map_err(|source| self.unreadable(source))?;
+        let compression =
+            Compression::of(start).map_err(|compression| LayerError::Compression {
+                diff_id: self.diff_id,
+                compression,
+            })?;
+        let outcome = match compression {
+            Compression::None => consume(&mut blob)
+                .map(|made| (made, None))
+                .map_err(|source| self.refused(source)),
+            Compression::Gzip => self.decompressed(MultiGzDecoder::new(&mut blob), consume),
+            Compression::Zstd => zstd::Decoder::with_buffer(&mut blob)
+                .map_err(|source| self.unreadable(source))
+                .and_then(|decoder| self.decompressed(decoder, consume)),
+        };
+        // Also after a failure: other bytes than announced are what explains it.
+        let found = match (blob.finish(), &outcome) {
+            (Ok(digest), _) => digest,
+            // What failed first is why.
+            (Err(_), Err(_)) => return outcome.map(|(made, _)| made),
+            (Err(source), Ok(_)) => return Err(self.unreadable(source)),
+        };
         self.check_blob(found)?;
         if compression == Compression::None {
             self.check_diff_id(found)?;
         }
-        Ok(())
+        let (made, tar) = outcome?;
+        self.check_diff_id(tar.unwrap_or(found))?;
+        Ok(made)
+    }
+
+    /// Gives what `decoder` decompresses to `consume`; returns its digest too.
+    fn decompressed<T, E: std::error::Error>(
+        &self,
+        decoder: impl Read,
+        consume: impl FnOnce(&mut dyn BufRead) -> Result<T, E>,
+    ) -> Result<(T, Option<Digest>), LayerError<E>> {
+        let mut tar = HashingReader::new(decoder).map_err(|source| self.unreadable(source))?;
+        let made = consume(&mut tar).map_err(|source| self.refused(source))?;
+        let digest = tar.finish().map_err(|source| self.unreadable(source))?;
+        Ok((made, Some(digest)))
     }
 
     fn check_blob<E: std::error::Error>(&self, found: Digest) -> Result<(), LayerError<E>> {
@@ -218,7 +186,7 @@ impl LayerSource {
             Some(expected) if expected != found => Err(LayerError::BlobDigest {
                 expected,
                 found,
-                bytes: self.region.length(),
+                bytes: self.content.length(),
             }),
             _ => Ok(()),
         }
@@ -250,42 +218,43 @@ impl LayerSource {
 }
 
 /// Counts what is read, and fails once the user has had enough.
-struct Watched<'p> {
-    inner: RegionReader,
-    progress: &'p dyn Progress,
+struct Watched<'t> {
+    inner: Box<dyn Read + Send>,
+    task: &'t dyn Task,
 }
 
 impl Read for Watched<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.progress.cancelled() {
+        if self.task.cancelled() {
             return Err(io::Error::other("interrupted"));
         }
         let read = self.inner.read(buffer)?;
-        self.progress.advance(read as u64);
+        self.task.advance(read as u64);
         Ok(read)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
     use std::fs::File;
     use std::io::Write;
-    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
+    use super::super::region::FileRegion;
     use super::*;
 
-    fn region(bytes: &[u8]) -> FileRegion {
+    fn region(bytes: &[u8]) -> Arc<FileRegion> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        FileRegion::part(&Arc::new(file), 0, bytes.len() as u64)
+        let length = bytes.len() as u64;
+        Arc::new(FileRegion::part(&Arc::new(file), 0, length))
     }
 
     fn source(tar: &[u8], blob: &[u8]) -> LayerSource {
         LayerSource {
             diff_id: Digest::of(tar),
             blob: Some(Digest::of(blob)),
-            region: region(blob),
+            content: region(blob),
         }
     }
 
@@ -365,12 +334,12 @@ mod tests {
             let middle = damaged.len() / 2;
             damaged[middle] ^= 0x40;
             let mut source = source(&tar, &whole);
-            source.region = region(&damaged);
+            source.content = region(&damaged);
             assert!(matches!(
                 read_all(&source),
                 Err(LayerError::BlobDigest { .. })
             ));
-            source.region = region(&whole[..middle]);
+            source.content = region(&whole[..middle]);
             assert!(matches!(
                 read_all(&source),
                 Err(LayerError::BlobDigest { .. })
@@ -384,7 +353,7 @@ mod tests {
         for whole in [tar.clone(), gzip(&tar), zstd(&tar)] {
             let mut source = source(&tar, &whole);
             source.blob = None;
-            source.region = region(&whole[..whole.len() - 10]);
+            source.content = region(&whole[..whole.len() - 10]);
             assert!(read_all(&source).is_err());
         }
     }
@@ -409,11 +378,11 @@ mod tests {
     fn a_file_that_shrinks_while_it_is_read_is_an_error() {
         let tar = content();
         let source = LayerSource {
-            region: FileRegion::part(
+            content: Arc::new(FileRegion::part(
                 &Arc::new(File::open("/dev/null").unwrap()),
                 0,
                 tar.len() as u64,
-            ),
+            )),
             ..source(&tar, &tar)
         };
         assert!(matches!(read_all(&source), Err(LayerError::Read { .. })));
@@ -421,17 +390,17 @@ mod tests {
 
     #[test]
     fn cancelling_ends_the_read() {
-        struct AfterTwo(Cell<u64>);
-        impl Progress for AfterTwo {
+        struct AfterTwo(AtomicU64);
+        impl Task for AfterTwo {
             fn advance(&self, _: u64) {
-                self.0.set(self.0.get() + 1);
+                self.0.fetch_add(1, Ordering::Relaxed);
             }
             fn cancelled(&self) -> bool {
-                self.0.get() >= 2
+                self.0.load(Ordering::Relaxed) >= 2
             }
         }
         let tar = content();
-        let outcome = source(&tar, &tar).read_verified(&AfterTwo(Cell::new(0)), |tar| {
+        let outcome = source(&tar, &tar).read_verified(&AfterTwo(AtomicU64::new(0)), |tar| {
             io::copy(tar, &mut io::sink())
         });
         assert!(matches!(outcome, Err(LayerError::Cancelled)));

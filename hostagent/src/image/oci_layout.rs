@@ -5,17 +5,20 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 
 use super::archive::Archive;
 use super::digest::Digest;
+use super::layer::LayerContent;
 use super::manifest::{Descriptor, Index};
 use super::name::ImageName;
 use super::reference::TRANSPORTS;
 use super::region::FileRegion;
 use super::source::{
-    Available, Blobs, SourceError, SourceImage, for_this_machine, image_of, read_document,
+    Available, Blobs, SourceError, SourceImage, VerifiedDocument, for_this_machine, image_of,
+    read_document, sized,
 };
 
 /// A layout whose index has been read.
@@ -203,6 +206,31 @@ impl Blobs for OciLayout {
         &self.place
     }
 
+    fn document(
+        &self,
+        descriptor: &Descriptor,
+        what: &'static str,
+    ) -> Result<VerifiedDocument, SourceError> {
+        let region = sized(self.blob(descriptor.digest)?, descriptor, what)?;
+        let document = read_document(&self.place, &region, what)?;
+        if document.digest != descriptor.digest {
+            return Err(SourceError::Digest {
+                what: what.to_owned(),
+                expected: descriptor.digest,
+                found: document.digest,
+            });
+        }
+        Ok(document)
+    }
+
+    fn layer(&self, descriptor: &Descriptor) -> Result<Arc<dyn LayerContent>, SourceError> {
+        let region = sized(self.blob(descriptor.digest)?, descriptor, "layer")?;
+        Ok(Arc::new(region))
+    }
+}
+
+impl OciLayout {
+    /// The blob as it is there; nothing has been verified.
     fn blob(&self, digest: Digest) -> Result<FileRegion, SourceError> {
         let name = format!("blobs/sha256/{}", digest.hex());
         self.files

@@ -1,17 +1,13 @@
-//! How work on an image reports itself, and how it is told to stop.
+//! How work on images reports itself, and how it is told to stop.
 
-/// Receives what happens while an image is read and converted. Every method has
-/// a default, so that `()` is a silent observer.
-pub trait Progress {
-    /// A layer is about to be read: the `number`-th of `count`, of `bytes` bytes
-    /// as it is stored at its source.
-    fn layer(&self, number: usize, count: usize, bytes: u64) {
-        let _ = (number, count, bytes);
-    }
-
-    /// This many more bytes of the layer's source have been read.
-    fn advance(&self, bytes: u64) {
-        let _ = bytes;
+/// Receives what happens while images are read and converted, from several threads at a
+/// time. Every method has a default, so that `()` is a silent observer.
+pub trait Progress: Sync {
+    /// A piece of work begins, such as a layer: what to call it, and how many bytes it
+    /// has to go through. It ends when what is returned is dropped.
+    fn begin(&self, what: &str, bytes: u64) -> Box<dyn Task + '_> {
+        let _ = (what, bytes);
+        Box::new(())
     }
 
     /// Something the user may wonder about, such as waiting for another process.
@@ -26,4 +22,18 @@ pub trait Progress {
     }
 }
 
+/// A piece of work.
+pub trait Task: Sync {
+    /// It has gone through so many bytes more.
+    fn advance(&self, bytes: u64) {
+        let _ = bytes;
+    }
+
+    /// Whether the user asked to stop, as [`Progress::cancelled`] has it.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
 impl Progress for () {}
+impl Task for () {}

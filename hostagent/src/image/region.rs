@@ -6,6 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::layer::LayerContent;
+
 use crate::open;
 
 /// A range of a file. Reading it moves no shared file position.
@@ -72,6 +74,16 @@ impl FileRegion {
             region: self.clone(),
             position: 0,
         }
+    }
+}
+
+impl LayerContent for FileRegion {
+    fn length(&self) -> u64 {
+        self.length
+    }
+
+    fn open(&self) -> io::Result<Box<dyn Read + Send>> {
+        Ok(Box::new(self.reader()))
     }
 }
 

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::digest::Digest;
 use super::name::ImageName;
-use super::progress::Progress;
+use super::progress::{Progress, Task};
 use crate::store::{Store, StoreError, StoredImage};
 
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -183,10 +183,10 @@ pub fn save(
             if !layers_saved.insert(layer.diff_id) {
                 continue;
             }
-            progress.layer(number, count, layer.tar_bytes);
+            let task = progress.begin(&format!("layer {number} of {count}"), layer.tar_bytes);
             let name = blob_name(layer.diff_id);
             let added = layer.tar(|tar| {
-                let mut tar = Watched { tar, progress };
+                let mut tar = Watched { tar, task: &*task };
                 target.add(&name, layer.tar_bytes, &mut tar)
             });
             added.map_err(|source| match progress.cancelled() {
@@ -268,16 +268,16 @@ fn descriptor(media_type: &str, digest: Digest, size: u64) -> Value {
 /// Counts what is read, and fails once the user has had enough.
 struct Watched<'t> {
     tar: &'t mut dyn Read,
-    progress: &'t dyn Progress,
+    task: &'t dyn Task,
 }
 
 impl Read for Watched<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.progress.cancelled() {
+        if self.task.cancelled() {
             return Err(io::Error::other("interrupted"));
         }
         let read = self.tar.read(buffer)?;
-        self.progress.advance(read as u64);
+        self.task.advance(read as u64);
         Ok(read)
     }
 }

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::config::{ConfigError, ImageConfig};
 use super::digest::Digest;
-use super::layer::LayerSource;
+use super::layer::{LayerContent, LayerSource};
 use super::manifest::{
     ARCHITECTURE, Descriptor, Document, DocumentError, MAX_DOCUMENT_BYTES, Manifest,
     OPERATING_SYSTEM,
@@ -32,6 +33,8 @@ pub struct SourceImage {
     pub config: ImageConfig,
     /// The layers, base first.
     pub layers: Vec<LayerSource>,
+    /// How many of them to read at a time.
+    pub parallel: usize,
 }
 
 /// Bytes and their digest.
@@ -211,9 +214,22 @@ impl std::fmt::Display for Available {
 pub(super) trait Blobs {
     /// What to call it in errors.
     fn place(&self) -> &str;
-    /// The blob as it is there; nothing has been verified.
-    fn blob(&self, digest: Digest) -> Result<FileRegion, SourceError>;
+    /// A document, verified.
+    fn document(
+        &self,
+        descriptor: &Descriptor,
+        what: &'static str,
+    ) -> Result<VerifiedDocument, SourceError>;
+    /// A layer, not read yet.
+    fn layer(&self, descriptor: &Descriptor) -> Result<Arc<dyn LayerContent>, SourceError>;
+    /// How many layers to read at a time.
+    fn parallel(&self) -> usize {
+        LOCAL_PARALLEL
+    }
 }
+
+/// Layers of a file that are converted at a time. Each has threads that hash beside it.
+pub(super) const LOCAL_PARALLEL: usize = 2;
 
 /// Follows a descriptor of `index.json` to an image for this machine.
 pub(super) fn image_of(
@@ -222,7 +238,7 @@ pub(super) fn image_of(
     names: Vec<ImageName>,
 ) -> Result<SourceImage, SourceError> {
     let (document, manifest) = manifest_of(blobs, descriptor)?;
-    let config_document = verified(blobs, &manifest.config, "the image configuration")?;
+    let config_document = blobs.document(&manifest.config, "the image configuration")?;
     let config = parse_config(&config_document)?;
     check_layer_count(manifest.layers.len(), &config)?;
     let layers = manifest
@@ -238,7 +254,7 @@ pub(super) fn image_of(
             Ok(LayerSource {
                 diff_id: *diff_id,
                 blob: Some(layer.digest),
-                region: sized(blobs, layer, "layer")?,
+                content: blobs.layer(layer)?,
             })
         })
         .collect::<Result<_, _>>()?;
@@ -248,6 +264,7 @@ pub(super) fn image_of(
         config_document,
         config,
         layers,
+        parallel: blobs.parallel(),
     })
 }
 
@@ -273,7 +290,7 @@ fn manifest_of(
 ) -> Result<(VerifiedDocument, Manifest), SourceError> {
     let mut descriptor = descriptor.clone();
     for _ in 0..MAX_INDEX_DEPTH {
-        let document = verified(blobs, &descriptor, "the manifest")?;
+        let document = blobs.document(&descriptor, "the manifest")?;
         let parsed = Document::parse(&document.bytes).map_err(|source| SourceError::Document {
             place: blobs.place().to_owned(),
             what: document.digest.to_string(),
@@ -321,13 +338,12 @@ fn platforms(entries: &[Descriptor]) -> String {
     }
 }
 
-/// The region of a blob, if it has the length its descriptor gives.
-fn sized(
-    blobs: &dyn Blobs,
+/// `region`, if it has the length that its descriptor gives.
+pub(super) fn sized(
+    region: FileRegion,
     descriptor: &Descriptor,
     what: &'static str,
 ) -> Result<FileRegion, SourceError> {
-    let region = blobs.blob(descriptor.digest)?;
     if region.length() != descriptor.size {
         return Err(SourceError::Size {
             what,
@@ -337,24 +353,6 @@ fn sized(
         });
     }
     Ok(region)
-}
-
-/// The content of a document's blob, verified.
-fn verified(
-    blobs: &dyn Blobs,
-    descriptor: &Descriptor,
-    what: &'static str,
-) -> Result<VerifiedDocument, SourceError> {
-    let region = sized(blobs, descriptor, what)?;
-    let document = read_document(blobs.place(), &region, what)?;
-    if document.digest != descriptor.digest {
-        return Err(SourceError::Digest {
-            what: what.to_owned(),
-            expected: descriptor.digest,
-            found: document.digest,
-        });
-    }
-    Ok(document)
 }
 
 /// A document whose digest is known only once it is read.

@@ -1,6 +1,7 @@
 //! Taking an image in: from its source to everything a microVM needs of it.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::durable::{publish, write_file};
 use super::layers::{ConvertError, Obtained};
@@ -47,7 +48,7 @@ impl Store {
         &self,
         source: &SourceImage,
         names: &[ImageName],
-        lease: &mut Lease,
+        lease: &Lease,
         progress: &dyn Progress,
     ) -> Result<Imported, ImportError> {
         let id = source.config_document.digest;
@@ -94,25 +95,57 @@ impl Store {
         })
     }
 
-    /// Converts the layers that are not there yet, and takes note of which these are.
+    /// Converts the layers that are not there yet, several at a time, and takes note of
+    /// which these are. The first error ends it, as soon as what has begun has ended.
     fn import_layers(
         &self,
         source: &SourceImage,
         converted: &mut BTreeSet<Digest>,
-        lease: &mut Lease,
+        lease: &Lease,
         progress: &dyn Progress,
     ) -> Result<(), ImportError> {
+        let count = source.layers.len();
         let mut seen = BTreeSet::new();
-        for (index, layer) in source.layers.iter().enumerate() {
-            if !seen.insert(layer.diff_id) {
-                continue;
-            }
-            progress.layer(index + 1, source.layers.len(), layer.region.length());
-            match self.obtain_layer(layer, lease, progress) {
-                Ok(Obtained::Converted) => {
-                    converted.insert(layer.diff_id);
+        let layers = source.layers.iter().zip(1..);
+        let layers: Vec<_> = layers
+            .filter(|(layer, _)| seen.insert(layer.diff_id))
+            .collect();
+        let next = AtomicUsize::new(0);
+        let stop = AtomicBool::new(false);
+        let work = || -> Result<Vec<Digest>, ImportError> {
+            let mut converted = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                let Some((layer, number)) = layers.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                    break;
+                };
+                let name = match layer.blob {
+                    Some(digest) => digest.short(),
+                    None => format!("layer {number} of {count}"),
+                };
+                match self.obtain_layer(layer, &name, lease, progress) {
+                    Ok(Obtained::Converted) => converted.push(layer.diff_id),
+                    Ok(Obtained::WasThere) => {}
+                    Err(error) => {
+                        stop.store(true, Ordering::Relaxed);
+                        return Err(error);
+                    }
                 }
-                Ok(Obtained::WasThere) => {}
+            }
+            Ok(converted)
+        };
+        let threads = source.parallel.clamp(1, layers.len().max(1));
+        let outcomes: Vec<_> = std::thread::scope(|scope| {
+            let workers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let own = work();
+            let others = workers.into_iter().map(|worker| match worker.join() {
+                Ok(outcome) => outcome,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            std::iter::once(own).chain(others).collect()
+        });
+        for outcome in outcomes {
+            match outcome {
+                Ok(digests) => converted.extend(digests),
                 Err(ImportError::Layer(error)) if matches!(*error, LayerError::Cancelled) => {
                     return Err(ImportError::Cancelled);
                 }

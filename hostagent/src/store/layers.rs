@@ -18,7 +18,7 @@ use super::{Store, StoreError};
 use crate::image::digest::Digest;
 use crate::image::hashing::HashingReader;
 use crate::image::layer::{LayerError, LayerSource};
-use crate::image::progress::Progress;
+use crate::image::progress::{Progress, Task};
 
 /// The version of the conversion from tar to EROFS and of the merge. Raised
 /// whenever either would give other bytes for the same input; what an older
@@ -78,11 +78,11 @@ impl StoredLayer {
         let assembler = Assembler::new(skeleton, &blob, self.blob.identity.bytes);
         let mut tar = HashingReader::new(assembler?)?;
         let made = consume(&mut tar)?;
-        let hashed = tar.finish()?;
-        if hashed.digest != self.diff_id {
+        let digest = tar.finish()?;
+        if digest != self.diff_id {
             return Err(io::Error::other(format!(
-                "the tar stream of layer {} is another when it is put together again: {}",
-                self.diff_id, hashed.digest
+                "the tar stream of layer {} is another when it is put together again: {digest}",
+                self.diff_id
             )));
         }
         Ok(made)
@@ -124,11 +124,12 @@ impl Store {
     }
 
     /// Converts a layer unless that has been done, and holds on to it. If another process
-    /// is at it, waits for that one.
+    /// is at it, waits for that one. `name` is for the progress.
     pub(super) fn obtain_layer(
         &self,
         source: &LayerSource,
-        lease: &mut Lease,
+        name: &str,
+        lease: &Lease,
         progress: &dyn Progress,
     ) -> Result<Obtained, ImportError> {
         let diff_id = source.diff_id;
@@ -146,15 +147,16 @@ impl Store {
         if self.usable_layer(diff_id, lease)? {
             return Ok(Obtained::WasThere);
         }
-        self.convert(source, lease, progress)?;
+        let task = progress.begin(name, source.content.length());
+        self.convert(source, lease, &*task)?;
         Ok(Obtained::Converted)
     }
 
     fn convert(
         &self,
         source: &LayerSource,
-        lease: &mut Lease,
-        progress: &dyn Progress,
+        lease: &Lease,
+        task: &dyn Task,
     ) -> Result<(), ImportError> {
         let diff_id = source.diff_id;
         let staging = self.scratch()?;
@@ -166,7 +168,7 @@ impl Store {
             std::fs::create_dir(directory).map_err(failed)?;
         }
 
-        let converted = source.read_verified(progress, |tar| {
+        let converted = source.read_verified(task, |tar| {
             let mut blob = BlobWriter::create(&blob_directory)?;
             let skeleton = BlobWriter::create(&skeleton_directory)?;
             let packed = zstd::Encoder::new(skeleton, SKELETON_LEVEL)?;
@@ -201,7 +203,7 @@ impl Store {
 
     /// Whether a layer is there and has its length; if so, holds on to it. One that has
     /// not, or has no readable record, is as good as not there.
-    fn usable_layer(&self, diff_id: Digest, lease: &mut Lease) -> Result<bool, StoreError> {
+    fn usable_layer(&self, diff_id: Digest, lease: &Lease) -> Result<bool, StoreError> {
         let layer = self.hold(lease, || {
             let layer = self.layer(diff_id)?;
             let blobs = layer.iter().flat_map(StoredLayer::hashes).collect();

@@ -8,17 +8,21 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use outboard::BlobHash;
 
 use super::lock::FileLock;
 use super::{Store, StoreError};
 
-/// What this process needs. Dropping it gives all of that up.
+/// What this process needs, for all of its threads. Dropping it gives all of that up.
 #[derive(Debug)]
-pub struct Lease {
+pub struct Lease(Mutex<Held>);
+
+#[derive(Debug)]
+struct Held {
     file: FileLock,
-    held: BTreeSet<BlobHash>,
+    blobs: BTreeSet<BlobHash>,
 }
 
 impl Store {
@@ -35,8 +39,8 @@ impl Store {
             if let Some(mut file) = file {
                 // What a dead holder of the same name left.
                 file.truncate().map_err(failed)?;
-                let held = BTreeSet::new();
-                return Ok(Lease { file, held });
+                let blobs = BTreeSet::new();
+                return Ok(Lease(Mutex::new(Held { file, blobs })));
             }
         }
     }
@@ -44,16 +48,16 @@ impl Store {
     /// Looks something up and holds on to the blobs it names.
     pub fn hold<T, E: From<StoreError>>(
         &self,
-        lease: &mut Lease,
+        lease: &Lease,
         find: impl FnOnce() -> Result<(T, Vec<BlobHash>), E>,
     ) -> Result<T, E> {
         let failed = |source| self.io("extending a lease", source);
         let _gate = self.gate().map_err(failed)?;
         let (found, blobs) = find()?;
+        let mut held = lease.0.lock().unwrap_or_else(PoisonError::into_inner);
         for blob in blobs {
-            if lease.held.insert(blob) {
-                lease
-                    .file
+            if held.blobs.insert(blob) {
+                held.file
                     .append(format!("{}\n", blob.hex()).as_bytes())
                     .map_err(failed)?;
             }
@@ -96,15 +100,15 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
         let [one, two] = [b"one", b"two"].map(|content| BlobHash::of(content));
-        let hold = |lease: &mut Lease, blobs: Vec<BlobHash>| {
+        let hold = |lease: &Lease, blobs: Vec<BlobHash>| {
             let held = store.hold(lease, || Ok::<_, StoreError>(((), blobs)));
             held.unwrap();
         };
-        let mut lease = store.lease().unwrap();
-        let mut other = store.lease().unwrap();
-        hold(&mut lease, vec![one, one]);
-        hold(&mut other, vec![one]);
-        hold(&mut lease, vec![two, one]);
+        let lease = store.lease().unwrap();
+        let other = store.lease().unwrap();
+        hold(&lease, vec![one, one]);
+        hold(&other, vec![one]);
+        hold(&lease, vec![two, one]);
         assert_eq!(store.leased().unwrap(), BTreeSet::from([one, two]));
         drop(lease);
         assert_eq!(store.leased().unwrap(), BTreeSet::from([one]));
@@ -118,8 +122,8 @@ mod tests {
     fn a_look_that_fails_holds_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
-        let mut lease = store.lease().unwrap();
-        let outcome = store.hold(&mut lease, || {
+        let lease = store.lease().unwrap();
+        let outcome = store.hold(&lease, || {
             let what = "it".to_owned();
             Err::<((), _), _>(StoreError::Missing { what })
         });

@@ -62,7 +62,7 @@ impl Store {
         &self,
         image: Digest,
         diff_ids: &[Digest],
-        lease: &mut Lease,
+        lease: &Lease,
     ) -> Result<(), StoreError> {
         if self.usable_merge(diff_ids, lease)? {
             return Ok(());
@@ -107,7 +107,7 @@ impl Store {
         self.write_record(&self.merge_record(diff_ids), &record, action)
     }
 
-    fn usable_merge(&self, diff_ids: &[Digest], lease: &mut Lease) -> Result<bool, StoreError> {
+    fn usable_merge(&self, diff_ids: &[Digest], lease: &Lease) -> Result<bool, StoreError> {
         let merged = self.hold(lease, || {
             let merged = self.merged(diff_ids)?;
             Ok::<_, StoreError>(((), merged.hashes()))

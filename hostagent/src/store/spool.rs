@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::import::ImportError;
 use super::{Store, StoreError};
-use crate::image::progress::Progress;
+use crate::image::progress::{Progress, Task};
 
 /// Bytes copied at a time.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -36,7 +36,9 @@ impl Store {
             .map_err(failed)?;
         drop(staging);
 
-        let input = Watched { input, progress };
+        let task = progress.begin("copying the archive", 0);
+        let task = &*task;
+        let input = Watched { input, task };
         let copied = decompressed(input).and_then(|mut input| {
             let mut buffer = vec![0; BUFFER_BYTES];
             loop {
@@ -87,13 +89,13 @@ fn decompressed<'a>(input: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
 /// Input that may block for long, and the user's wish to stop.
 struct Watched<'p> {
     input: File,
-    progress: &'p dyn Progress,
+    task: &'p dyn Task,
 }
 
 impl Read for Watched<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            if self.progress.cancelled() {
+            if self.task.cancelled() {
                 return Err(io::Error::other("interrupted"));
             }
             let mut waited = [PollFd::from_borrowed_fd(self.input.as_fd(), PollFlags::IN)];
@@ -107,7 +109,7 @@ impl Read for Watched<'_> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
                 Ok(read) => {
-                    self.progress.advance(read as u64);
+                    self.task.advance(read as u64);
                     return Ok(read);
                 }
             }
@@ -152,7 +154,15 @@ mod tests {
     #[test]
     fn an_input_that_never_ends_can_be_cancelled() {
         struct Cancelled;
+        impl Task for Cancelled {
+            fn cancelled(&self) -> bool {
+                true
+            }
+        }
         impl Progress for Cancelled {
+            fn begin(&self, _: &str, _: u64) -> Box<dyn Task + '_> {
+                Box::new(Self)
+            }
             fn cancelled(&self) -> bool {
                 true
             }

@@ -62,8 +62,8 @@ impl Store {
         }
         self.verify_documents(&mut report)?;
         for image in self.images()? {
-            let mut lease = self.lease()?;
-            match self.verify_image(&image, &mut lease) {
+            let lease = self.lease()?;
+            match self.verify_image(&image, &lease) {
                 Ok(merged) => report.merged += usize::from(merged),
                 Err(error) if error.is_damage() => report.broken.push((image, error)),
                 Err(error) => return Err(error),
@@ -82,7 +82,7 @@ impl Store {
         let paths = entries.map(|entry| entry.map(|entry| entry.path()));
         let paths = paths.collect::<io::Result<Vec<_>>>().map_err(failed)?;
         let total = paths.iter().map(|path| data_bytes(path)).sum();
-        progress.layer(1, 1, total);
+        let task = progress.begin("verifying", total);
         for path in &paths {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let Some(hash) = BlobHash::from_hex(&name) else {
@@ -97,7 +97,7 @@ impl Store {
             let checked = self.blob(BlobIdentity { hash, bytes }, what);
             let checked = checked.map(|blob| {
                 blob.read_all(|piece| {
-                    progress.advance(piece.len() as u64);
+                    task.advance(piece.len() as u64);
                     !progress.cancelled()
                 })
             });
@@ -157,7 +157,7 @@ impl Store {
 
     /// Looks whether all is there that an image needs, and makes its merge again if that
     /// is what is missing; returns whether it did.
-    fn verify_image(&self, image: &StoredImage, lease: &mut Lease) -> Result<bool, StoreError> {
+    fn verify_image(&self, image: &StoredImage, lease: &Lease) -> Result<bool, StoreError> {
         let config = self.config(image.id)?;
         if config.diff_ids != image.diff_ids {
             return Err(StoreError::Corrupt {

@@ -251,15 +251,15 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     };
     let progress = TerminalProgress::new();
     // Held until the microVM has ended.
-    let mut lease = store.lease()?;
-    let stored = obtain(&store, &reference, &mut lease, &progress)?;
+    let lease = store.lease()?;
+    let stored = obtain(&store, &reference, &lease, &progress)?;
     let config = store.config(stored.id)?;
     let stop_signal = match &config.stop_signal {
         Some(text) => stop_signal::parse(text)?,
         None => stop_signal::DEFAULT,
     };
     let workload = options.apply(&config)?;
-    let mut disk = disk::of_image(&store, &stored, &mut lease)?;
+    let mut disk = disk::of_image(&store, &stored, &lease)?;
     disk.limits = args.disk;
     let blobs = disk::blobs(&disk);
     if progress.cancelled() {
@@ -347,7 +347,7 @@ fn unix_seconds() -> u64 {
 fn obtain(
     store: &Store,
     reference: &ImageReference,
-    lease: &mut Lease,
+    lease: &Lease,
     progress: &TerminalProgress,
 ) -> anyhow::Result<StoredImage> {
     let source = match reference {
