@@ -13,6 +13,7 @@ pub mod image;
 pub mod io_limits;
 pub mod network;
 pub mod open;
+pub mod registry;
 pub mod running;
 pub mod size;
 pub mod stats;

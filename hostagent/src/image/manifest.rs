@@ -45,6 +45,13 @@ pub struct Descriptor {
     /// Names and notes.
     #[serde(default)]
     pub annotations: Option<BTreeMap<String, String>>,
+    /// What kind of artifact a manifest is, such as a signature.
+    #[serde(default)]
+    pub artifact_type: Option<String>,
+    /// Where else the content is. Layers that registries may not have are "foreign"
+    /// or "nondistributable", and only there.
+    #[serde(default)]
+    pub urls: Option<Vec<String>>,
 }
 
 /// A kind of machine.
