@@ -114,7 +114,7 @@ pub const FOR_DEMO_IMAGE: [Package; 1] = [Package {
 }];
 
 /// For tests that compare with the tools of others.
-pub const FOR_TESTS: [Package; 4] = [
+pub const FOR_TESTS: [Package; 7] = [
     Package {
         name: "erofs-utils",
         reason: "fsck.erofs judges the images that the tests write",
@@ -134,6 +134,21 @@ pub const FOR_TESTS: [Package; 4] = [
         name: "iproute2",
         reason: "the tests make and look at network interfaces with it",
         evidence: Evidence::Program("ip"),
+    },
+    Package {
+        name: "docker-registry",
+        reason: "the tests push to it and pull from it",
+        evidence: Evidence::Program("docker-registry"),
+    },
+    Package {
+        name: "apache2-utils",
+        reason: "htpasswd makes the passwords that the tests' registry asks for",
+        evidence: Evidence::Program("htpasswd"),
+    },
+    Package {
+        name: "openssl",
+        reason: "makes the certificates and signs the tokens of the tests' registry",
+        evidence: Evidence::Program("openssl"),
     },
 ];
 

@@ -3,9 +3,7 @@
 //! Source: the distribution project's "Token Authentication Specification" and
 //! "OAuth2 Token Authentication"; RFC 7617 and RFC 6750 for the headers.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -20,6 +18,7 @@ use super::endpoint::{Endpoint, shown};
 use super::error::{Attempt, ChallengeProblem, RegistryError};
 use super::secret::Secret;
 use super::session::Session;
+use super::tokens::Authorization;
 use super::transport::Payload;
 
 /// The longest answer of a token server.
@@ -28,71 +27,10 @@ const MAX_TOKEN_BYTES: u64 = 256 << 10;
 const DEFAULT_LIFETIME: u64 = 60;
 /// No token is used for longer.
 const MAX_LIFETIME: u64 = 24 * 60 * 60;
-/// More tokens than one command needs; then all are forgotten.
-const MAX_TOKENS: usize = 1000;
 /// What the OAuth 2.0 form calls this program.
 const CLIENT_ID: &str = "mote";
 /// The most scopes of a challenge that are asked for.
 const MAX_SCOPES: usize = 16;
-
-/// An `Authorization` header.
-#[derive(Debug, Clone)]
-pub(super) struct Authorization {
-    /// Marked sensitive, which hides it from `Debug`.
-    pub header: HeaderValue,
-    /// No credentials went into it.
-    pub anonymous: bool,
-}
-
-/// The headers in use, by server and scopes.
-#[derive(Default)]
-pub(super) struct Tokens {
-    known: Mutex<BTreeMap<(String, String), Known>>,
-}
-
-struct Known {
-    authorization: Authorization,
-    until: Option<Instant>,
-}
-
-impl Tokens {
-    /// What was good for these scopes a moment ago.
-    pub fn get(&self, endpoint: &Endpoint, scopes: &[String]) -> Option<Authorization> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = known.get(&key(endpoint, scopes))?;
-        let is_good = found.until.is_none_or(|until| Instant::now() < until);
-        is_good.then(|| found.authorization.clone())
-    }
-
-    /// Forgets what a server no longer accepts.
-    pub fn forget(&self, endpoint: &Endpoint, scopes: &[String]) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.remove(&key(endpoint, scopes));
-    }
-
-    fn put(
-        &self,
-        endpoint: &Endpoint,
-        scopes: &[String],
-        authorization: Authorization,
-        lifetime: Option<Duration>,
-    ) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MAX_TOKENS {
-            known.clear();
-        }
-        let until = lifetime.map(|lifetime| Instant::now() + lifetime);
-        let value = Known {
-            authorization,
-            until,
-        };
-        known.insert(key(endpoint, scopes), value);
-    }
-}
-
-fn key(endpoint: &Endpoint, scopes: &[String]) -> (String, String) {
-    (endpoint.base.to_string(), scopes.join(" "))
-}
 
 /// What a token server answers.
 #[derive(Deserialize)]

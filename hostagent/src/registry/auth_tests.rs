@@ -92,29 +92,3 @@ fn tokens_are_used_for_less_than_they_are_good_for() {
     assert_eq!(lifetime(Some(300)), Duration::from_secs(270));
     assert!(lifetime(Some(u64::MAX)) < Duration::from_secs(MAX_LIFETIME));
 }
-
-#[test]
-fn a_header_is_known_for_its_server_and_scopes_until_it_is_forgotten() {
-    let tokens = Tokens::default();
-    let endpoint = Endpoint::registry("a.example", "https").unwrap();
-    let other = Endpoint::registry("b.example", "https").unwrap();
-    let scopes = ["s".to_owned()];
-    let authorization = Authorization {
-        header: sensitive("Bearer t").unwrap(),
-        anonymous: true,
-    };
-    assert!(!format!("{authorization:?}").contains("Bearer"));
-    tokens.put(
-        &endpoint,
-        &scopes,
-        authorization.clone(),
-        Some(Duration::from_secs(100)),
-    );
-    assert!(tokens.get(&endpoint, &scopes).is_some());
-    assert!(tokens.get(&endpoint, &["t".to_owned()]).is_none());
-    assert!(tokens.get(&other, &scopes).is_none());
-    tokens.forget(&endpoint, &scopes);
-    assert!(tokens.get(&endpoint, &scopes).is_none());
-    tokens.put(&endpoint, &scopes, authorization, Some(Duration::ZERO));
-    assert!(tokens.get(&endpoint, &scopes).is_none());
-}

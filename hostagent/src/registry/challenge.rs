@@ -248,14 +248,14 @@ mod tests {
 
     #[test]
     fn what_is_malformed_ends_the_header_without_its_parameter() {
-        let expected = challenge("bearer", &[("realm", "a")]);
+        let expected = [challenge("bearer", &[("realm", "a")])];
         for header in [
             r#"Bearer realm="a",scope="never closed"#,
             r#"Bearer realm="a",scope="escape\"#,
             r#"Bearer realm="a" scope="b""#,
             r#"Bearer realm="a",="b""#,
         ] {
-            assert_eq!(parse(&[header]), [expected.clone()], "{header}");
+            assert_eq!(parse(&[header]), expected, "{header}");
         }
     }
 

@@ -10,13 +10,14 @@ use bytes::{Buf, Bytes};
 use reqwest::header::{HeaderValue, RANGE};
 use reqwest::{Method, Response};
 
+use super::answer::Answer;
 use super::content_range::ContentRange;
 use super::endpoint::{Endpoint, Repository};
 use super::error::{Attempt, RegistryError};
 use super::retry::Backoff;
 use super::session::{Session, pull_scope};
 use super::text::printable;
-use super::transport::{Answer, Call};
+use super::transport::Call;
 use crate::image::digest::Digest;
 
 /// A connection that broke after this many bytes was worth it: the count of
@@ -208,7 +209,7 @@ impl Download {
         })
     }
 
-    /// Gets ready for another try, or gives up.
+    /// Gets ready for another try, or gives up. A mirror is tried once.
     async fn recover(&mut self, error: RegistryError) -> Result<(), RegistryError> {
         let progress = self.position - self.failed_at;
         self.failed_at = self.position;
@@ -219,6 +220,10 @@ impl Download {
             return Ok(());
         }
         let download = &self.session.settings.download;
+        let is_mirror = |source: &Endpoint| source.credentials_of.is_none();
+        if self.sources.front().is_some_and(is_mirror) {
+            return Err(error);
+        }
         if progress >= WORTHWHILE {
             self.failures = 0;
             self.backoff = Backoff::new(download.backoff);

@@ -6,10 +6,11 @@ use reqwest::Method;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use serde::Deserialize;
 
+use super::answer::Answer;
 use super::endpoint::{Endpoint, Reference, Repository};
 use super::error::RegistryError;
 use super::session::{Session, pull_scope};
-use super::transport::{Answer, Call};
+use super::transport::Call;
 use crate::image::digest::Digest;
 
 /// An image index of the OCI.

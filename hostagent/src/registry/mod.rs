@@ -29,6 +29,7 @@ use std::sync::Arc;
 use crate::image::digest::Digest;
 use crate::image::manifest::Descriptor;
 
+mod answer;
 mod auth;
 mod blobs;
 mod challenge;
@@ -41,6 +42,7 @@ mod endpoint;
 mod error;
 mod manifests;
 mod push;
+mod push_manifest;
 mod reader;
 mod redirect;
 mod referrers;
@@ -51,6 +53,7 @@ mod secret;
 mod session;
 mod text;
 mod tls;
+mod tokens;
 mod transport;
 mod upload;
 

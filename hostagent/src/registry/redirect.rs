@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn what_changes_something_is_only_redirected_as_it_is() {
         let url = Url::parse("https://a.example/").unwrap();
-        let mut follow = |method, status| Route::new().next(&url, &method, status, &to("/x"));
+        let follow = |method, status| Route::new().next(&url, &method, status, &to("/x"));
         assert!(follow(Method::POST, StatusCode::TEMPORARY_REDIRECT).is_ok());
         assert!(follow(Method::POST, StatusCode::FOUND).is_err());
         assert!(follow(Method::PUT, StatusCode::TEMPORARY_REDIRECT).is_err());

@@ -9,13 +9,13 @@ use bytes::Bytes;
 use reqwest::Method;
 use reqwest::header::HeaderMap;
 
-use super::auth::Tokens;
 use super::config::Settings;
 use super::credentials::CredentialStore;
 use super::endpoint::{Endpoint, Repository, is_loopback};
 use super::error::{Attempt, RegistryError};
 use super::retry::Backoff;
 use super::tls::Clients;
+use super::tokens::Tokens;
 use super::transport::Payload;
 
 /// How long a mirror that could not be reached is left alone.
