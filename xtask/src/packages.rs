@@ -239,8 +239,34 @@ pub fn update_lists() -> Result<()> {
     .context("the package lists could not be updated; is the network up?")
 }
 
+/// Packages of which the tests want a program, and the service that Debian would
+/// start with it.
+const UNWANTED_SERVICES: [(&str, &str); 1] = [("docker-registry", "docker-registry.service")];
+
 fn install(names: &[&str]) -> Result<()> {
     let _alone = APT.lock();
+    let is_installed = |(name, _): &&(&str, &str)| names.contains(name);
+    let services = UNWANTED_SERVICES.iter().filter(is_installed);
+    let services: Vec<&str> = services.map(|(_, service)| *service).collect();
+    if services.is_empty() || !Path::new("/run/systemd/system").exists() {
+        return apt_install(names);
+    }
+    let systemctl = |arguments: &[&str]| {
+        let mut command = as_root("systemctl");
+        command::output(command.args(arguments).args(&services))
+    };
+    // A masked unit is not started; this mask does not outlive the boot.
+    systemctl(&["mask", "--runtime"])
+        .context("cannot keep services stopped that come with the packages")?;
+    let installed = apt_install(names);
+    if installed.is_ok() {
+        systemctl(&["disable"]).context("cannot disable services that came with the packages")?;
+    }
+    systemctl(&["unmask", "--runtime"]).context("cannot unmask services")?;
+    installed
+}
+
+fn apt_install(names: &[&str]) -> Result<()> {
     let step = progress::step(format!("installing {}", names.join(", ")));
     let mut apt = as_root("env");
     apt.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "install"])

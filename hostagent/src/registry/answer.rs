@@ -45,7 +45,8 @@ impl Session {
             return Ok(answer);
         }
         let is_refusal = matches!(answer.status().as_u16(), 401 | 403);
-        if is_refusal && same_origin(&answer.url, &endpoint.base) {
+        let has_credentials = endpoint.credentials_of.is_some();
+        if is_refusal && has_credentials && same_origin(&answer.url, &endpoint.base) {
             let body = self.error_body(answer.response).await;
             let anonymous = !answer.with_credentials;
             return Err(self.refused(endpoint, anonymous, answer.attempt, body));

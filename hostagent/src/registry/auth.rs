@@ -134,7 +134,7 @@ impl Session {
             .exchange(&attempt, method, url.clone(), headers, Payload::Bytes(body))
             .await?;
         let status = response.status();
-        if matches!(status.as_u16(), 401 | 403) {
+        if matches!(status.as_u16(), 401 | 403) && endpoint.credentials_of.is_some() {
             let body = self.error_body(response).await;
             return Err(self.refused(endpoint, credential.is_none(), attempt, body));
         }

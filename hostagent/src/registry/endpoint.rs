@@ -51,7 +51,7 @@ impl fmt::Display for Repository {
 /// Which manifest of a repository (distribution specification 1.1: "reference").
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reference {
-    /// Whatever the tag points at.
+    /// Whatever the tag points at; a tag as an [`ImageName`] has it.
     Tag(String),
     /// This one.
     Digest(Digest),

@@ -11,7 +11,7 @@ use super::redirect::RedirectProblem;
 use super::tls::TlsError;
 use crate::image::digest::Digest;
 
-/// What was attempted and where: `get the manifest debian:12 from ghcr.io`.
+/// What was attempted and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
     /// Such as `get the manifest debian:12`.
@@ -88,6 +88,14 @@ pub enum RegistryError {
         /// What was attempted.
         attempt: Attempt,
         /// Why.
+        source: reqwest::Error,
+    },
+    /// Neither `/etc/hosts` nor the name servers know the host.
+    #[error("{attempt}: there is no host of that name")]
+    UnknownHost {
+        /// What was attempted.
+        attempt: Attempt,
+        /// What the name servers say.
         source: reqwest::Error,
     },
     /// The server's certificate was not accepted.
@@ -316,7 +324,7 @@ impl RegistryError {
     /// Whether the server could not be reached at all.
     pub(super) fn is_unreachable(&self) -> bool {
         matches!(self, Self::Request { source, .. } if source.is_connect())
-            || matches!(self, Self::Stalled { .. })
+            || matches!(self, Self::Stalled { .. } | Self::UnknownHost { .. })
     }
 }
 

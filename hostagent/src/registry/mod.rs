@@ -32,6 +32,7 @@ use crate::image::manifest::Descriptor;
 mod answer;
 mod auth;
 mod blobs;
+mod cause;
 mod challenge;
 pub mod config;
 mod content_range;

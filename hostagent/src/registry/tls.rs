@@ -1,7 +1,6 @@
 //! HTTP clients, each with the certificates it trusts.
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -153,26 +152,4 @@ fn read_ca(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
             path: path.to_owned(),
             source,
         })
-}
-
-/// Whether a request failed because the server's certificate was not accepted.
-pub(super) fn is_certificate_error(error: &(dyn Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if matches!(
-            error.downcast_ref::<rustls::Error>(),
-            Some(rustls::Error::InvalidCertificate(_))
-        ) {
-            return true;
-        }
-        // An I/O error hides what it wraps from `source`.
-        let wrapped = error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref);
-        next = match wrapped {
-            Some(wrapped) => Some(wrapped),
-            None => error.source(),
-        };
-    }
-    false
 }

@@ -10,12 +10,12 @@ use reqwest::{Method, Response, StatusCode, Url};
 use tokio::time::timeout;
 
 use super::answer::Answer;
+use super::cause;
 use super::challenge::challenges;
 use super::endpoint::{Endpoint, same_origin};
 use super::error::{Attempt, RegistryError};
 use super::redirect::Route;
 use super::session::Session;
-use super::tls::is_certificate_error;
 use super::tokens::Authorization;
 use super::upload::UploadBody;
 
@@ -250,8 +250,11 @@ async fn watched<T>(
 /// Why there was no answer. The URL is left out: it may hold signatures.
 fn request_error(attempt: Attempt, source: reqwest::Error) -> RegistryError {
     let source = source.without_url();
-    if is_certificate_error(&source) {
+    if cause::is_certificate(&source) {
         return RegistryError::Certificate { attempt, source };
+    }
+    if cause::is_unknown_host(&source) {
+        return RegistryError::UnknownHost { attempt, source };
     }
     RegistryError::Request { attempt, source }
 }
