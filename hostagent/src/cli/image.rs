@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::output::{Format, ago, print, print_json, size, table};
 use super::rmi::{self, Change, RmiArgs, TagArgs, print_changes};
-use super::{images, load, save};
+use super::{images, load, pull, save};
 
 /// The longest command that the table of a history shows, in characters.
 const MAX_CREATED_BY: usize = 45;
@@ -34,6 +34,8 @@ enum ImageCommand {
     Prune(PruneArgs),
     /// List the images, as `mote images` does.
     Ls(images::ImagesArgs),
+    /// Pull an image, as `mote pull` does.
+    Pull(pull::PullArgs),
     /// Load images, as `mote load` does.
     Load(load::LoadArgs),
     /// Save images, as `mote save` does.
@@ -100,6 +102,7 @@ pub fn main(args: ImageArgs) -> anyhow::Result<ExitCode> {
         ImageCommand::History(args) => history(&args),
         ImageCommand::Prune(args) => prune(&args),
         ImageCommand::Ls(args) => images::main(&args),
+        ImageCommand::Pull(args) => pull::main(&args),
         ImageCommand::Load(args) => load::main(args),
         ImageCommand::Save(args) => save::main(&args),
         ImageCommand::Rm(args) => rmi::rmi(&args),
@@ -136,11 +139,15 @@ fn described(store: &Store, image: &StoredImage) -> anyhow::Result<Value> {
         .iter()
         .map(ImageName::familiar_repository)
         .collect();
-    let digests = image.manifest.iter().flat_map(|manifest| {
-        repositories
-            .iter()
-            .map(move |name| format!("{name}@{manifest}"))
-    });
+    let mut digests: Vec<String> = image.sources.iter().map(ImageName::to_string).collect();
+    if digests.is_empty() {
+        let manifest = image.manifest.iter();
+        digests.extend(manifest.flat_map(|manifest| {
+            repositories
+                .iter()
+                .map(move |name| format!("{name}@{manifest}"))
+        }));
+    }
     let blob = |blob: &hostagent::store::Blob| json!({"Hash": blob.identity.hash, "Size": blob.identity.bytes});
     let layers = merged.layers.iter().map(|layer| {
         json!({
@@ -153,7 +160,7 @@ fn described(store: &Store, image: &StoredImage) -> anyhow::Result<Value> {
     Ok(json!({
         "Id": image.id,
         "RepoTags": image.names.iter().map(ImageName::to_string).collect::<Vec<_>>(),
-        "RepoDigests": digests.collect::<Vec<_>>(),
+        "RepoDigests": digests,
         "Created": image.created,
         "Author": field("author"),
         "Architecture": field("architecture"),

@@ -12,7 +12,7 @@ use hostagent::image::name::ImageName;
 use hostagent::image::oci_layout::OciLayout;
 use hostagent::image::reference::ImageReference;
 use hostagent::image::source::SourceImage;
-use hostagent::store::{Imported, Store};
+use hostagent::store::{Imported, Store, limits};
 use serde_json::json;
 
 use super::interrupt;
@@ -57,7 +57,7 @@ pub fn main(args: LoadArgs) -> anyhow::Result<ExitCode> {
         refuse_terminal(args.input.as_deref())?;
     }
     interrupt::watch().context("cannot catch signals")?;
-    let store = Store::open(&Store::default_root())?;
+    let store = Store::open(&Store::default_root())?.with_limits(limits::of_this_machine()?);
     let progress = TerminalProgress::new();
     for source in sources(&store, &args, reference, &progress)? {
         let imported = store.import(&source, &source.names, &store.lease()?, &progress)?;

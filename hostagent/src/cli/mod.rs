@@ -10,6 +10,7 @@ mod load;
 mod output;
 mod progress;
 mod ps;
+mod pull;
 mod rmi;
 mod run;
 mod save;
@@ -35,6 +36,7 @@ const EXIT_SIGNAL_BASE: i32 = 128;
 const EXAMPLES: &str = "\
 Examples:
   mote doctor                                  Can this machine run microVMs?
+  mote run debian uname -a                     Pull an image, and run it
   mote load -i demo.tar                        Load what `docker save` wrote
   mote run demo:latest                         Run it
   mote run oci:images:debian /bin/uname -a     Run from an OCI layout, without loading it first
@@ -60,6 +62,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<run::RunArgs>),
+    Pull(pull::PullArgs),
     Load(load::LoadArgs),
     Save(save::SaveArgs),
     Images(images::ImagesArgs),
@@ -92,6 +95,7 @@ pub fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Run(args) => run::main(*args, timeline),
+        Command::Pull(args) => pull::main(&args),
         Command::Load(args) => load::main(args),
         Command::Save(args) => save::main(&args),
         Command::Images(args) => images::main(&args),

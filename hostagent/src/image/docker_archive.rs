@@ -169,6 +169,7 @@ impl Image {
             config,
             layers,
             parallel: LOCAL_PARALLEL,
+            origin: None,
         })
     }
 

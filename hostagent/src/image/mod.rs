@@ -1,6 +1,6 @@
 //! Images: what users call them, where they come from, and what is in them.
 //!
-//! A [`reference`] names an image. A source ([`oci_layout`], [`docker_archive`])
+//! A [`reference`] names an image. A source ([`oci_layout`], [`docker_archive`], [`remote`])
 //! turns it into a [`source::SourceImage`]: documents verified, layers not yet
 //! read. The store reads the layers, each through [`layer::LayerSource`], which
 //! checks every digest on the way.
@@ -17,5 +17,6 @@ pub mod oci_layout;
 pub mod progress;
 pub mod reference;
 pub mod region;
+pub mod remote;
 pub mod save;
 pub mod source;

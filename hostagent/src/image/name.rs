@@ -79,6 +79,28 @@ impl ImageName {
         self.digest
     }
 
+    /// The same image by this digest, whatever tag it has now.
+    pub fn with_digest(&self, digest: Digest) -> Self {
+        Self {
+            repository: self.repository.clone(),
+            tag: None,
+            digest: Some(digest),
+        }
+    }
+
+    /// The same name without the digest it may have, for whoever has seen to it.
+    pub fn without_digest(&self) -> Self {
+        Self {
+            digest: None,
+            ..self.clone()
+        }
+    }
+
+    /// `repository@digest` in full, if it has a digest.
+    pub fn pinned(&self) -> Option<String> {
+        Some(format!("{}@{}", self.repository, self.digest?))
+    }
+
     /// `repository:tag` in full, the key under which a tagged image is recorded.
     pub fn tagged(&self) -> Option<String> {
         Some(format!("{}:{}", self.repository, self.tag.as_deref()?))

@@ -13,6 +13,7 @@ use super::manifest::{
 };
 use super::name::ImageName;
 use super::region::FileRegion;
+use crate::registry::RegistryError;
 
 /// How deep indexes may nest: `index.json`, an index of platforms, and room for
 /// one more.
@@ -35,6 +36,8 @@ pub struct SourceImage {
     pub layers: Vec<LayerSource>,
     /// How many of them to read at a time.
     pub parallel: usize,
+    /// Where it is from, as `repository@digest`, if that is a registry.
+    pub origin: Option<ImageName>,
 }
 
 /// Bytes and their digest.
@@ -181,6 +184,35 @@ pub enum SourceError {
         /// In the configuration.
         diff_ids: usize,
     },
+    /// The registry did not give it.
+    #[error(transparent)]
+    Registry(Box<RegistryError>),
+    /// A manifest of something else.
+    #[error(
+        "{digest} is no image: its configuration is of type {media_type:?}; it is another kind of artifact"
+    )]
+    NotAnImage {
+        /// The manifest.
+        digest: Digest,
+        /// What its configuration is.
+        media_type: String,
+    },
+    /// A layer that no registry may have.
+    #[error(
+        "layer {digest} is foreign: it is not to be had from registries, only from whoever made it; such images, of Windows mostly, are not supported"
+    )]
+    Foreign {
+        /// The layer.
+        digest: Digest,
+    },
+    /// A layer of something else.
+    #[error("layer {digest} is of type {media_type:?}, which is no layer of an image")]
+    LayerType {
+        /// The layer.
+        digest: Digest,
+        /// What it is.
+        media_type: String,
+    },
     /// A layer that only an agent with keys could read.
     #[error("layer {digest} is encrypted, which is not supported")]
     Encrypted {
@@ -214,7 +246,11 @@ impl std::fmt::Display for Available {
 pub(super) trait Blobs {
     /// What to call it in errors.
     fn place(&self) -> &str;
-    /// A document, verified.
+    /// A manifest or an index, verified.
+    fn manifest(&self, descriptor: &Descriptor) -> Result<VerifiedDocument, SourceError> {
+        self.document(descriptor, "the manifest")
+    }
+    /// Another document, verified.
     fn document(
         &self,
         descriptor: &Descriptor,
@@ -237,7 +273,17 @@ pub(super) fn image_of(
     descriptor: &Descriptor,
     names: Vec<ImageName>,
 ) -> Result<SourceImage, SourceError> {
-    let (document, manifest) = manifest_of(blobs, descriptor)?;
+    image_from(blobs, blobs.manifest(descriptor)?, names)
+}
+
+/// Follows a manifest or an index to an image for this machine.
+pub(super) fn image_from(
+    blobs: &dyn Blobs,
+    document: VerifiedDocument,
+    names: Vec<ImageName>,
+) -> Result<SourceImage, SourceError> {
+    let (document, manifest) = manifest_from(blobs, document)?;
+    check_media_types(&document, &manifest)?;
     let config_document = blobs.document(&manifest.config, "the image configuration")?;
     let config = parse_config(&config_document)?;
     check_layer_count(manifest.layers.len(), &config)?;
@@ -246,11 +292,6 @@ pub(super) fn image_of(
         .iter()
         .zip(&config.diff_ids)
         .map(|(layer, diff_id)| {
-            if layer.media_type.ends_with("+encrypted") {
-                return Err(SourceError::Encrypted {
-                    digest: layer.digest,
-                });
-            }
             Ok(LayerSource {
                 diff_id: *diff_id,
                 blob: Some(layer.digest),
@@ -265,6 +306,7 @@ pub(super) fn image_of(
         config,
         layers,
         parallel: blobs.parallel(),
+        origin: None,
     })
 }
 
@@ -283,14 +325,12 @@ pub(super) fn check_layer_count(layers: usize, config: &ImageConfig) -> Result<(
     Err(SourceError::LayerCount { layers, diff_ids })
 }
 
-/// The manifest a descriptor leads to, through indexes if need be.
-fn manifest_of(
+/// The manifest a document leads to, through indexes if need be.
+fn manifest_from(
     blobs: &dyn Blobs,
-    descriptor: &Descriptor,
+    mut document: VerifiedDocument,
 ) -> Result<(VerifiedDocument, Manifest), SourceError> {
-    let mut descriptor = descriptor.clone();
     for _ in 0..MAX_INDEX_DEPTH {
-        let document = blobs.document(&descriptor, "the manifest")?;
         let parsed = Document::parse(&document.bytes).map_err(|source| SourceError::Document {
             place: blobs.place().to_owned(),
             what: document.digest.to_string(),
@@ -299,14 +339,58 @@ fn manifest_of(
         match parsed {
             Document::Manifest(manifest) => return Ok((document, manifest)),
             Document::Index(index) => {
-                let place = format!("the image index {}", document.digest);
-                descriptor = for_this_machine(&index.manifests, &place)?.clone();
+                let place = format!("the image index {} of {}", document.digest, blobs.place());
+                document = blobs.manifest(for_this_machine(&index.manifests, &place)?)?;
             }
         }
     }
     Err(SourceError::TooDeep {
-        digest: descriptor.digest,
+        digest: document.digest,
     })
+}
+
+/// What the configuration of an image may call itself. Old tools leave it out.
+const CONFIG_TYPES: [&str; 3] = [
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+    "",
+];
+
+/// Whether the manifest is that of an image, and its layers are such as may be fetched.
+fn check_media_types(document: &VerifiedDocument, manifest: &Manifest) -> Result<(), SourceError> {
+    if !CONFIG_TYPES.contains(&manifest.config.media_type.as_str()) {
+        return Err(SourceError::NotAnImage {
+            digest: document.digest,
+            media_type: shown(&manifest.config.media_type),
+        });
+    }
+    for layer in &manifest.layers {
+        let media_type = layer.media_type.as_str();
+        let digest = layer.digest;
+        if media_type.ends_with("+encrypted") {
+            return Err(SourceError::Encrypted { digest });
+        }
+        let elsewhere = layer.urls.as_ref().is_some_and(|urls| !urls.is_empty());
+        if elsewhere || media_type.contains("foreign") || media_type.contains("nondistributable") {
+            return Err(SourceError::Foreign { digest });
+        }
+        // What it is compressed with is told by its bytes, not by this.
+        let known = [
+            "application/vnd.oci.image.layer.v1.tar",
+            "application/vnd.docker.image.rootfs.diff.tar",
+        ];
+        if !media_type.is_empty() && !known.iter().any(|known| media_type.starts_with(known)) {
+            return Err(SourceError::LayerType {
+                digest,
+                media_type: shown(media_type),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn shown(media_type: &str) -> String {
+    media_type.chars().take(100).collect()
 }
 
 /// The first entry for this machine: an index is in order of preference.

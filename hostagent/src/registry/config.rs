@@ -191,11 +191,16 @@ struct RegistryTable {
     ca: Option<PathBuf>,
 }
 
+/// Where the administrator's files are: `$MOTE_CONFIG`, or [`DEFAULT_DIRECTORY`].
+pub fn directory() -> PathBuf {
+    let directory = env::var_os("MOTE_CONFIG").filter(|value| !value.is_empty());
+    directory.map_or_else(|| PathBuf::from(DEFAULT_DIRECTORY), PathBuf::from)
+}
+
 impl Settings {
     /// The settings of this machine: those of `$MOTE_CONFIG` or `/etc/mote`.
     pub fn of_this_machine() -> Result<Self, ConfigError> {
-        let directory = env::var_os("MOTE_CONFIG").filter(|value| !value.is_empty());
-        Self::load(Path::new(&directory.unwrap_or(DEFAULT_DIRECTORY.into())))
+        Self::load(&directory())
     }
 
     /// Reads `registries.toml` in `directory`; the defaults if there is none.

@@ -78,6 +78,7 @@ impl Store {
                 .fold(0, |sum, blob| sum.saturating_add(blob.identity.bytes)),
             created: source.config.created.clone(),
             loaded_unix_seconds: now_unix_seconds(),
+            sources: source.origin.iter().cloned().collect(),
         };
         // Nothing collects the documents before the image is recorded that needs them.
         self.hold(lease, || {

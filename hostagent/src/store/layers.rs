@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 
 use erofs::skeleton::Assembler;
+use erofs::tar::TarError;
 use outboard::BlobHash;
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,7 @@ use super::durable::{publish, write_file};
 use super::error::is_out_of_space;
 use super::import::ImportError;
 use super::leases::Lease;
+use super::limits;
 use super::lock::FileLock;
 use super::{Store, StoreError};
 use crate::image::digest::Digest;
@@ -33,10 +35,26 @@ const SKELETON_LEVEL: i32 = 1;
 pub enum ConvertError {
     /// The tar stream is malformed or hostile, or writing failed.
     #[error(transparent)]
-    Erofs(#[from] erofs::layer::LayerError),
+    Erofs(erofs::layer::LayerError),
+    /// It costs more than this host's administrator allows.
+    #[error("it exceeds a limit, which {} can raise", limits::FILE_NAME)]
+    Limit(#[source] erofs::layer::LayerError),
     /// The blob could not be made or brought to disk.
     #[error("writing the blob failed")]
     Blob(#[from] io::Error),
+}
+
+impl From<erofs::layer::LayerError> for ConvertError {
+    fn from(error: erofs::layer::LayerError) -> Self {
+        use erofs::layer::LayerError as Error;
+        match error {
+            Error::Tar(TarError::TooLong { .. })
+            | Error::TooManyEntries { .. }
+            | Error::TooMuchMetadata { .. }
+            | Error::BlobTooLarge { .. } => Self::Limit(error),
+            error => Self::Erofs(error),
+        }
+    }
 }
 
 /// What is known about a converted layer.
@@ -173,8 +191,8 @@ impl Store {
             let skeleton = BlobWriter::create(&skeleton_directory)?;
             let packed = zstd::Encoder::new(skeleton, SKELETON_LEVEL)?;
             let mut skeleton = erofs::skeleton::Writer::new(packed);
-            let limits = erofs::Limits::default();
-            let summary = erofs::layer::write_recorded(tar, &mut blob, &limits, &mut skeleton)?;
+            let summary =
+                erofs::layer::write_recorded(tar, &mut blob, &self.limits, &mut skeleton)?;
             Ok((summary.tar_bytes, blob, skeleton.finish()?.finish()?))
         });
         let (tar_bytes, blob, skeleton) =

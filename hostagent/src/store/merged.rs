@@ -81,7 +81,7 @@ impl Store {
         std::fs::create_dir(&made).map_err(failed)?;
         let mut blob = BlobWriter::create(&made).map_err(failed)?;
         let layers = self.all_layers(diff_ids)?;
-        if let Err(source) = merge(&layers, &mut blob) {
+        if let Err(source) = merge(&layers, &mut blob, &self.limits) {
             if is_out_of_space(&source) {
                 // Said after what was half-made is gone.
                 let _ = std::fs::remove_dir_all(&made);
@@ -147,7 +147,11 @@ impl Store {
     }
 }
 
-fn merge(layers: &[StoredLayer], blob: &mut BlobWriter) -> Result<(), MergeError> {
+fn merge(
+    layers: &[StoredLayer],
+    blob: &mut BlobWriter,
+    limits: &erofs::Limits,
+) -> Result<(), MergeError> {
     let readers = layers.iter().map(|layer| VerifiedReader::new(&layer.blob));
     let readers: Vec<_> = readers.collect();
     let images = layers
@@ -161,7 +165,7 @@ fn merge(layers: &[StoredLayer], blob: &mut BlobWriter) -> Result<(), MergeError
             })
         })
         .collect::<Result<Vec<_>, _>>()?;
-    erofs::merge::write(&images, blob, &erofs::Limits::default()).map(drop)
+    erofs::merge::write(&images, blob, limits).map(drop)
 }
 
 /// Names a merge by what is merged. The converter's version is in the path.

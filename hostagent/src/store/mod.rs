@@ -37,6 +37,7 @@ mod error;
 mod import;
 mod layers;
 mod leases;
+pub mod limits;
 pub mod lock;
 mod merged;
 mod records;
@@ -77,6 +78,7 @@ const FORMAT: u32 = 2;
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
+    limits: erofs::Limits,
 }
 
 impl Store {
@@ -98,6 +100,7 @@ impl Store {
         // Descriptors and messages must not depend on the working directory.
         let store = Self {
             root: root.canonicalize().map_err(opened)?,
+            limits: erofs::Limits::default(),
         };
         for directory in [
             store.staging(),
@@ -118,6 +121,11 @@ impl Store {
             .remove_stale()
             .map_err(|source| store.io("removing stale temporaries", source))?;
         Ok(store)
+    }
+
+    /// The same store, for images that keep to these limits.
+    pub fn with_limits(self, limits: erofs::Limits) -> Self {
+        Self { limits, ..self }
     }
 
     /// Its directory.

@@ -1,6 +1,6 @@
 //! Which images there are: `images.json`, one document, replaced as a whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -32,6 +32,9 @@ struct ImageRecord {
     bytes: u64,
     created: Option<String>,
     loaded_unix_seconds: u64,
+    /// `repository@digest` of each registry it was pulled from.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    sources: BTreeSet<String>,
 }
 
 /// An image that has been loaded.
@@ -51,6 +54,9 @@ pub struct StoredImage {
     pub created: Option<String>,
     /// When it was loaded first.
     pub loaded_unix_seconds: u64,
+    /// `repository@digest`, wherever it was pulled from; the digest may be that of an
+    /// index.
+    pub sources: Vec<ImageName>,
 }
 
 impl Store {
@@ -130,7 +136,10 @@ impl Store {
                 bytes: image.bytes,
                 created: image.created.clone(),
                 loaded_unix_seconds: image.loaded_unix_seconds,
+                sources: BTreeSet::new(),
             });
+            let sources = image.sources.iter().filter_map(ImageName::pinned);
+            record.sources.extend(sources);
             record.manifest = image.manifest.or(record.manifest);
             record.bytes = image.bytes;
             for name in image.names.iter().filter_map(ImageName::tagged) {
@@ -226,6 +235,11 @@ impl Records {
             bytes: record.bytes,
             created: record.created.clone(),
             loaded_unix_seconds: record.loaded_unix_seconds,
+            sources: record
+                .sources
+                .iter()
+                .filter_map(|source| source.parse().ok())
+                .collect(),
         }
     }
 
@@ -238,12 +252,18 @@ impl Records {
             .names
             .iter()
             .filter(|(known, _)| known.starts_with(&prefix));
-        of_repository
-            .find(|(_, id)| {
-                let record = self.images.get(id);
-                **id == digest || record.is_some_and(|record| record.manifest == Some(digest))
-            })
+        let named = of_repository.find(|(_, id)| {
+            let record = self.images.get(id);
+            **id == digest || record.is_some_and(|record| record.manifest == Some(digest))
+        });
+        let pulled = || {
+            let source = name.pinned()?;
+            let mut images = self.images.iter();
+            images.find(|(_, record)| record.sources.contains(&source))
+        };
+        named
             .map(|(_, id)| *id)
+            .or_else(|| pulled().map(|(id, _)| *id))
     }
 
     /// `4f1a…` and `sha256:4f1a…` read as names; they may be the start of an id.
@@ -286,6 +306,7 @@ mod tests {
             bytes: 4096,
             created: None,
             loaded_unix_seconds: 1,
+            sources: Vec::new(),
         }
     }
 
@@ -317,6 +338,20 @@ mod tests {
             let error = find(&store, text).unwrap_err();
             assert!(matches!(error, StoreError::NoSuchImage { .. }), "{text}");
         }
+    }
+
+    #[test]
+    fn a_pulled_image_is_found_by_the_digest_it_was_pulled_by() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let index = Digest::of(b"index");
+        let mut one = image("one", &[]);
+        one.sources = vec![format!("demo@{index}").parse().unwrap()];
+        store.record(&one).unwrap();
+        assert_eq!(find(&store, &format!("demo@{index}")).unwrap(), one.id);
+        assert_eq!(find(&store, &format!("demo:v1@{index}")).unwrap(), one.id);
+        find(&store, &format!("other@{index}")).unwrap_err();
+        assert_eq!(store.images().unwrap()[0].sources, one.sources);
     }
 
     #[test]

@@ -14,13 +14,13 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueEnum};
 use hostagent::assets::Assets;
 use hostagent::disk;
 use hostagent::guest::{self, Streams, Timeline};
 use hostagent::image::oci_layout::OciLayout;
 use hostagent::image::progress::Progress;
-use hostagent::image::reference::ImageReference;
+use hostagent::image::reference::{ImageReference, StoredReference};
 use hostagent::io_limits;
 use hostagent::network::{self, NetworkOption};
 use hostagent::running::RunningMachine;
@@ -35,6 +35,7 @@ use vmm::spec::LimitsSpec;
 
 use super::interrupt;
 use super::progress::TerminalProgress;
+use super::pull::pull;
 use super::source::open_archive;
 pub use identity::SHORT_ID;
 use identity::{hostname, new_id, run_name};
@@ -171,7 +172,10 @@ pub struct RunArgs {
     /// Print help.
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
-    /// A loaded image, oci:DIR[:TAG] or docker-archive:FILE[:NAME]; then the
+    /// When to pull the image from its registry.
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = PullWhen::Missing)]
+    pull: PullWhen,
+    /// The name of an image, oci:DIR[:TAG] or docker-archive:FILE[:NAME]; then the
     /// command and its arguments instead of the image's.
     #[arg(
         value_name = "IMAGE [COMMAND]",
@@ -241,7 +245,8 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     let cgroups = Cgroups::open().context("cannot prepare this host's cgroups for a microVM's")?;
 
     interrupt::watch().context("cannot catch signals")?;
-    let store = Store::open(&Store::default_root())?;
+    let store = Store::open(&Store::default_root())?
+        .with_limits(hostagent::store::limits::of_this_machine()?);
     // Held until the microVM has ended.
     let _name = match name {
         Some(name) => Some(store.take_run_name(name)?.with_context(|| {
@@ -252,7 +257,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     let progress = TerminalProgress::new();
     // Held until the microVM has ended.
     let lease = store.lease()?;
-    let stored = obtain(&store, &reference, &lease, &progress)?;
+    let stored = obtain(&store, &reference, args.pull, &lease, &progress)?;
     let config = store.config(stored.id)?;
     let stop_signal = match &config.stop_signal {
         Some(text) => stop_signal::parse(text)?,
@@ -333,6 +338,17 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(outcome.exit_code()))
 }
 
+/// When to pull an image, as in Docker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PullWhen {
+    /// Before each run.
+    Always,
+    /// If it is not here.
+    Missing,
+    /// Not at all.
+    Never,
+}
+
 fn cpu_template(name: &str) -> Result<&'static Template, String> {
     let unknown = || format!("there is no such template; there are {}", Template::names());
     Template::named(name).ok_or_else(unknown)
@@ -347,18 +363,24 @@ fn unix_seconds() -> u64 {
 fn obtain(
     store: &Store,
     reference: &ImageReference,
+    when: PullWhen,
     lease: &Lease,
     progress: &TerminalProgress,
 ) -> anyhow::Result<StoredImage> {
     let source = match reference {
+        ImageReference::Stored(StoredReference::Name(name)) if when == PullWhen::Always => {
+            return Ok(pull(store, name, lease, progress)?.imported.image);
+        }
         ImageReference::Stored(reference) => {
-            return store.find(reference).map_err(|error| match error {
-                StoreError::NoSuchImage { wanted } => anyhow::anyhow!(
-                    "no such image: {wanted}; `mote images` lists what is loaded, `mote load` loads \
-                     an archive, and oci:DIR[:TAG] or docker-archive:FILE runs an image from where it is"
-                ),
-                error => error.into(),
-            });
+            return match (store.find(reference), reference) {
+                (Err(StoreError::NoSuchImage { .. }), StoredReference::Name(name))
+                    if when != PullWhen::Never =>
+                {
+                    progress.note(&format!("{name} is not here; pulling it"));
+                    Ok(pull(store, name, lease, progress)?.imported.image)
+                }
+                (found, _) => Ok(found?),
+            };
         }
         ImageReference::OciLayout { directory, tag } => {
             OciLayout::open(directory)?.image(tag.as_deref())?

@@ -1,0 +1,145 @@
+//! `mote pull`, and images that are pulled on the way to something else.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use hostagent::image::digest::Digest;
+use hostagent::image::name::ImageName;
+use hostagent::image::remote;
+use hostagent::image::source::SourceError;
+use hostagent::registry::{Cancel, Client, RegistryError};
+use hostagent::store::{ImportError, Imported, Lease, Store, limits};
+use serde_json::json;
+
+use super::interrupt;
+use super::output::{Format, print, print_json};
+use super::progress::TerminalProgress;
+
+const EXAMPLES: &str = "\
+Examples:
+  mote pull debian                         docker.io/library/debian:latest
+  mote pull registry.example/team/app:v1
+  mote pull debian@sha256:4f1a…            Exactly that one, whatever its tags are now
+
+Credentials are those of `docker login`. Mirrors, registries without TLS and limits are set
+in /etc/mote/registries.toml, or in the directory MOTE_CONFIG names.";
+
+/// What this machine runs.
+const PLATFORMS: [&str; 2] = ["linux/amd64", "linux/amd64/v1"];
+
+/// Pull an image from a registry.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct PullArgs {
+    /// Only say which image it is.
+    #[arg(short, long)]
+    quiet: bool,
+    /// The platform to choose from an image for several; this machine runs linux/amd64.
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    platform: Option<String>,
+    /// How to print what was pulled.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// [HOST[:PORT]/]PATH[:TAG][@DIGEST]
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+/// An image that is in the store now.
+pub struct Pulled {
+    /// What was done.
+    pub imported: Imported,
+    /// What the name led to in its registry.
+    pub digest: Digest,
+}
+
+/// Pulls and says what was pulled.
+pub fn main(args: &PullArgs) -> anyhow::Result<ExitCode> {
+    let name: ImageName = args.name.parse()?;
+    let platform = args.platform.as_deref().unwrap_or(PLATFORMS[0]);
+    if !PLATFORMS.contains(&platform) {
+        bail!("this machine runs {}, not {platform:?}", PLATFORMS[0]);
+    }
+    interrupt::watch().context("cannot catch signals")?;
+    let store = Store::open(&Store::default_root())?.with_limits(limits::of_this_machine()?);
+    let progress = TerminalProgress::new();
+    let say = args.format == Format::Table && !args.quiet;
+    if say {
+        let reference = name.tag().map(str::to_owned);
+        let reference = name
+            .digest()
+            .map_or(reference, |digest| Some(digest.to_string()));
+        let reference = reference.unwrap_or_default();
+        print(&format!(
+            "{reference}: Pulling from {}\n",
+            name.familiar_repository()
+        ))?;
+    }
+    let pulled = pull(&store, &name, &store.lease()?, &progress)?;
+    drop(progress);
+    report(&name, &pulled, args)
+}
+
+fn report(name: &ImageName, pulled: &Pulled, args: &PullArgs) -> anyhow::Result<ExitCode> {
+    let image = &pulled.imported.image;
+    if args.format == Format::Json {
+        print_json(&json!({
+            "id": image.id,
+            "name": name.to_string(),
+            "digest": pulled.digest,
+            "manifest": image.manifest,
+            "layers": image.diff_ids,
+            "layers_pulled": pulled.imported.converted,
+            "layers_reused": pulled.imported.reused,
+            "size_bytes": image.bytes,
+        }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let full = name.tagged().or_else(|| name.pinned()).unwrap_or_default();
+    if !args.quiet {
+        let status = match pulled.imported.converted {
+            0 => "Image is up to date for",
+            _ => "Downloaded newer image for",
+        };
+        print(&format!(
+            "Digest: {}\nStatus: {status} {name}\n",
+            pulled.digest
+        ))?;
+    }
+    print(&format!("{full}\n"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Pulls `name` from its registry; what it needs stays as long as `lease`.
+pub fn pull(
+    store: &Store,
+    name: &ImageName,
+    lease: &Lease,
+    progress: &TerminalProgress,
+) -> anyhow::Result<Pulled> {
+    let client = Arc::new(Client::of_this_machine()?);
+    let cancel: Cancel = Arc::new(|| interrupt::arrived().is_some());
+    let pulling = || -> Result<_, SourceError> {
+        let resolved = remote::resolve(&client, name, &cancel)?;
+        let source = remote::image(&client, &resolved, &cancel)?;
+        Ok((resolved.document.digest, source))
+    };
+    let (digest, source) = pulling()
+        .map_err(cancelled)
+        .context(format!("cannot pull {name}"))?;
+    let imported = store.import(&source, &source.names, lease, progress);
+    let imported = imported.context(format!("cannot pull {name}"))?;
+    Ok(Pulled { imported, digest })
+}
+
+/// A request that was given up is an interruption like any other.
+fn cancelled(error: SourceError) -> anyhow::Error {
+    match error {
+        SourceError::Registry(error) if matches!(*error, RegistryError::Cancelled) => {
+            ImportError::Cancelled.into()
+        }
+        error => error.into(),
+    }
+}
