@@ -14,7 +14,7 @@ pub enum RedirectProblem {
     /// It leads where the request has been before.
     #[error("the redirects lead in a circle, back to {0}")]
     Loop(String),
-    /// More than [`MAX_REDIRECTS`].
+    /// More than ten.
     #[error("there are more than {MAX_REDIRECTS} redirects, the last one to {0}")]
     TooMany(String),
     /// From HTTPS to HTTP.

@@ -215,7 +215,9 @@ fn token_server_fails() -> Result<(), Failed> {
         );
         assert!(!format!("{error:?}").contains("secr"));
     }
-    let server = registry(1, |_| Reply::new(200, "{").fault(Fault::Endless));
+    let server = registry(1, |_| {
+        Reply::new(200, vec![b' '; 8 << 10]).fault(Fault::Endless)
+    });
     let error = pull_manifests(&server, 1).unwrap_err();
     assert!(matches!(error, RegistryError::TooLarge { .. }), "{error:?}");
 

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use libtest_mimic::Failed;
 
 use crate::Test;
 use crate::common::{
-    LIMIT, assert_says, client, describe, download, go_on, never, registry_error, repository, tag,
+    LIMIT, NOBODY, assert_says, client, describe, download, go_on, impatient, never,
+    registry_error, repository, tag,
 };
 use crate::http_server::{Fault, Reply, Server};
 
@@ -191,7 +192,7 @@ fn broken_error() -> Result<(), Failed> {
     ] {
         let server = Server::start(move |_| Reply::new(400, r#"{"errors":[{"co"#).fault(fault));
         let from = repository(&server.host(), "app");
-        let outcome = client(&server.host()).manifest(&from, &tag("v1"), LIMIT, &go_on);
+        let outcome = impatient(&server.host()).manifest(&from, &tag("v1"), LIMIT, &go_on);
         assert_says(&outcome.unwrap_err(), &["the server answered 400"]);
     }
     Ok(())
@@ -200,7 +201,7 @@ fn broken_error() -> Result<(), Failed> {
 fn silent_server() -> Result<(), Failed> {
     let server = Server::start(|_| Reply::new(200, "0123456789").fault(Fault::StallAfter(4)));
     let from = repository(&server.host(), "app");
-    let outcome = download(&client(&server.host()), &from, b"0123456789");
+    let outcome = download(&impatient(&server.host()), &from, b"0123456789");
     let error = registry_error(&outcome);
     assert!(matches!(error, RegistryError::Stalled { .. }), "{error:?}");
     assert_says(error, &["sent nothing for 0.4 s", &server.host()]);
@@ -213,16 +214,13 @@ fn cancelled() -> Result<(), Failed> {
         Reply::new(500, "")
     });
     let from = repository(&server.host(), "app");
-    let asked = AtomicUsize::new(0);
-    let outcome = client(&server.host()).manifest(&from, &tag("v1"), LIMIT, &|| {
-        asked.fetch_add(1, Ordering::SeqCst) >= 3
-    });
+    let client = client(&server.host());
+    let outcome = client.manifest(&from, &tag("v1"), LIMIT, &|| !server.seen().is_empty());
     assert!(
         matches!(outcome, Err(RegistryError::Cancelled)),
         "{outcome:?}"
     );
-    assert_eq!(server.seen().len(), 1);
-    let never_begun = client(&server.host()).manifest(&from, &tag("v1"), LIMIT, &|| true);
+    let never_begun = client.manifest(&from, &tag("v1"), LIMIT, &|| true);
     assert!(matches!(never_begun, Err(RegistryError::Cancelled)));
     Ok(())
 }
@@ -230,15 +228,21 @@ fn cancelled() -> Result<(), Failed> {
 fn reader_cancelled() -> Result<(), Failed> {
     let server = Server::start(|_| Reply::new(200, "0123456789").fault(Fault::StallAfter(4)));
     let from = repository(&server.host(), "app");
-    let asked = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&asked);
-    let cancel = Arc::new(move || count.fetch_add(1, Ordering::SeqCst) >= 4);
+    let wanted = Arc::new(AtomicBool::new(true));
+    let asked = Arc::clone(&wanted);
+    let cancel = Arc::new(move || !asked.load(Ordering::SeqCst));
     let client = client(&server.host());
     let mut reader = client.blob_reader(&from, &describe(b"0123456789"), cancel)?;
-    let mut bytes = Vec::new();
-    let outcome = reader.read_to_end(&mut bytes).map(|_| Vec::new());
+    let mut start = [0; 4];
+    reader.read_exact(&mut start)?;
+    assert_eq!(&start, b"0123");
+    let later = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(150));
+        wanted.store(false, Ordering::SeqCst);
+    });
+    let outcome = reader.read(&mut [0]).map(|_| Vec::new());
     assert!(matches!(registry_error(&outcome), RegistryError::Cancelled));
-    assert_eq!(bytes, b"0123");
+    assert!(later.join().is_ok());
     assert!(reader.read(&mut [0]).is_err());
     Ok(())
 }
@@ -295,13 +299,11 @@ fn other_range() -> Result<(), Failed> {
 }
 
 fn unreachable() -> Result<(), Failed> {
-    let server = Server::start(|_| Reply::new(200, ""));
-    let host = server.host();
-    drop(server);
-    let outcome = client(&host).manifest(&repository(&host, "app"), &tag("v1"), LIMIT, &go_on);
+    let from = repository(NOBODY, "app");
+    let outcome = client(NOBODY).manifest(&from, &tag("v1"), LIMIT, &go_on);
     assert_says(
         &outcome.unwrap_err(),
-        &[&host, "app:v1", "onnection refused"],
+        &[NOBODY, "app:v1", "onnection refused"],
     );
     Ok(())
 }

@@ -22,6 +22,9 @@ use crate::support::noise;
 /// The most bytes of a manifest.
 pub const LIMIT: u64 = 4 << 20;
 
+/// Where nobody listens: a port that no test is given.
+pub const NOBODY: &str = "127.0.0.1:1";
+
 /// Nobody wants to stop.
 pub fn go_on() -> bool {
     false
@@ -32,11 +35,9 @@ pub fn never() -> Cancel {
     Arc::new(|| false)
 }
 
-/// Little patience, and plain HTTP to these hosts.
+/// Plain HTTP to these hosts, and no long waits between tries.
 pub fn settings(plain: &[&str]) -> Settings {
     let mut settings = Settings::default();
-    settings.download.stall = Duration::from_millis(400);
-    settings.download.connect = Duration::from_secs(2);
     settings.download.backoff = Duration::from_millis(5);
     for host in plain {
         let registry = RegistrySettings {
@@ -51,6 +52,13 @@ pub fn settings(plain: &[&str]) -> Settings {
 /// A client for one registry without TLS, and without credentials.
 pub fn client(host: &str) -> Client {
     Client::new(settings(&[host]), CredentialStore::empty()).unwrap()
+}
+
+/// Such a client, for servers that fall silent.
+pub fn impatient(host: &str) -> Client {
+    let mut settings = settings(&[host]);
+    settings.download.stall = Duration::from_millis(400);
+    Client::new(settings, CredentialStore::empty()).unwrap()
 }
 
 /// A client with what `config.json` says.

@@ -1,12 +1,13 @@
 //! Connections that break on the way from a real registry.
 
 use hostagent::image::digest::Digest;
-use hostagent::registry::RegistryError;
+use hostagent::registry::{Client, RegistryError};
 use libtest_mimic::Failed;
 
 use crate::Test;
 use crate::common::{
-    LIMIT, assert_says, client, describe, download, go_on, large, push, registry_error, repository,
+    LIMIT, assert_says, client, describe, download, go_on, impatient, large, push, registry_error,
+    repository,
 };
 use crate::docker_registry::DockerRegistry;
 use crate::fault_proxy::{Mishap, faulty_proxy};
@@ -39,12 +40,19 @@ pub const TESTS: &[Test] = &[
 
 /// A large blob, downloaded through a proxy with these mishaps.
 fn through(mishaps: &[Mishap]) -> Result<(Server, std::io::Result<Vec<u8>>), Failed> {
+    through_by(client, mishaps)
+}
+
+fn through_by(
+    client_of: fn(&str) -> Client,
+    mishaps: &[Mishap],
+) -> Result<(Server, std::io::Result<Vec<u8>>), Failed> {
     let registry = DockerRegistry::plain()?;
     let blob = large();
     let direct = client(&registry.host());
     push(&direct, &repository(&registry.host(), "app"), &blob)?;
     let proxy = faulty_proxy(registry.address, mishaps.iter().copied());
-    let client = client(&proxy.host());
+    let client = client_of(&proxy.host());
     let outcome = download(&client, &repository(&proxy.host(), "app"), &blob);
     Ok((proxy, outcome))
 }
@@ -75,7 +83,7 @@ fn stalled() -> Result<(), Failed> {
         |reply| reply.fault(Fault::StallAfter(200_000)),
         |reply| reply.fault(Fault::NoAnswer),
     ];
-    let (proxy, outcome) = through(&mishaps)?;
+    let (proxy, outcome) = through_by(impatient, &mishaps)?;
     assert!(outcome? == large());
     assert_eq!(
         ranges(&proxy).last().unwrap().as_deref(),

@@ -8,7 +8,8 @@ use serde_json::json;
 
 use crate::Test;
 use crate::common::{
-    LIMIT, client_with, describe, download, go_on, large, push, ranged, repository, settings, tag,
+    LIMIT, NOBODY, client_with, describe, download, go_on, large, push, ranged, repository,
+    settings, tag,
 };
 use crate::http_server::{Fault, Reply, Server};
 
@@ -64,13 +65,12 @@ fn spares() -> Result<(), Failed> {
 fn gives_way() -> Result<(), Failed> {
     let wrong = Server::start(|_| Reply::new(200, "c0ntent"));
     let broken = Server::start(|_| Reply::new(500, ""));
-    let gone = Server::start(|_| Reply::new(500, ""));
-    let gone_url = gone.url("/");
-    drop(gone);
     let registry = content();
     let mut settings = mirrored(&registry, &[&wrong, &broken]);
     for entry in settings.registries.values_mut() {
-        entry.mirrors.push(gone_url.parse().unwrap());
+        entry
+            .mirrors
+            .push(format!("http://{NOBODY}/").parse().unwrap());
     }
     let client = anonymous(settings);
     let from = repository(&registry.host(), "app");

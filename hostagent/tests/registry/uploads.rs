@@ -225,7 +225,8 @@ fn takes_nothing() -> Result<(), Failed> {
     let server = taker(&format!("http://{}/upload", storage.local_addr()?));
     let mut settings = crate::common::settings(&[&server.host()]);
     settings.download.attempts = 1;
-    settings.download.connect = std::time::Duration::from_millis(200);
+    settings.download.connect = std::time::Duration::from_millis(500);
+    settings.download.stall = std::time::Duration::from_millis(500);
     let store = hostagent::registry::credentials::CredentialStore::empty();
     let client = hostagent::registry::Client::new(settings, store)?;
     let open =

@@ -1,7 +1,7 @@
 //! Debian's docker-registry, as a process of the test.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -65,7 +65,8 @@ impl DockerRegistry {
                 println!("docker-registry has ended: {}", registry.log());
                 return Ok(None);
             }
-            if TcpStream::connect(address).is_ok() {
+            // A connection alone might be to another process.
+            if registry.log().contains("listening on") {
                 return Ok(Some(registry));
             }
             thread::sleep(Duration::from_millis(20));
@@ -108,7 +109,7 @@ fn configuration(setup: &Setup, directory: &Path, address: SocketAddr) -> String
         lines => format!("auth:\n{lines}"),
     };
     format!(
-        "version: 0.1\nlog:\n  level: warn\n  accesslog:\n    disabled: true\n\
+        "version: 0.1\nlog:\n  level: info\n  accesslog:\n    disabled: true\n\
          storage:\n  filesystem:\n    rootdirectory: {}\n\
          http:\n  addr: {address}\n  secret: of-the-test\n{tls}{auth}",
         directory.join("storage").display()

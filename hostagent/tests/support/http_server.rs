@@ -191,6 +191,14 @@ fn serve(
 }
 
 fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
+    // A greeting of TLS need not have the end of a line that is waited for below.
+    if !reader
+        .fill_buf()?
+        .first()
+        .is_some_and(u8::is_ascii_uppercase)
+    {
+        return Ok(None);
+    }
     let Some((first, headers)) = read_head(reader)? else {
         return Ok(None);
     };
