@@ -60,6 +60,8 @@ pub enum TlsError {
 /// What makes two hosts need different clients.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Kind {
+    /// With TLS, and so with certificates.
+    is_secure: bool,
     ca: Option<PathBuf>,
     /// Without the proxies of the environment.
     direct: bool,
@@ -76,8 +78,11 @@ pub(super) struct Clients {
 impl Clients {
     /// The client for a URL.
     pub fn for_url(&self, url: &Url, settings: &Settings) -> Result<reqwest::Client, TlsError> {
+        let is_secure = url.scheme() == "https";
+        let ca = settings.ca_of(url).filter(|_| is_secure);
         let kind = Kind {
-            ca: settings.ca_of(url).map(Path::to_owned),
+            is_secure,
+            ca: ca.map(Path::to_owned),
             direct: is_loopback(url),
         };
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,10 +95,15 @@ impl Clients {
     }
 
     fn make(&self, kind: &Kind, settings: &Settings) -> Result<reqwest::Client, TlsError> {
+        let roots = if kind.is_secure {
+            self.roots(kind.ca.as_deref())?
+        } else {
+            RootCertStore::empty()
+        };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(self.roots(kind.ca.as_deref())?)
+            .with_root_certificates(roots)
             .with_no_client_auth();
         let builder = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
