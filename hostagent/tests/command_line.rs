@@ -106,8 +106,8 @@ fn limits_that_no_machine_can_have_are_refused() {
 
 #[test]
 fn an_image_that_was_never_loaded_is_named_with_what_to_do() {
-    let run = mote().run(&["run", "nothing:here"]);
-    run.expect_failure(&["nothing:here", "mote images", "mote load"]);
+    let run = mote().run(&["run", "--pull", "never", "nothing:here"]);
+    run.expect_failure(&["nothing:here", "mote images", "mote pull", "mote load"]);
 }
 
 #[test]

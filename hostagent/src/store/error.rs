@@ -96,7 +96,7 @@ pub enum StoreError {
     },
     /// No image of that name or id.
     #[error(
-        "no such image: {wanted}; `mote images` lists what is loaded, `mote load` loads an image from an archive or a layout"
+        "no such image: {wanted}; `mote images` lists what is here, `mote pull` pulls an image, `mote load` loads one from an archive or a layout"
     )]
     NoSuchImage {
         /// What was asked for.
