@@ -107,6 +107,7 @@ fn as_mote(request: &Value) -> ExitCode {
         command_line: request["vmm"].as_str().unwrap().to_owned(),
         disks: vec![Disk {
             read_only: true,
+            source: None,
             extents: vec![Extent {
                 file: null().into(),
                 offset_bytes: 0,

@@ -17,6 +17,7 @@ pub mod devices;
 pub mod event;
 pub mod event_loop;
 pub mod exit;
+pub mod fetch;
 pub mod host_cpuid;
 pub mod kvm;
 pub mod limits;

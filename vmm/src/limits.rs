@@ -98,12 +98,12 @@ fn vsock_bytes(spec: &VmSpec) -> u64 {
     }
 }
 
-/// For each disk of blobs, and a bit for each group of these.
+/// For each disk of blobs, and two bits for each group of these.
 fn verification_bytes(spec: &VmSpec) -> u64 {
     let blobs = |disk: &DiskSpec| {
         let blobs = disk.extents.iter().filter(|extent| extent.blob.is_some());
         let bytes = blobs.fold(0_u64, |sum, blob| sum.saturating_add(blob.length_bytes));
-        (bytes > 0).then_some(VERIFICATION_BYTES + bytes / GROUP_BYTES / 8)
+        (bytes > 0).then_some(VERIFICATION_BYTES + 2 * (bytes / GROUP_BYTES / 8))
     };
     spec.disks.iter().filter_map(blobs).sum()
 }

@@ -139,6 +139,10 @@ pub struct DiskSpec {
     pub read_only: bool,
     /// The pieces the disk is made of. Their lengths add up to its size.
     pub extents: Vec<ExtentSpec>,
+    /// A connected Unix `SOCK_SEQPACKET` socket over which the agent is asked for what is
+    /// missing of partial blobs; see [`crate::fetch`]. There if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Descriptor>,
     /// What the guest reads as the disk's identity, at most 20 bytes of ASCII.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
@@ -197,6 +201,10 @@ pub struct BlobSpec {
     pub hash: BlobHash,
     /// A regular file with its hash tree, as crate `outboard` describes it.
     pub outboard: Descriptor,
+    /// Parts of the blob may not be in its file yet: the disk's `source` is asked for them
+    /// when they are needed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
 }
 
 /// A virtio-vsock device.

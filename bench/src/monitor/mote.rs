@@ -54,6 +54,7 @@ impl Passed {
         let metadata = std::fs::metadata(&disk.file).map_err(host("look at a disk"))?;
         Ok(DiskSpec {
             read_only: disk.read_only,
+            source: None,
             extents: vec![ExtentSpec {
                 file,
                 offset_bytes: 0,

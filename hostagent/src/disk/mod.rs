@@ -24,12 +24,14 @@ pub fn of_image(store: &Store, image: &StoredImage, lease: &Lease) -> Result<Dis
         blob: Some(BlobTree {
             hash: blob.identity.hash,
             outboard: Arc::new(blob.outboard.into()),
+            partial: false,
         }),
     };
     let metadata = whole(merged.metadata);
     let layers = merged.layers.into_iter().map(|layer| whole(layer.blob));
     Ok(Disk {
         read_only: true,
+        source: None,
         extents: std::iter::once(metadata).chain(layers).collect(),
         serial: Some(image.id.hex()[..SERIAL_DIGITS].to_owned()),
         limits: None,

@@ -92,6 +92,9 @@ pub struct Disk {
     pub read_only: bool,
     /// The pieces the disk is made of.
     pub extents: Vec<Extent>,
+    /// The VMM's end of the socket by which it asks for what is missing of partial blobs
+    /// ([`vmm::fetch`]).
+    pub source: Option<OwnedFd>,
     /// At most 20 bytes of ASCII for the guest to know the disk by.
     pub serial: Option<String>,
     /// How much the guest may read and write.
@@ -119,6 +122,8 @@ pub struct BlobTree {
     pub hash: BlobHash,
     /// The file of its hash tree.
     pub outboard: Arc<OwnedFd>,
+    /// Parts of it may not be here yet.
+    pub partial: bool,
 }
 
 /// The VMM's ends of what connects it with this process.
@@ -219,6 +224,7 @@ impl Disk {
                 length_bytes: extent.length_bytes,
                 blob: match &extent.blob {
                     Some(blob) => Some(BlobSpec {
+                        partial: blob.partial,
                         hash: blob.hash,
                         outboard: inherited.pass(&blob.outboard)?,
                     }),
@@ -229,6 +235,10 @@ impl Disk {
         Ok(DiskSpec {
             read_only: self.read_only,
             extents: extents.collect::<Result<_, rustix::io::Errno>>()?,
+            source: match self.source {
+                Some(source) => Some(inherited.pass(&Arc::new(source))?),
+                None => None,
+            },
             serial: self.serial,
             limits: self.limits,
         })

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use super::buffers::Buffers;
+use super::lazy::Piece;
 use super::step::{Action, Step};
 use super::verified::{Blob, Verification};
 use super::{Operation, Range};
@@ -44,6 +45,8 @@ struct Placed {
     offset: u64,
     /// Its number as a blob.
     blob: Option<usize>,
+    /// Parts of it may not be there yet.
+    partial: bool,
 }
 
 impl ExtentDisk {
@@ -65,6 +68,7 @@ impl ExtentDisk {
         for extent in extents {
             let end = start.checked_add(extent.length_bytes)?;
             let file = place(&extent.file);
+            let partial = extent.blob.as_ref().is_some_and(|blob| blob.partial);
             let blob = extent.blob.map(|blob| {
                 let outboard = place(&blob.outboard);
                 verification.add(blob.tree, file, outboard)
@@ -75,6 +79,7 @@ impl ExtentDisk {
                 file,
                 offset: extent.offset_bytes,
                 blob,
+                partial,
             });
             start = end;
         }
@@ -101,6 +106,16 @@ impl ExtentDisk {
     /// The files, each once; [`Step::file`] is an index into them.
     pub fn files(&self) -> &[Arc<File>] {
         &self.files
+    }
+
+    /// Where its extents are, and of which parts may be missing.
+    pub fn presence(&self) -> Vec<Piece> {
+        let piece = |placed: &Placed| Piece {
+            start: placed.start,
+            length: placed.length,
+            partial: placed.partial,
+        };
+        self.extents.iter().map(piece).collect()
     }
 
     /// What is known of its blobs.

@@ -3,10 +3,11 @@
 //! [`extents`] says which range of which file a request means, [`step`] is one
 //! system call's worth of it, and two backends run the steps: [`plain`] while the
 //! caller waits, [`ring`] through io_uring where they would make it wait. What is read of
-//! blobs is [`verified`].
+//! blobs is [`verified`], and what of them is not on this host yet is asked for ([`lazy`]).
 
 pub mod buffers;
 pub mod extents;
+pub mod lazy;
 pub mod plain;
 pub mod ring;
 pub mod step;

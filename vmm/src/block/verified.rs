@@ -36,6 +36,8 @@ pub struct Blob {
     pub tree: Tree,
     /// Its hash tree.
     pub outboard: Arc<File>,
+    /// Parts of its file may not be there yet.
+    pub partial: bool,
 }
 
 /// Why a read of a blob failed that was answered with other bytes than the blob's. It

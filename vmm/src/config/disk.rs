@@ -1,12 +1,13 @@
 //! Disks.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use outboard::Tree;
 use rustix::fs::OFlags;
 
-use super::descriptor::stored_size;
+use super::descriptor::{seqpacket, stored_size};
 use super::error::{ConfigError, in_range, kind};
 use super::limits::limits;
 use crate::block::extents::{Extent, ExtentDisk};
@@ -25,6 +26,8 @@ const MAX_EXTENTS: usize = 4096;
 pub struct DiskConfig {
     /// Its content.
     pub disk: ExtentDisk,
+    /// Who has what is missing of it.
+    pub source: Option<OwnedFd>,
     /// Its identity.
     pub serial: Serial,
     /// How much it may move.
@@ -98,9 +101,18 @@ fn disk(spec: DiskSpec, index: usize, fds: &mut Descriptors) -> Result<DiskConfi
         let field = format!("{field}.extents");
         return Err(kind(field, "all blobs, or none of them"));
     }
+    let partial = |extent: &Extent| extent.blob.as_ref().is_some_and(|blob| blob.partial);
+    if extents.iter().any(partial) != spec.source.is_some() {
+        let wanted = "there if a blob is partial, and only then";
+        return Err(kind(format!("{field}.source"), wanted));
+    }
+    let source = spec
+        .source
+        .map(|number| seqpacket(number, &format!("{field}.source"), fds));
     let too_large = || kind(field.clone(), "smaller than 8 EiB");
     Ok(DiskConfig {
         disk: ExtentDisk::new(extents, spec.read_only).ok_or_else(too_large)?,
+        source: source.transpose()?,
         serial: disk_serial(spec.serial.as_deref(), &field)?,
         limits: limits(spec.limits, &format!("{field}.limits"))?,
     })
@@ -128,7 +140,11 @@ fn blob(
             wanted: format!("{wanted}, for a blob of {blob_bytes} bytes"),
         });
     }
-    Ok(Blob { tree, outboard })
+    Ok(Blob {
+        tree,
+        outboard,
+        partial: spec.partial,
+    })
 }
 
 fn appends(file: &File) -> bool {

@@ -12,6 +12,7 @@ use crate::arch::layout;
 use crate::arch::x86_64::acpi::{Hardware, MmioDevice};
 use crate::block;
 use crate::block::extents::{Extent, ExtentDisk};
+use crate::block::lazy::LazyDisk;
 use crate::bus::Bus;
 use crate::config::DevicesConfig;
 use crate::config::filesystem::FilesystemConfig;
@@ -128,7 +129,12 @@ impl<'a> Builder<'a> {
         }
         for (disk, index) in devices.disks.into_iter().zip(0..) {
             let name = format!("blk{index}");
-            let backend = block::open(disk.disk);
+            let pieces = disk.disk.presence();
+            let mut backend = block::open(disk.disk);
+            if let Some(source) = disk.source {
+                let lazy = LazyDisk::new(backend, pieces, source);
+                backend = Box::new(lazy.map_err(host("a watch over a disk"))?);
+            }
             let events = Arc::clone(&self.events);
             let block = Block::new(name, disk.serial, backend, disk.limits, events)
                 .map_err(host("a timer for a disk"))?;

@@ -195,6 +195,7 @@ impl Machine {
             })
             .collect();
         self.spec.disks.push(DiskSpec {
+            source: None,
             read_only,
             extents,
             serial: serial.map(str::to_owned),

@@ -60,6 +60,7 @@ fn disk(blobs: &[Made]) -> ExtentDisk {
         blob: Some(Blob {
             tree: made.tree,
             outboard: Arc::clone(&made.outboard),
+            partial: false,
         }),
     });
     ExtentDisk::new(extents.collect(), true).unwrap()
