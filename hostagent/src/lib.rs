@@ -11,6 +11,7 @@ pub mod guest;
 pub mod guest_kernel;
 pub mod image;
 pub mod io_limits;
+pub mod lazy;
 pub mod network;
 pub mod open;
 pub mod registry;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
 
@@ -29,7 +29,7 @@ pub const OPERATING_SYSTEM: &str = "linux";
 pub const ARCHITECTURE: &str = "amd64";
 
 /// Points at content by digest.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
     /// What kind of content it is. Older tools leave it out.
@@ -40,22 +40,22 @@ pub struct Descriptor {
     /// The length of the content in bytes.
     pub size: u64,
     /// Which machines a manifest is for.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
     /// Names and notes.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub annotations: Option<BTreeMap<String, String>>,
     /// What kind of artifact a manifest is, such as a signature.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
     /// Where else the content is. Layers that registries may not have are "foreign"
     /// or "nondistributable", and only there.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub urls: Option<Vec<String>>,
 }
 
 /// A kind of machine.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Platform {
     /// As in Go's `GOARCH`.
     #[serde(default)]

@@ -37,6 +37,16 @@ pub enum BlobError {
         /// Why.
         source: io::Error,
     },
+    /// They could not be written.
+    #[error("blob {hash} cannot be written at byte {offset}")]
+    Write {
+        /// The blob.
+        hash: BlobHash,
+        /// Where.
+        offset: u64,
+        /// Why.
+        source: io::Error,
+    },
     /// The hash tree could not be read or is not that of the blob.
     #[error(transparent)]
     Tree(#[from] TreeError),
@@ -61,7 +71,7 @@ impl BlobError {
             Self::Read { source, .. } | Self::Tree(TreeError::Read { source, .. }) => {
                 early_end(source)
             }
-            Self::Tree(TreeError::NoSpan { .. }) => false,
+            Self::Tree(TreeError::NoSpan { .. }) | Self::Write { .. } => false,
         }
     }
 }

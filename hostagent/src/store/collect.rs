@@ -32,6 +32,7 @@ pub(super) struct Needed {
     layers: BTreeSet<String>,
     disks: BTreeSet<String>,
     content: BTreeSet<String>,
+    images: BTreeSet<String>,
 }
 
 impl Store {
@@ -52,12 +53,16 @@ impl Store {
                 .all_but(&self.layers(), &needed.layers, |_| {})
                 .and_then(|()| sweep.all_but(&self.disks(), &needed.disks, |_| {}))
                 .and_then(|()| sweep.all_but(&self.contents(), &needed.content, |_| {}))
+                .and_then(|()| sweep.all_but(&self.lazy_records(), &needed.images, |_| {}))
+                .and_then(|()| sweep.all_but(&self.access_records(), &needed.images, |_| {}))
                 .and_then(|()| {
                     let blobs = needed.blobs.iter().map(BlobHash::hex).collect();
-                    sweep.all_but(&self.blobs(), &blobs, |path| {
+                    let mut collect = |path: &Path| {
                         collected.blobs += 1;
                         collected.bytes += disk_bytes(path);
-                    })
+                    };
+                    sweep.all_but(&self.blobs(), &blobs, &mut collect)?;
+                    sweep.all_but(&self.partials(), &blobs, &mut collect)
                 })
                 .map_err(failed)?;
         }
@@ -95,6 +100,7 @@ impl Store {
         };
         for image in self.images()? {
             needed.content.insert(image.id.hex());
+            needed.images.insert(format!("{}.json", image.id.hex()));
             needed
                 .content
                 .extend(image.manifest.map(|digest| digest.hex()));

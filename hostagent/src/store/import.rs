@@ -157,7 +157,7 @@ impl Store {
     }
 
     /// Keeps a manifest or configuration as it came.
-    fn keep(&self, document: &VerifiedDocument) -> Result<(), StoreError> {
+    pub(super) fn keep(&self, document: &VerifiedDocument) -> Result<(), StoreError> {
         let path = self.content(document.digest);
         // A damaged one is replaced.
         if std::fs::read(&path).is_ok_and(|bytes| bytes == document.bytes) {

@@ -9,6 +9,8 @@
 //! │              /outboard             the hash tree over them (crate `outboard`)
 //! ├── layers/vN/DIFF_ID.json           which blob a layer was converted to
 //! ├── disks/vN/KEY.json                which blob is the tree over an image's layers
+//! ├── partial/HASH                    blobs that are not all here yet (see [`partial`])
+//! ├── lazy/, accesses/                images of such blobs (see [`lazy`])
 //! ├── quarantine/HASH                  blobs that were not what they should be
 //! ├── leases/                         what each living process needs
 //! ├── locks/                          one file for each thing being made
@@ -36,10 +38,12 @@ mod durable;
 mod error;
 mod import;
 mod layers;
+mod lazy;
 mod leases;
 pub mod limits;
 pub mod lock;
 mod merged;
+mod partial;
 mod records;
 mod spool;
 pub mod staging;
@@ -56,8 +60,10 @@ pub use error::StoreError;
 pub use import::{ImportError, Imported};
 pub use layers::StoredLayer;
 pub use layers::{CONVERTER_VERSION, ConvertError};
+pub use lazy::LazyImage;
 pub use leases::Lease;
 pub use merged::MergedImage;
+pub use partial::PartialBlob;
 pub use records::StoredImage;
 pub use spool::is_compressed;
 pub use usage::{StoreUsage, Usage};
@@ -111,6 +117,9 @@ impl Store {
             store.blobs(),
             store.quarantined(),
             store.leases(),
+            store.partials(),
+            store.lazy_records(),
+            store.access_records(),
             store.layers(),
             store.disks(),
         ] {
