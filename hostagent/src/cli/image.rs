@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::output::{Format, ago, print, print_json, size, table};
 use super::rmi::{self, Change, RmiArgs, TagArgs, print_changes};
-use super::{images, load, pull, save};
+use super::{images, load, pull, push, save};
 
 /// The longest command that the table of a history shows, in characters.
 const MAX_CREATED_BY: usize = 45;
@@ -36,6 +36,8 @@ enum ImageCommand {
     Ls(images::ImagesArgs),
     /// Pull an image, as `mote pull` does.
     Pull(pull::PullArgs),
+    /// Push an image, as `mote push` does.
+    Push(push::PushArgs),
     /// Load images, as `mote load` does.
     Load(load::LoadArgs),
     /// Save images, as `mote save` does.
@@ -103,6 +105,7 @@ pub fn main(args: ImageArgs) -> anyhow::Result<ExitCode> {
         ImageCommand::Prune(args) => prune(&args),
         ImageCommand::Ls(args) => images::main(&args),
         ImageCommand::Pull(args) => pull::main(&args),
+        ImageCommand::Push(args) => push::main(&args),
         ImageCommand::Load(args) => load::main(args),
         ImageCommand::Save(args) => save::main(&args),
         ImageCommand::Rm(args) => rmi::rmi(&args),

@@ -11,6 +11,7 @@ mod output;
 mod progress;
 mod ps;
 mod pull;
+mod push;
 mod rmi;
 mod run;
 mod save;
@@ -63,6 +64,7 @@ struct Cli {
 enum Command {
     Run(Box<run::RunArgs>),
     Pull(pull::PullArgs),
+    Push(push::PushArgs),
     Load(load::LoadArgs),
     Save(save::SaveArgs),
     Images(images::ImagesArgs),
@@ -96,6 +98,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(args) => run::main(*args, timeline),
         Command::Pull(args) => pull::main(&args),
+        Command::Push(args) => push::main(&args),
         Command::Load(args) => load::main(args),
         Command::Save(args) => save::main(&args),
         Command::Images(args) => images::main(&args),

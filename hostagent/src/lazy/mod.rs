@@ -5,3 +5,4 @@
 //! the guest reads it ([`fetch`]) or, when nobody waits, in the background.
 
 pub mod artifact;
+pub mod push;

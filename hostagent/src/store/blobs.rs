@@ -1,5 +1,6 @@
 //! Blobs of the store, and the only way to read them: verified.
 
+use std::borrow::Borrow;
 use std::fs::File;
 use std::io;
 
@@ -188,17 +189,17 @@ impl ReadAt for VerifiedReader<'_> {
 
 /// Reads a blob from its start, verified.
 #[derive(Debug)]
-pub struct StreamReader<'b> {
-    blob: &'b Blob,
+pub struct StreamReader<B> {
+    blob: B,
     /// The span at hand.
     span: Vec<u8>,
     consumed: usize,
     next: u64,
 }
 
-impl<'b> StreamReader<'b> {
+impl<B: Borrow<Blob>> StreamReader<B> {
     /// For this blob.
-    pub fn new(blob: &'b Blob) -> Self {
+    pub fn new(blob: B) -> Self {
         Self {
             blob,
             span: Vec::new(),
@@ -208,17 +209,17 @@ impl<'b> StreamReader<'b> {
     }
 }
 
-impl io::Read for StreamReader<'_> {
+impl<B: Borrow<Blob>> io::Read for StreamReader<B> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let geometry = Geometry::of(self.blob.identity.bytes);
+        let geometry = Geometry::of(self.blob.borrow().identity.bytes);
         if self.consumed == self.span.len() && self.next < geometry.spans() {
             // Nothing is at hand again before it is verified.
             let mut bytes = std::mem::take(&mut self.span);
             self.consumed = 0;
             bytes.resize(geometry.span_bytes(self.next) as usize, 0);
-            let span = self.blob.span(self.next).map_err(io::Error::other)?;
-            self.blob
-                .read_groups(&span, &mut bytes, self.next * SPAN_BYTES)
+            let blob = self.blob.borrow();
+            let span = blob.span(self.next).map_err(io::Error::other)?;
+            blob.read_groups(&span, &mut bytes, self.next * SPAN_BYTES)
                 .map_err(io::Error::other)?;
             self.span = bytes;
             self.next += 1;

@@ -54,7 +54,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use blob::BlobIdentity;
-pub use blobs::{Blob, BlobError};
+pub use blobs::{Blob, BlobError, StreamReader};
 pub use collect::Collected;
 pub use error::StoreError;
 pub use import::{ImportError, Imported};
