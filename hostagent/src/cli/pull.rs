@@ -8,7 +8,7 @@ use clap::Args;
 use hostagent::image::digest::Digest;
 use hostagent::image::name::ImageName;
 use hostagent::image::remote;
-use hostagent::image::source::SourceError;
+use hostagent::image::source::{SourceError, SourceImage};
 use hostagent::registry::{Cancel, Client, RegistryError};
 use hostagent::store::{ImportError, Imported, Lease, Store, limits};
 use serde_json::json;
@@ -119,19 +119,58 @@ pub fn pull(
     lease: &Lease,
     progress: &TerminalProgress,
 ) -> anyhow::Result<Pulled> {
-    let client = Arc::new(Client::of_this_machine()?);
-    let cancel: Cancel = Arc::new(|| interrupt::arrived().is_some());
-    let pulling = || -> Result<_, SourceError> {
-        let resolved = remote::resolve(&client, name, &cancel)?;
-        let source = remote::image(&client, &resolved, &cancel)?;
-        Ok((resolved.document.digest, source))
-    };
-    let (digest, source) = pulling()
-        .map_err(cancelled)
-        .context(format!("cannot pull {name}"))?;
-    let imported = store.import(&source, &source.names, lease, progress);
-    let imported = imported.context(format!("cannot pull {name}"))?;
+    let remote = Remote::find(name)?;
+    let digest = remote.digest;
+    let imported = remote.import(store, lease, progress)?;
     Ok(Pulled { imported, digest })
+}
+
+/// An image in its registry: found, its documents verified, its layers not yet read.
+pub struct Remote {
+    /// The client it was found with.
+    pub client: Arc<Client>,
+    /// The image.
+    pub source: SourceImage,
+    /// What its name led to.
+    pub digest: Digest,
+    name: ImageName,
+}
+
+impl Remote {
+    /// Asks the registry.
+    pub fn find(name: &ImageName) -> anyhow::Result<Self> {
+        let client = Arc::new(Client::of_this_machine()?);
+        let cancel = cancel();
+        let finding = || -> Result<_, SourceError> {
+            let resolved = remote::resolve(&client, name, &cancel)?;
+            let source = remote::image(&client, &resolved, &cancel)?;
+            Ok((resolved.document.digest, source))
+        };
+        let found = finding().map_err(cancelled);
+        let (digest, source) = found.with_context(|| format!("cannot pull {name}"))?;
+        Ok(Self {
+            client,
+            source,
+            digest,
+            name: name.clone(),
+        })
+    }
+
+    /// Downloads and converts it.
+    pub fn import(
+        &self,
+        store: &Store,
+        lease: &Lease,
+        progress: &TerminalProgress,
+    ) -> anyhow::Result<Imported> {
+        let imported = store.import(&self.source, &self.source.names, lease, progress);
+        imported.with_context(|| format!("cannot pull {}", self.name))
+    }
+}
+
+/// Ctrl-C and its like, for the client of registries.
+pub fn cancel() -> Cancel {
+    Arc::new(|| interrupt::arrived().is_some())
 }
 
 /// A request that was given up is an interruption like any other.

@@ -1,20 +1,20 @@
 //! `mote push`.
 
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use hostagent::image::name::ImageName;
 use hostagent::image::reference::StoredReference;
 use hostagent::lazy::push::{PushError, push};
-use hostagent::registry::{Cancel, Client};
+use hostagent::registry::Client;
 use hostagent::store::{ImportError, Store, StoreError};
 use serde_json::json;
 
 use super::interrupt;
 use super::output::{Format, print, print_json, size};
 use super::progress::TerminalProgress;
+use super::pull::cancel;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -55,7 +55,7 @@ pub fn main(args: &PushArgs) -> anyhow::Result<ExitCode> {
     })?;
     let progress = TerminalProgress::new();
     let client = Client::of_this_machine()?;
-    let cancel: Cancel = Arc::new(|| interrupt::arrived().is_some());
+    let cancel = cancel();
     let pushed = match push(&store, &image, &name, &client, &cancel, &progress) {
         Err(PushError::Cancelled) => return Err(ImportError::Cancelled.into()),
         pushed => pushed.with_context(|| format!("cannot push {name}"))?,

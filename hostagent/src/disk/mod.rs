@@ -17,7 +17,14 @@ pub fn of_image(store: &Store, image: &StoredImage, lease: &Lease) -> Result<Dis
         let blobs = merged.hashes();
         Ok::<_, StoreError>((merged, blobs))
     })?;
-    let whole = |blob: Blob| Extent {
+    let layers = merged.layers.into_iter().map(|layer| layer.blob);
+    let blobs = std::iter::once(merged.metadata).chain(layers);
+    Ok(of_extents(image, blobs.map(extent).collect()))
+}
+
+/// All of a blob.
+pub fn extent(blob: Blob) -> Extent {
+    Extent {
         file: Arc::new(blob.data.into()),
         offset_bytes: 0,
         length_bytes: blob.identity.bytes,
@@ -26,16 +33,18 @@ pub fn of_image(store: &Store, image: &StoredImage, lease: &Lease) -> Result<Dis
             outboard: Arc::new(blob.outboard.into()),
             partial: false,
         }),
-    };
-    let metadata = whole(merged.metadata);
-    let layers = merged.layers.into_iter().map(|layer| whole(layer.blob));
-    Ok(Disk {
+    }
+}
+
+/// The read-only disk of `image` that consists of these.
+pub fn of_extents(image: &StoredImage, extents: Vec<Extent>) -> Disk {
+    Disk {
         read_only: true,
+        extents,
         source: None,
-        extents: std::iter::once(metadata).chain(layers).collect(),
         serial: Some(image.id.hex()[..SERIAL_DIGITS].to_owned()),
         limits: None,
-    })
+    }
 }
 
 /// Which blobs a disk is made of.

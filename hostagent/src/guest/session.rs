@@ -370,7 +370,7 @@ impl Session<'_> {
                 Ok(())
             }
             GuestMessage::Exited(status) if self.stage == Stage::Running => {
-                self.timeline.exited_ns = now;
+                self.timeline.workload_has_exited();
                 self.status = Some(status);
                 self.stage = Stage::Ended;
                 Ok(())

@@ -1,10 +1,13 @@
 //! When each phase of a run was reached.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use vmm::event::monotonic_ns;
 
 /// Moments on the host's `CLOCK_MONOTONIC`, in nanoseconds. What has not
 /// happened is `None`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Timeline {
     /// `mote` was started.
     pub started_ns: u64,
@@ -24,6 +27,11 @@ pub struct Timeline {
     pub vm_ended_ns: Option<u64>,
     /// Guest time from the start of the kernel to the init, by the guest's clock.
     pub kernel_to_init_ns: Option<u64>,
+    /// Counts what has come from the image's registry since the start, if it was started
+    /// before all of it was here.
+    pub fetched_bytes: Option<Arc<AtomicU64>>,
+    /// Its value when the workload had exited.
+    pub fetched_bytes_at_exit: Option<u64>,
 }
 
 impl Timeline {
@@ -39,7 +47,16 @@ impl Timeline {
             exited_ns: None,
             vm_ended_ns: None,
             kernel_to_init_ns: None,
+            fetched_bytes: None,
+            fetched_bytes_at_exit: None,
         }
+    }
+
+    /// The workload has exited.
+    pub fn workload_has_exited(&mut self) {
+        self.exited_ns = Some(monotonic_ns());
+        let fetched = self.fetched_bytes.as_ref();
+        self.fetched_bytes_at_exit = fetched.map(|bytes| bytes.load(Ordering::Relaxed));
     }
 
     /// The image's disk can be attached from now on.

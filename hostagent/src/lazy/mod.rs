@@ -1,8 +1,11 @@
 //! Images that start before they are all here.
 //!
 //! `mote push` stores a converted image in a registry beside its source ([`push`]), as an
-//! [`artifact`]. A start of such an image fetches its hash trees, and everything else when
-//! the guest reads it ([`fetch`]) or, when nobody waits, in the background.
+//! [`artifact`]. A start of such an image ([`start`]) fetches its hash trees, and everything
+//! else when the guest reads it ([`fetch`]) or, when nobody waits, in the background.
 
 pub mod artifact;
+pub mod fetch;
 pub mod push;
+mod serve;
+pub mod start;

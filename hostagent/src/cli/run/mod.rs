@@ -3,6 +3,7 @@
 pub mod boundary;
 mod env;
 mod identity;
+mod image;
 mod limits;
 mod machine;
 mod messages;
@@ -11,21 +12,22 @@ mod timing;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use clap::{ArgAction, Args, ValueEnum};
+use clap::{ArgAction, Args};
 use hostagent::assets::Assets;
 use hostagent::disk;
 use hostagent::guest::{self, Streams, Timeline};
-use hostagent::image::oci_layout::OciLayout;
 use hostagent::image::progress::Progress;
-use hostagent::image::reference::{ImageReference, StoredReference};
+use hostagent::image::reference::ImageReference;
 use hostagent::io_limits;
+use hostagent::lazy::start::Running;
 use hostagent::network::{self, NetworkOption};
 use hostagent::running::RunningMachine;
 use hostagent::stop_signal;
-use hostagent::store::{ImportError, Lease, Store, StoreError, StoredImage};
+use hostagent::store::{ImportError, Store};
 use hostagent::vm_process::{Filesystem, Nic, Program};
 use hostagent::volume::{self, VolumeOption};
 use hostagent::workload::{EnvChange, WorkloadOptions};
@@ -35,10 +37,9 @@ use vmm::spec::LimitsSpec;
 
 use super::interrupt;
 use super::progress::TerminalProgress;
-use super::pull::pull;
-use super::source::open_archive;
 pub use identity::SHORT_ID;
 use identity::{hostname, new_id, run_name};
+use image::{PullWhen, RunImage, obtain};
 use messages::Messages;
 use observer::RunObserver;
 use timing::TimingFormat;
@@ -245,8 +246,8 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     let cgroups = Cgroups::open().context("cannot prepare this host's cgroups for a microVM's")?;
 
     interrupt::watch().context("cannot catch signals")?;
-    let store = Store::open(&Store::default_root())?
-        .with_limits(hostagent::store::limits::of_this_machine()?);
+    let limits = hostagent::store::limits::of_this_machine()?;
+    let store = Arc::new(Store::open(&Store::default_root())?.with_limits(limits));
     // Held until the microVM has ended.
     let _name = match name {
         Some(name) => Some(store.take_run_name(name)?.with_context(|| {
@@ -257,14 +258,17 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     let progress = TerminalProgress::new();
     // Held until the microVM has ended.
     let lease = store.lease()?;
-    let stored = obtain(&store, &reference, args.pull, &lease, &progress)?;
+    let RunImage {
+        image: stored,
+        mut disk,
+        fetching,
+    } = obtain(&store, &reference, args.pull, &lease, &progress)?;
     let config = store.config(stored.id)?;
     let stop_signal = match &config.stop_signal {
         Some(text) => stop_signal::parse(text)?,
         None => stop_signal::DEFAULT,
     };
     let workload = options.apply(&config)?;
-    let mut disk = disk::of_image(&store, &stored, &lease)?;
     disk.limits = args.disk;
     let blobs = disk::blobs(&disk);
     if progress.cancelled() {
@@ -334,19 +338,12 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         .context("cannot make the microVM known to `mote ps`")?;
     request.control = Some(registration.control().clone());
     let mut observer = RunObserver::new(registration, store, blobs);
-    let outcome = guest::run(request, timeline, &mut observer)?;
+    timeline.fetched_bytes = fetching.as_ref().map(Running::fetched_bytes);
+    let outcome = guest::run(request, timeline, &mut observer);
+    // What was read is kept for the next start.
+    drop(fetching);
+    let outcome = outcome?;
     Ok(ExitCode::from(outcome.exit_code()))
-}
-
-/// When to pull an image, as in Docker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum PullWhen {
-    /// Before each run.
-    Always,
-    /// If it is not here.
-    Missing,
-    /// Not at all.
-    Never,
 }
 
 fn cpu_template(name: &str) -> Result<&'static Template, String> {
@@ -357,40 +354,6 @@ fn cpu_template(name: &str) -> Result<&'static Template, String> {
 fn unix_seconds() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| now.as_secs())
-}
-
-/// The image, taken in now if it is named by where it is.
-fn obtain(
-    store: &Store,
-    reference: &ImageReference,
-    when: PullWhen,
-    lease: &Lease,
-    progress: &TerminalProgress,
-) -> anyhow::Result<StoredImage> {
-    let source = match reference {
-        ImageReference::Stored(StoredReference::Name(name)) if when == PullWhen::Always => {
-            return Ok(pull(store, name, lease, progress)?.imported.image);
-        }
-        ImageReference::Stored(reference) => {
-            return match (store.find(reference), reference) {
-                (Err(StoreError::NoSuchImage { .. }), StoredReference::Name(name))
-                    if when != PullWhen::Never =>
-                {
-                    progress.note(&format!("{name} is not here; pulling it"));
-                    Ok(pull(store, name, lease, progress)?.imported.image)
-                }
-                (found, _) => Ok(found?),
-            };
-        }
-        ImageReference::OciLayout { directory, tag } => {
-            OciLayout::open(directory)?.image(tag.as_deref())?
-        }
-        ImageReference::DockerArchive { file, name } => {
-            open_archive(store, file, progress)?.image(name.as_ref())?
-        }
-    };
-    // No name: only loading gives names.
-    Ok(store.import(&source, &[], lease, progress)?.image)
 }
 
 /// The NIC that `network` asks for, its tap open.

@@ -22,11 +22,11 @@ pub struct RunObserver {
 
 impl RunObserver {
     /// For the microVM of `registration`.
-    pub fn new(registration: Registration, store: Store, blobs: Vec<BlobIdentity>) -> Self {
+    pub fn new(registration: Registration, store: Arc<Store>, blobs: Vec<BlobIdentity>) -> Self {
         Self {
             registration,
             messages: Messages::about("the guest's devices"),
-            store: Arc::new(store),
+            store,
             blobs,
         }
     }

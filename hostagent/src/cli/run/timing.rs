@@ -36,6 +36,11 @@ fn as_table(timeline: &Timeline) -> String {
             "{ms:10.1} ms  of guest time from its kernel's start to the init\n"
         ));
     }
+    if let Some(bytes) = timeline.fetched_bytes_at_exit {
+        text.push_str(&format!(
+            "{bytes:10} bytes fetched until the workload exited\n"
+        ));
+    }
     text
 }
 
@@ -47,7 +52,11 @@ fn as_json(timeline: &Timeline) -> Value {
         .map(|(name, ms)| (key(name), json!(ms)))
         .collect();
     let kernel_to_init = timeline.kernel_to_init_ns.map(|ns| ns as f64 / 1e6);
-    json!({ "timeline": phases, "guest_kernel_to_init_ms": kernel_to_init })
+    json!({
+        "timeline": phases,
+        "guest_kernel_to_init_ms": kernel_to_init,
+        "fetched_bytes": timeline.fetched_bytes_at_exit,
+    })
 }
 
 #[cfg(test)]

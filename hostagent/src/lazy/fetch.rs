@@ -1,0 +1,389 @@
+//! Fetching the parts of blobs: what somebody waits for first, then what earlier starts
+//! read, then the rest.
+//!
+//! A few threads do it. Each takes a run of missing groups, asks the registry for it, and
+//! writes it, verified, to the partial blob. While somebody waits, nothing else is begun.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use outboard::GROUP_BYTES;
+
+use super::artifact::{Access, MAX_ACCESSES};
+use crate::image::digest::Digest;
+use crate::registry::{Client, RegistryError, Repository};
+use crate::store::{BlobError, PartialBlob, Store, StoreError};
+
+/// Threads, and so requests at a time.
+const WORKERS: usize = 3;
+/// Groups that are asked for at once for somebody who waits: 256 KiB. What is read next is
+/// near, mostly, and a request takes a while whatever it asks for.
+const WANTED_GROUPS: u64 = 16;
+/// Groups that are asked for at once for nobody: 1 MiB.
+const BACKGROUND_GROUPS: u64 = 64;
+/// How often what has arrived is brought to disk.
+const SAVE_INTERVAL: Duration = Duration::from_secs(5);
+/// After so many failures in a row nothing is fetched any more that nobody waits for.
+const MAX_FAILURES: u32 = 3;
+
+/// A blob to be filled.
+#[derive(Debug)]
+pub struct Source {
+    /// Its files.
+    pub partial: Arc<PartialBlob>,
+    /// What the registry calls it.
+    pub digest: Digest,
+}
+
+/// Why something could not be fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The registry did not give it.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// What the registry gave is not part of the blob, or could not be written.
+    #[error("what {repository} sent cannot be used")]
+    Blob {
+        /// Where it is from.
+        repository: String,
+        /// What is wrong.
+        source: BlobError,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Who hears how it goes. Called by the threads.
+pub trait Listener: Send + Sync {
+    /// Some of these groups of a blob are there now; or those of them that are not there
+    /// will not be.
+    fn fetched(&self, blob: usize, groups: Range<u64>, present: bool);
+
+    /// Something failed; what waited for it has been told.
+    fn failed(&self, error: &FetchError);
+}
+
+/// Fetches, until it is dropped.
+pub struct Fetcher {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    store: Arc<Store>,
+    client: Arc<Client>,
+    repository: Repository,
+    sources: Vec<Source>,
+    listener: Arc<dyn Listener>,
+    queue: Mutex<Queue>,
+    more: Condvar,
+    fetched_bytes: Arc<AtomicU64>,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// What somebody waits for.
+    wanted: VecDeque<(usize, Range<u64>)>,
+    /// What nobody waits for, in order.
+    background: VecDeque<(usize, Range<u64>)>,
+    /// What is on its way: blobs and pieces of 16 groups.
+    on_the_way: BTreeSet<(usize, u64)>,
+    /// What was wanted, in order, for the next start.
+    accesses: Vec<Access>,
+    failures: u32,
+    last_save: Option<Instant>,
+    stopped: bool,
+}
+
+impl Queue {
+    /// Takes note of what is wanted, for the next start.
+    fn note(&mut self, blob: usize, groups: &Range<u64>) {
+        let blob = blob as u32;
+        let count = u32::try_from(groups.end - groups.start).unwrap_or(u32::MAX);
+        if let Some(last) = self.accesses.last_mut() {
+            let end = last.first_group + u64::from(last.groups);
+            if last.blob == blob && end == groups.start {
+                last.groups = last.groups.saturating_add(count);
+                return;
+            }
+        }
+        if self.accesses.len() < MAX_ACCESSES {
+            self.accesses.push(Access {
+                blob,
+                first_group: groups.start,
+                groups: count,
+            });
+        }
+    }
+}
+
+impl Fetcher {
+    /// Begins to fetch `sources` from `repository`, those of `first` first.
+    pub fn start(
+        store: Arc<Store>,
+        client: Arc<Client>,
+        repository: Repository,
+        sources: Vec<Source>,
+        first: &[Access],
+        listener: Arc<dyn Listener>,
+    ) -> std::io::Result<Self> {
+        let early = first.iter().map(|access| {
+            let end = access.first_group.saturating_add(access.groups.into());
+            (access.blob as usize, access.first_group..end)
+        });
+        let early = early.filter(|(blob, _)| *blob < sources.len());
+        let all = sources.iter().enumerate();
+        let all = all.map(|(index, source)| (index, 0..source.partial.groups()));
+        let queue = Queue {
+            background: early.chain(all).collect(),
+            ..Queue::default()
+        };
+        let shared = Arc::new(Shared {
+            store,
+            client,
+            repository,
+            sources,
+            listener,
+            queue: Mutex::new(queue),
+            more: Condvar::new(),
+            fetched_bytes: Arc::new(AtomicU64::new(0)),
+        });
+        let mut workers = Vec::new();
+        for number in 0..WORKERS {
+            let shared = Arc::clone(&shared);
+            let worker = std::thread::Builder::new()
+                .name(format!("fetch{number}"))
+                .spawn(move || shared.work(number == 0));
+            workers.push(worker?);
+        }
+        Ok(Self { shared, workers })
+    }
+
+    /// Asks for groups of a blob that somebody waits for. Returns whether all are there;
+    /// if not, the listener hears of each of them.
+    pub fn want(&self, blob: usize, groups: Range<u64>) -> bool {
+        let shared = &self.shared;
+        let Some(source) = shared.sources.get(blob) else {
+            return true;
+        };
+        let mut queue = shared.queue();
+        queue.note(blob, &groups);
+        if source.partial.next_missing(groups.clone(), 1).is_none() {
+            return true;
+        }
+        queue.wanted.push_back((blob, groups));
+        drop(queue);
+        shared.more.notify_all();
+        false
+    }
+
+    /// What was wanted until now, in order.
+    pub fn accesses(&self) -> Vec<Access> {
+        self.shared.queue().accesses.clone()
+    }
+
+    /// How many bytes have come from the registry, counted as they come.
+    pub fn fetched_bytes(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.shared.fetched_bytes)
+    }
+}
+
+impl Drop for Fetcher {
+    fn drop(&mut self) {
+        self.shared.queue().stopped = true;
+        self.shared.more.notify_all();
+        for worker in self.workers.drain(..) {
+            // One that has panicked has nothing more to say.
+            let _ = worker.join();
+        }
+        for source in &self.shared.sources {
+            if let Err(error) = self.shared.store.save_partial(&source.partial) {
+                self.shared.listener.failed(&error.into());
+            }
+        }
+    }
+}
+
+/// A run of groups to be fetched.
+struct Run {
+    blob: usize,
+    first: u64,
+    count: u64,
+    wanted: bool,
+}
+
+impl Run {
+    /// The pieces it touches, each with its blob.
+    fn pieces(&self) -> impl Iterator<Item = (usize, u64)> + use<> {
+        let blob = self.blob;
+        let end = (self.first + self.count).div_ceil(WANTED_GROUPS);
+        (self.first / WANTED_GROUPS..end).map(move |piece| (blob, piece))
+    }
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fetches until it is told to stop. One of the workers does nothing that nobody waits
+    /// for, so that what is wanted begins at once.
+    fn work(&self, only_wanted: bool) {
+        loop {
+            let run = {
+                let mut queue = self.queue();
+                loop {
+                    if queue.stopped {
+                        return;
+                    }
+                    if let Some(run) = self.next_run(&mut queue, only_wanted) {
+                        break run;
+                    }
+                    queue = self
+                        .more
+                        .wait(queue)
+                        .unwrap_or_else(PoisonError::into_inner);
+                }
+            };
+            let outcome = self.fetch(&run);
+            self.finish(&run, outcome);
+        }
+    }
+
+    fn next_run(&self, queue: &mut Queue, only_wanted: bool) -> Option<Run> {
+        if let Some(run) = self.next_wanted(queue) {
+            return Some(run);
+        }
+        // Somebody waits for what is on its way: it has the connection for itself.
+        let may_go_ahead = queue.wanted.is_empty() && queue.failures < MAX_FAILURES;
+        match may_go_ahead && !only_wanted {
+            true => self.next_in_background(queue),
+            false => None,
+        }
+    }
+
+    /// What somebody waits for and is not on its way, from the start of a piece on, so that
+    /// neighbours need no request of their own.
+    fn next_wanted(&self, queue: &mut Queue) -> Option<Run> {
+        let partial = |blob: usize| &self.sources[blob].partial;
+        queue
+            .wanted
+            .retain(|(blob, groups)| partial(*blob).next_missing(groups.clone(), 1).is_some());
+        let found = queue.wanted.iter().find_map(|(blob, groups)| {
+            let pieces = groups.start / WANTED_GROUPS..groups.end.div_ceil(WANTED_GROUPS);
+            pieces.into_iter().find_map(|piece| {
+                let whole = piece * WANTED_GROUPS..(piece + 1) * WANTED_GROUPS;
+                let asked = groups.start.max(whole.start)..groups.end.min(whole.end);
+                let on_the_way = queue.on_the_way.contains(&(*blob, piece));
+                partial(*blob)
+                    .next_missing(asked, 1)
+                    .filter(|_| !on_the_way)?;
+                let (first, _) = partial(*blob).next_missing(whole.clone(), 1)?;
+                Some(Run {
+                    blob: *blob,
+                    first,
+                    count: whole.end.min(partial(*blob).groups()) - first,
+                    wanted: true,
+                })
+            })
+        });
+        queue.on_the_way.extend(found.iter().flat_map(Run::pieces));
+        found
+    }
+
+    fn next_in_background(&self, queue: &mut Queue) -> Option<Run> {
+        while let Some((blob, groups)) = queue.background.front_mut() {
+            let partial = &self.sources[*blob].partial;
+            let Some((first, count)) = partial.next_missing(groups.clone(), BACKGROUND_GROUPS)
+            else {
+                queue.background.pop_front();
+                continue;
+            };
+            // Each is tried once; what fails is fetched when somebody wants it.
+            groups.start = first + count;
+            let run = Run {
+                blob: *blob,
+                first,
+                count,
+                wanted: false,
+            };
+            if run.pieces().any(|piece| queue.on_the_way.contains(&piece)) {
+                continue;
+            }
+            queue.on_the_way.extend(run.pieces());
+            return Some(run);
+        }
+        None
+    }
+
+    fn fetch(&self, run: &Run) -> Result<(), FetchError> {
+        let source = &self.sources[run.blob];
+        let start = run.first * GROUP_BYTES;
+        let end = ((run.first + run.count) * GROUP_BYTES).min(source.partial.identity().bytes);
+        let stopped = || self.queue().stopped;
+        let bytes =
+            self.client
+                .blob_range(&self.repository, source.digest, start..end, &stopped)?;
+        self.fetched_bytes
+            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let written = source.partial.write(run.first, &bytes);
+        written.map_err(|source| FetchError::Blob {
+            repository: self.repository.to_string(),
+            source,
+        })
+    }
+
+    fn finish(&self, run: &Run, outcome: Result<(), FetchError>) {
+        let groups = run.first..run.first + run.count;
+        let mut save = None;
+        {
+            let mut queue = self.queue();
+            for piece in run.pieces() {
+                queue.on_the_way.remove(&piece);
+            }
+            match &outcome {
+                Ok(()) => queue.failures = 0,
+                Err(_) => queue.failures += 1,
+            }
+            if run.wanted && outcome.is_err() {
+                // Whoever waits for any of this is told, and may ask again.
+                queue.wanted.retain(|(blob, wanted)| {
+                    let concerned =
+                        *blob == run.blob && wanted.start < groups.end && groups.start < wanted.end;
+                    !concerned
+                });
+            }
+            let due = queue
+                .last_save
+                .is_none_or(|last| last.elapsed() >= SAVE_INTERVAL);
+            let complete = self.sources[run.blob].partial.missing() == 0;
+            if due || complete {
+                queue.last_save = Some(Instant::now());
+                save = Some(complete);
+            }
+        }
+        if run.wanted || outcome.is_ok() {
+            self.listener.fetched(run.blob, groups, outcome.is_ok());
+        }
+        match outcome {
+            // The end of this process is no failure.
+            Err(FetchError::Registry(RegistryError::Cancelled)) | Ok(()) => {}
+            Err(error) => self.listener.failed(&error),
+        }
+        if let Some(complete) = save {
+            let due = self.sources.iter().enumerate();
+            let due = due.filter(|(index, _)| !complete || *index == run.blob);
+            for (_, source) in due {
+                if let Err(error) = self.store.save_partial(&source.partial) {
+                    self.listener.failed(&error.into());
+                }
+            }
+        }
+        self.more.notify_all();
+    }
+}
