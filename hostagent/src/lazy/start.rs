@@ -57,7 +57,8 @@ pub fn find(
     let found = client.referrers(&repository, manifest.digest, Some(ARTIFACT_TYPE), &**cancel)?;
     let ours =
         |descriptor: &&Descriptor| descriptor.artifact_type.as_deref() == Some(ARTIFACT_TYPE);
-    for descriptor in found.iter().filter(ours).take(MAX_CANDIDATES) {
+    // What was pushed last is at the end, where the registry keeps the order.
+    for descriptor in found.iter().rev().filter(ours).take(MAX_CANDIDATES) {
         match converted(client, &repository, descriptor.digest, source, cancel) {
             Ok(converted) => {
                 return Ok(Some(LazyImage {

@@ -1,0 +1,549 @@
+//! `mote push`, and disks whose blobs are fetched as they are read. The test is the VMM.
+
+#[path = "registry/common.rs"]
+#[allow(dead_code, reason = "each test program uses a part")]
+mod common;
+#[path = "support/docker_registry.rs"]
+#[allow(dead_code, reason = "each test program uses a part")]
+mod docker_registry;
+#[path = "support/fault_proxy.rs"]
+#[allow(dead_code, reason = "each test program uses a part")]
+mod fault_proxy;
+#[path = "support/http_server.rs"]
+#[allow(dead_code, reason = "each test program uses a part")]
+mod http_server;
+mod support;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use common::{never, settings};
+use docker_registry::DockerRegistry;
+use fault_proxy::forward;
+use hostagent::image::remote;
+use hostagent::lazy::start::{self, Started};
+use hostagent::registry::Client;
+use hostagent::registry::credentials::CredentialStore;
+use hostagent::store::{Lease, Store, StoredImage};
+use http_server::{Fault, Reply, Server};
+use libtest_mimic::{Arguments, Failed, Trial};
+use support::{Layout, Mote, Stored, layer, noise};
+use vmm::fetch;
+
+type Test = (&'static str, fn() -> Result<(), Failed>);
+
+const TESTS: &[Test] = &[
+    (
+        "an_image_is_pushed_with_its_source_and_again_without_an_upload",
+        push_twice,
+    ),
+    (
+        "what_was_pushed_can_be_pulled_by_whoever_knows_nothing_of_it",
+        pulled_as_ever,
+    ),
+    (
+        "what_the_vmm_asks_for_comes_before_the_rest_and_all_comes_in_the_end",
+        on_demand,
+    ),
+    ("what_earlier_starts_read_is_fetched_first", accesses),
+    (
+        "a_fetch_that_was_cut_off_goes_on_in_the_next_start",
+        goes_on,
+    ),
+    (
+        "wrong_bytes_are_no_answer_and_a_registry_that_stalls_is_an_error",
+        harm,
+    ),
+    (
+        "a_vmm_that_asks_for_what_is_not_there_is_answered_no_more",
+        hostile_vmm,
+    ),
+    ("a_converted_image_of_something_else_is_not_used", not_ours),
+];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let mut probe = Command::new("docker-registry");
+    probe
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let missing = probe.status().is_err();
+    if missing {
+        println!("ignored: docker-registry is not installed; `cargo xtask test` installs it");
+    }
+    let trials = TESTS
+        .iter()
+        .map(|(name, test)| Trial::test(*name, test).with_ignored_flag(missing));
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+const GROUP: u64 = 16 << 10;
+
+fn layers() -> Vec<Vec<u8>> {
+    (0..2)
+        .map(|seed| layer(&[("data", &noise(seed + 30, 6_000_000))]))
+        .collect()
+}
+
+/// A registry with an image that was pushed to it, and the store it was pushed from.
+struct Pushed {
+    registry: DockerRegistry,
+    mote: Mote,
+    name: String,
+}
+
+fn pushed() -> Result<Pushed, Failed> {
+    let registry = DockerRegistry::plain()?;
+    let name = format!("{}/team/app:v1", registry.host());
+    let layout = Layout::with_image(&layers(), Stored::Gzip, &name);
+    let mote = Mote::new();
+    mote.load(&layout.reference(&name));
+    let run = mote.run(&["push", "--format", "json", &name]).expect(0);
+    assert!(
+        run.json()[0]["blobs_uploaded"].as_u64().unwrap() > 8,
+        "{run:?}"
+    );
+    Ok(Pushed {
+        registry,
+        mote,
+        name,
+    })
+}
+
+/// Another node, which knows nothing yet.
+struct Node {
+    store: Arc<Store>,
+    client: Arc<Client>,
+    told: Arc<Mutex<Vec<String>>>,
+    _directory: tempfile::TempDir,
+}
+
+impl Node {
+    fn new(host: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut settings = settings(&[host]);
+        settings.download.attempts = 2;
+        Self {
+            store: Arc::new(Store::open(directory.path()).unwrap()),
+            client: Arc::new(Client::new(settings, CredentialStore::empty()).unwrap()),
+            told: Arc::default(),
+            _directory: directory,
+        }
+    }
+
+    /// Finds the image in its registry and records it.
+    fn record(&self, name: &str, lease: &Lease) -> Result<StoredImage, Failed> {
+        let resolved = remote::resolve(&self.client, &name.parse()?, &never())?;
+        let source = remote::image(&self.client, &resolved, &never())?;
+        let lazy = start::find(&self.client, &source, &never(), &|_| {})?;
+        let lazy = lazy.ok_or("there is no converted image")?;
+        Ok(self.store.record_lazy(&source, &lazy, lease)?)
+    }
+
+    fn start(&self, image: &StoredImage) -> Result<Started, Failed> {
+        let lazy = self
+            .store
+            .lazy_image(image.id)?
+            .ok_or("it is not recorded")?;
+        let told = Arc::clone(&self.told);
+        let tell = move |error: &hostagent::lazy::fetch::FetchError| {
+            told.lock().unwrap().push(format!("{error:?}"));
+        };
+        let started = start::start(
+            &self.store,
+            &self.client,
+            image,
+            &lazy,
+            &never(),
+            Box::new(tell),
+        );
+        Ok(started?)
+    }
+}
+
+/// The VMM's side of a disk.
+struct Vmm {
+    socket: UnixStream,
+    files: Vec<(File, u64)>,
+    next: u32,
+}
+
+impl Vmm {
+    fn of(started: &Started) -> Self {
+        let socket = started.disk.source.as_ref().expect("a part is missing");
+        let socket = UnixStream::from(socket.try_clone().unwrap());
+        // A bound against hanging, not a measurement.
+        socket
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        let files = started.disk.extents.iter().map(|extent| {
+            let file = extent.file.as_fd().try_clone_to_owned().unwrap();
+            (File::from(file), extent.length_bytes)
+        });
+        Self {
+            socket,
+            files: files.collect(),
+            next: 0,
+        }
+    }
+
+    fn ask(&mut self, extent: u32, first_group: u64, groups: u32) -> u32 {
+        let id = self.next;
+        self.next += 1;
+        let request = fetch::Request {
+            id,
+            extent,
+            first_group,
+            groups,
+        };
+        self.socket.write_all(&request.encode()).unwrap();
+        id
+    }
+
+    fn answer(&mut self) -> Option<fetch::Reply> {
+        let mut bytes = [0; 64];
+        let count = self.socket.read(&mut bytes).ok()?;
+        fetch::Reply::decode(&bytes[..count])
+    }
+
+    /// Asks for groups and waits.
+    fn fetch(&mut self, extent: u32, first_group: u64, groups: u32) -> bool {
+        let id = self.ask(extent, first_group, groups);
+        let reply = self.answer().expect("an answer");
+        assert_eq!(reply.id, id);
+        reply.present
+    }
+
+    fn bytes(&self, extent: usize, first_group: u64, groups: u64) -> Vec<u8> {
+        let (file, length) = &self.files[extent];
+        let start = first_group * GROUP;
+        let mut bytes = vec![0; (length.min(&(start + groups * GROUP)) - start) as usize];
+        file.read_exact_at(&mut bytes, start).unwrap();
+        bytes
+    }
+}
+
+/// The disk as it is where the image was loaded.
+fn original(mote: &Mote) -> Vec<Vec<u8>> {
+    let store = Store::open(mote.root.path()).unwrap();
+    let image = store.images().unwrap().remove(0);
+    let merged = store.merged(&image.diff_ids).unwrap();
+    let layers = merged.layers.iter().map(|layer| &layer.blob);
+    let blobs = std::iter::once(&merged.metadata).chain(layers);
+    let read = |blob: &hostagent::store::Blob| {
+        let mut bytes = Vec::new();
+        blob.read_all(|piece| {
+            bytes.extend_from_slice(piece);
+            true
+        })
+        .unwrap();
+        bytes
+    };
+    blobs.map(read).collect()
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    for _ in 0..1200 {
+        if condition() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("{what} did not come about in a minute");
+}
+
+fn push_twice() -> Result<(), Failed> {
+    let Pushed {
+        mote,
+        name,
+        registry: _registry,
+    } = pushed()?;
+    let again = mote
+        .run(&["push", "--format", "json", &name])
+        .expect(0)
+        .json()
+        .remove(0);
+    assert_eq!(again["blobs_uploaded"], 0, "{again}");
+    mote.run(&["push", "none:v1"])
+        .expect_failure(&["no such image"]);
+    let run = mote.run(&["push", &name]).expect(0);
+    assert!(run.stdout.contains("v1: digest: sha256:"), "{run:?}");
+    Ok(())
+}
+
+fn pulled_as_ever() -> Result<(), Failed> {
+    let Pushed {
+        mote,
+        name,
+        registry,
+    } = pushed()?;
+    let other = Mote::new();
+    other.run(&["pull", &name]).expect(0);
+    let inspect = |mote: &Mote| {
+        let run = mote.run(&["image", "inspect", "--format", "json", &name]);
+        run.expect(0).json().remove(0)
+    };
+    for key in ["Id", "RootFS", "Config"] {
+        assert_eq!(inspect(&mote)[key], inspect(&other)[key]);
+    }
+    assert_eq!(
+        inspect(&mote)["Store"]["Layers"],
+        inspect(&other)["Store"]["Layers"]
+    );
+    // By another tool, too.
+    let directory = tempfile::tempdir()?;
+    let mut skopeo = Command::new("skopeo");
+    skopeo.args([
+        "copy",
+        "--src-tls-verify=false",
+        &format!("docker://{name}"),
+    ]);
+    skopeo.arg(format!("oci:{}:v1", directory.path().display()));
+    if let Ok(output) = skopeo.output() {
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    drop(registry);
+    Ok(())
+}
+
+fn on_demand() -> Result<(), Failed> {
+    let Pushed {
+        registry,
+        mote,
+        name,
+    } = pushed()?;
+    let expected = original(&mote);
+    let node = Node::new(&registry.host());
+    let lease = node.store.lease()?;
+    let image = node.record(&name, &lease)?;
+    assert_eq!(node.store.images()?.len(), 1);
+    node.store.merged(&image.diff_ids).unwrap_err();
+    let started = node.start(&image)?;
+    let mut vmm = Vmm::of(&started);
+    // The superblock, something in the middle of the last layer, the end of the first.
+    let end = (expected[1].len() as u64).div_ceil(GROUP);
+    for (extent, first, groups) in [(0, 0, 1), (2, 200, 3), (1, end - 2, 2), (2, 0, 40)] {
+        assert!(vmm.fetch(extent, first, groups));
+        let whole = &expected[extent as usize];
+        let start = (first * GROUP) as usize;
+        let stop = whole.len().min(start + groups as usize * GROUP as usize);
+        assert!(vmm.bytes(extent as usize, first, groups.into()) == whole[start..stop]);
+    }
+    // Nobody collects what is not all here.
+    node.store.collect()?;
+    assert!(vmm.fetch(1, 0, 2));
+    wait_until("the rest", || node.store.merged(&image.diff_ids).is_ok());
+    drop((started, vmm));
+    node.store.verify(&image)?;
+    // From now on it is an image like any other.
+    assert!(node.start(&image)?.server.is_none());
+    assert!(node.told.lock().unwrap().is_empty(), "{:?}", node.told);
+    Ok(())
+}
+
+fn accesses() -> Result<(), Failed> {
+    let Pushed {
+        registry,
+        mote,
+        name,
+    } = pushed()?;
+    let host = registry.host();
+    let read = |node: &Node, ranges: &[(u32, u64, u32)]| -> Result<StoredImage, Failed> {
+        let lease = node.store.lease()?;
+        let image = node.record(&name, &lease)?;
+        let started = node.start(&image)?;
+        let mut vmm = Vmm::of(&started);
+        for (extent, first, groups) in ranges {
+            assert!(vmm.fetch(*extent, *first, *groups));
+        }
+        drop(started);
+        Ok(image)
+    };
+    let node = Node::new(&host);
+    let image = read(&node, &[(2, 300, 2), (2, 302, 1), (0, 0, 1)])?;
+    let kept = node.store.accesses(image.id);
+    let kept: Vec<_> = kept
+        .iter()
+        .map(|one| (one.blob, one.first_group, one.groups))
+        .collect();
+    assert_eq!(kept, [(2, 300, 3), (0, 0, 1)]);
+    // Pushed, they are known elsewhere; and a start there asks the registry for them first.
+    let source = Store::open(mote.root.path()).unwrap();
+    source.keep_accesses(image.id, &node.store.accesses(image.id))?;
+    mote.run(&["push", &name]).expect(0);
+    let address = registry.address;
+    let server = Server::start(move |request| forward(address, request));
+    let other = Node::new(&server.host());
+    let lease = other.store.lease()?;
+    let there = name.replace(&host, &server.host());
+    // The artifact that was pushed last is listed last; both are of one image.
+    let resolved = remote::resolve(&other.client, &there.parse()?, &never())?;
+    let found = remote::image(&other.client, &resolved, &never())?;
+    let all = start::find(&other.client, &found, &never(), &|_| {})?;
+    let lazy = all.ok_or("no converted image")?;
+    assert!(
+        !lazy.converted.accesses.is_empty(),
+        "the latest push is the one to use"
+    );
+    let image = other.store.record_lazy(&found, &lazy, &lease)?;
+    let started = other.start(&image)?;
+    wait_until("a first range", || {
+        server.count("range") > 0 || ranges(&server) > 0
+    });
+    drop(started);
+    let first = server
+        .seen()
+        .into_iter()
+        .find_map(|request| request.header("range").map(str::to_owned));
+    assert_eq!(first.as_deref(), Some("bytes=4915200-4964351"));
+    Ok(())
+}
+
+fn ranges(server: &Server) -> usize {
+    server
+        .seen()
+        .iter()
+        .filter(|request| request.header("range").is_some())
+        .count()
+}
+
+fn goes_on() -> Result<(), Failed> {
+    let Pushed { registry, name, .. } = pushed()?;
+    let node = Node::new(&registry.host());
+    let lease = node.store.lease()?;
+    let image = node.record(&name, &lease)?;
+    let started = node.start(&image)?;
+    assert!(Vmm::of(&started).fetch(2, 100, 4));
+    drop(started);
+    // A registry that is gone: what is here is here.
+    drop(registry);
+    let started = node.start(&image)?;
+    if started.disk.source.is_some() {
+        let mut vmm = Vmm::of(&started);
+        assert!(vmm.fetch(2, 100, 4));
+    }
+    Ok(())
+}
+
+fn harm() -> Result<(), Failed> {
+    let Pushed { registry, name, .. } = pushed()?;
+    let address = registry.address;
+    for (fault, words) in [(false, "Corrupt"), (true, "")] {
+        let server = Server::start(move |request| {
+            let mut reply = forward(address, request);
+            if request.header("range").is_none() {
+                return reply;
+            }
+            if fault {
+                return Reply::new(200, "").fault(Fault::NoAnswer);
+            }
+            let middle = reply.body.len() / 2;
+            reply.body[middle] ^= 4;
+            reply
+        });
+        let node = Node::new(&server.host());
+        let lease = node.store.lease()?;
+        let image = node.record(&name.replace(&registry.host(), &server.host()), &lease)?;
+        let started = node.start(&image)?;
+        let mut vmm = Vmm::of(&started);
+        assert!(!vmm.fetch(2, 50, 2));
+        assert!(vmm.bytes(2, 50, 2).iter().all(|byte| *byte == 0));
+        drop(started);
+        let told = node.told.lock().unwrap().join("\n");
+        assert!(told.contains(words) && !told.is_empty(), "{told}");
+    }
+    Ok(())
+}
+
+fn hostile_vmm() -> Result<(), Failed> {
+    let Pushed { registry, name, .. } = pushed()?;
+    let node = Node::new(&registry.host());
+    let lease = node.store.lease()?;
+    let image = node.record(&name, &lease)?;
+    for (extent, first, groups) in [(3, 0, 1), (0, 1 << 40, 1), (1, u64::MAX, 1), (1, 0, 1024)] {
+        let started = node.start(&image)?;
+        if started.disk.source.is_none() {
+            // It has all arrived meanwhile.
+            return Ok(());
+        }
+        let mut vmm = Vmm::of(&started);
+        vmm.ask(extent, first, groups);
+        assert_eq!(vmm.answer(), None);
+    }
+    Ok(())
+}
+
+fn not_ours() -> Result<(), Failed> {
+    let Pushed {
+        registry,
+        mote,
+        name,
+    } = pushed()?;
+    // Another image under the same name: nothing was pushed beside it.
+    let other = Layout::with_image(&layers()[..1], Stored::Gzip, &name);
+    mote.load(&other.reference(&name));
+    let pushing = common::client(&registry.host());
+    let repository = common::repository(&registry.host(), "team/app");
+    let run = mote.run(&["push", "--format", "json", &name]).expect(0);
+    let artifact = run.json()[0]["artifact"].as_str().unwrap().to_owned();
+    let reference = hostagent::registry::Reference::Digest(artifact.parse()?);
+    let fetched = pushing.manifest(&repository, &reference, 1 << 20, &common::go_on)?;
+    // Its configuration says which image it is of; the subject is made to be another.
+    let third = Layout::with_image(&layers()[1..], Stored::Gzip, &name);
+    mote.load(&third.reference(&name));
+    let digest = mote
+        .run(&["push", "--format", "json", &name])
+        .expect(0)
+        .json()[0]["digest"]
+        .clone();
+    let mut manifest: serde_json::Value = serde_json::from_slice(&fetched.bytes)?;
+    let resolved = remote::resolve(&pushing, &name.parse()?, &never())?;
+    manifest["subject"]["digest"] = digest;
+    manifest["subject"]["size"] = serde_json::json!(resolved.document.bytes.len());
+    let bytes = manifest.to_string().into_bytes();
+    let by_digest =
+        hostagent::registry::Reference::Digest(hostagent::image::digest::Digest::of(&bytes));
+    pushing.push_manifest(
+        &repository,
+        &by_digest,
+        &bytes,
+        common_manifest(),
+        &common::go_on,
+    )?;
+    let node = Node::new(&registry.host());
+    let source = remote::image(
+        &node.client,
+        &remote::resolve(&node.client, &name.parse()?, &never())?,
+        &never(),
+    )?;
+    let notes = Mutex::new(Vec::new());
+    let note = |text: &str| notes.lock().unwrap().push(text.to_owned());
+    let found = start::find(&node.client, &source, &never(), &note)?;
+    let id = source.config_document.digest;
+    assert_eq!(found.map(|lazy| lazy.converted.image), Some(id));
+    assert!(
+        notes
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|note| note.contains("another")),
+        "{notes:?}"
+    );
+    Ok(())
+}
+
+fn common_manifest() -> &'static str {
+    hostagent::registry::OCI_MANIFEST
+}
