@@ -4,6 +4,7 @@
 //! `mote` is the binary of this package.
 
 pub mod assets;
+pub mod config_directory;
 pub mod control;
 pub mod disk;
 pub mod doctor;
@@ -20,6 +21,7 @@ pub mod size;
 pub mod stats;
 pub mod stop_signal;
 pub mod store;
+pub mod trust;
 pub mod vm_process;
 pub mod volume;
 pub mod workload;

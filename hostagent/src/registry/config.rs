@@ -38,20 +38,19 @@
 //! `NO_PROXY`. Loopback addresses are never reached through one.
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{self, Read};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use std::{env, io};
 
 use reqwest::Url;
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::config_directory;
+
 /// The name of the file.
 pub const FILE_NAME: &str = "registries.toml";
-/// Where it is unless `$MOTE_CONFIG` says otherwise.
-pub const DEFAULT_DIRECTORY: &str = "/etc/mote";
 /// Many times the longest file anyone has written by hand.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -191,16 +190,10 @@ struct RegistryTable {
     ca: Option<PathBuf>,
 }
 
-/// Where the administrator's files are: `$MOTE_CONFIG`, or [`DEFAULT_DIRECTORY`].
-pub fn directory() -> PathBuf {
-    let directory = env::var_os("MOTE_CONFIG").filter(|value| !value.is_empty());
-    directory.map_or_else(|| PathBuf::from(DEFAULT_DIRECTORY), PathBuf::from)
-}
-
 impl Settings {
     /// The settings of this machine: those of `$MOTE_CONFIG` or `/etc/mote`.
     pub fn of_this_machine() -> Result<Self, ConfigError> {
-        Self::load(&directory())
+        Self::load(&config_directory::of_this_machine())
     }
 
     /// Reads `registries.toml` in `directory`; the defaults if there is none.
@@ -227,7 +220,7 @@ impl Settings {
 
     /// Interprets the text of the file `path`.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let line = |at: usize| 1 + text.bytes().take(at).filter(|b| *b == b'\n').count();
+        let line = |at: usize| config_directory::line(text, at);
         let file: File = toml::from_str(text).map_err(|source| ConfigError::Syntax {
             path: path.to_owned(),
             line: line(source.span().map_or(0, |span| span.start)),

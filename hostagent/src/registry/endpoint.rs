@@ -40,6 +40,22 @@ impl Repository {
     pub fn path(&self) -> &str {
         &self.path
     }
+
+    /// Domain and path, the same for all names that lead to the same place by their
+    /// spelling alone: host names in upper case, HTTPS's own port, addresses in
+    /// another notation, the other names of Docker's registry.
+    pub fn canonical(&self) -> String {
+        let host = match Url::parse(&format!("https://{}/", self.domain)) {
+            Ok(url) => shown(&url),
+            // A port that no URL has: it leads nowhere.
+            Err(_) => self.domain.to_ascii_lowercase(),
+        };
+        let domain = match host.as_str() {
+            DOCKER_HUB_HOST | "index.docker.io" => DOCKER_HUB,
+            host => host,
+        };
+        format!("{domain}/{}", self.path)
+    }
 }
 
 impl fmt::Display for Repository {

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use erofs::Limits;
 use serde::Deserialize;
 
-use crate::registry::config;
+use crate::config_directory;
 
 /// The name of the file.
 pub const FILE_NAME: &str = "limits.toml";
@@ -56,7 +56,7 @@ struct File {
 
 /// The limits of this machine.
 pub fn of_this_machine() -> Result<Limits, LimitsError> {
-    load(&config::directory())
+    load(&config_directory::of_this_machine())
 }
 
 /// Reads `limits.toml` in `directory`; the defaults if there is none.
