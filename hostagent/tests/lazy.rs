@@ -65,6 +65,10 @@ const TESTS: &[Test] = &[
         hostile_vmm,
     ),
     ("a_converted_image_of_something_else_is_not_used", not_ours),
+    (
+        "a_converted_image_that_is_not_accepted_is_not_used",
+        refused,
+    ),
 ];
 
 fn main() -> ExitCode {
@@ -143,7 +147,7 @@ impl Node {
     fn record(&self, name: &str, lease: &Lease) -> Result<StoredImage, Failed> {
         let resolved = remote::resolve(&self.client, &name.parse()?, &never())?;
         let source = remote::image(&self.client, &resolved, &never())?;
-        let lazy = start::find(&self.client, &source, &never(), &|_| {})?;
+        let lazy = start::find(&self.client, &source, &|_| Ok(()), &never(), &|_| {})?;
         let lazy = lazy.ok_or("there is no converted image")?;
         Ok(self.store.record_lazy(&source, &lazy, lease)?)
     }
@@ -391,7 +395,7 @@ fn accesses() -> Result<(), Failed> {
     // The artifact that was pushed last is listed last; both are of one image.
     let resolved = remote::resolve(&other.client, &there.parse()?, &never())?;
     let found = remote::image(&other.client, &resolved, &never())?;
-    let all = start::find(&other.client, &found, &never(), &|_| {})?;
+    let all = start::find(&other.client, &found, &|_| Ok(()), &never(), &|_| {})?;
     let lazy = all.ok_or("no converted image")?;
     assert!(
         !lazy.converted.accesses.is_empty(),
@@ -530,7 +534,7 @@ fn not_ours() -> Result<(), Failed> {
     )?;
     let notes = Mutex::new(Vec::new());
     let note = |text: &str| notes.lock().unwrap().push(text.to_owned());
-    let found = start::find(&node.client, &source, &never(), &note)?;
+    let found = start::find(&node.client, &source, &|_| Ok(()), &never(), &note)?;
     let id = source.config_document.digest;
     assert_eq!(found.map(|lazy| lazy.converted.image), Some(id));
     assert!(
@@ -539,6 +543,23 @@ fn not_ours() -> Result<(), Failed> {
             .unwrap()
             .iter()
             .any(|note| note.contains("another")),
+        "{notes:?}"
+    );
+    Ok(())
+}
+
+fn refused() -> Result<(), Failed> {
+    let Pushed { registry, name, .. } = pushed()?;
+    let node = Node::new(&registry.host());
+    let resolved = remote::resolve(&node.client, &name.parse()?, &never())?;
+    let source = remote::image(&node.client, &resolved, &never())?;
+    let notes = Mutex::new(Vec::new());
+    let note = |text: &str| notes.lock().unwrap().push(text.to_owned());
+    let refuse = |_| Err("it is not signed".to_owned());
+    let found = start::find(&node.client, &source, &refuse, &never(), &note)?;
+    assert!(found.is_none());
+    assert!(
+        notes.lock().unwrap()[0].contains("it is not signed"),
         "{notes:?}"
     );
     Ok(())

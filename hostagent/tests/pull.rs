@@ -60,6 +60,11 @@ const TESTS: &[Test] = &[
         killed,
     ),
     ("a_full_disk_is_told_as_such", full_disk),
+    ("verifying_pulls_again_what_is_broken", mended),
+    (
+        "what_the_policy_refuses_is_not_pulled_and_not_loaded",
+        policy,
+    ),
     ("run_pulls_what_is_missing_unless_told_not_to", run_pulls),
 ];
 
@@ -535,6 +540,106 @@ fn full_disk() -> Result<(), Failed> {
     mote.assert_consistent();
     assert_eq!(blob_count(&mote), 0);
     Ok(())
+}
+
+fn mended() -> Result<(), Failed> {
+    let registry = DockerRegistry::plain()?;
+    Image::of(layers()).push(&registry, "v1")?;
+    let name = format!("{}/app:v1", registry.host());
+    let mote = Mote::new();
+    pulled(&mote, &name);
+    let data = mote.layer_blob(Digest::of(&layers()[1])).join("data");
+    let flip = || {
+        let mut bytes = std::fs::read(&data).unwrap();
+        bytes[1_000_000] ^= 1;
+        std::fs::write(&data, bytes).unwrap();
+    };
+    flip();
+    let run = mote.run(&["store", "verify", "--no-fetch"]).expect(1);
+    assert!(run.stdout.contains("Broken: "), "{run:?}");
+    let run = mote.run(&["store", "verify"]).expect(0);
+    assert!(
+        run.stdout.contains(&format!("Pulled again: {name}")),
+        "{run:?}"
+    );
+    mote.assert_consistent();
+    assert_eq!(mote.images(), [name]);
+    flip();
+    drop(registry);
+    let run = mote.run(&["store", "verify"]).expect(1);
+    assert!(
+        run.stdout.contains("Broken: ") && run.stderr.contains("cannot pull"),
+        "{run:?}"
+    );
+    Ok(())
+}
+
+fn policy() -> Result<(), Failed> {
+    let registry = DockerRegistry::plain()?;
+    let image = Image::of(layers());
+    let manifest = image.push(&registry, "v1")?;
+    let digest = Digest::of(manifest.to_string().as_bytes());
+    let server = faulty_proxy(registry.address, []);
+    let host = server.host();
+    let (mote, config) = impatient(std::slice::from_ref(&host));
+    let directory = config.path();
+    let tool = docker_registry::tool;
+    let key = [
+        "genpkey",
+        "-algorithm",
+        "EC",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-out",
+        "key.pem",
+    ];
+    tool("openssl", &key, directory)?;
+    tool(
+        "openssl",
+        &["pkey", "-in", "key.pem", "-pubout", "-out", "key.pub"],
+        directory,
+    )?;
+    let says = |require: &str| {
+        let keys = match require {
+            "signature" => format!("keys = [\"{}/key.pub\"]\n", directory.display()),
+            _ => String::new(),
+        };
+        let text = format!(
+            "default = \"accept\"\n[[repository]]\nmatch = \"{host}/app\"\nrequire = \"{require}\"\n{keys}"
+        );
+        std::fs::write(directory.join("policy.toml"), text).unwrap();
+    };
+    let name = format!("{host}/app:v1");
+    says("reject");
+    pull_with(&mote, &config, &name).expect_failure(&[&name, "policy"]);
+    assert_eq!(server.count(""), 0, "nothing is asked for");
+    says("digest");
+    pull_with(&mote, &config, &name).expect_failure(&["digest"]);
+    says("signature");
+    pull_with(&mote, &config, &name).expect_failure(&[&name, "sign"]);
+    assert_eq!(
+        server.count(&image_blob(&manifest)),
+        0,
+        "no layer is asked for"
+    );
+    // Nor from a file, under that name.
+    let layout = support::Layout::with_image(&layers(), Stored::Plain, &name);
+    let mut command = mote.command(&["load", &layout.reference(&name)]);
+    Run::of(command.env("MOTE_CONFIG", directory).output()?).expect_failure(&["policy"]);
+    assert_eq!(blob_count(&mote), 0);
+    says("digest");
+    pull_with(&mote, &config, &format!("{host}/app@{digest}")).expect(0);
+    std::fs::write(
+        directory.join("policy.toml"),
+        "default = \"accept\"\nunknown = 1\n",
+    )?;
+    pull_with(&mote, &config, &name).expect_failure(&["policy.toml", "unknown"]);
+    Ok(())
+}
+
+/// The digest of an image's first layer.
+fn image_blob(manifest: &Value) -> String {
+    manifest["layers"][0]["digest"].as_str().unwrap().to_owned()
 }
 
 fn run_pulls() -> Result<(), Failed> {

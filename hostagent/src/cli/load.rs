@@ -13,6 +13,7 @@ use hostagent::image::oci_layout::OciLayout;
 use hostagent::image::reference::ImageReference;
 use hostagent::image::source::SourceImage;
 use hostagent::store::{Imported, Store, limits};
+use hostagent::trust::Policy;
 use serde_json::json;
 
 use super::interrupt;
@@ -59,7 +60,9 @@ pub fn main(args: LoadArgs) -> anyhow::Result<ExitCode> {
     interrupt::watch().context("cannot catch signals")?;
     let store = Store::open(&Store::default_root())?.with_limits(limits::of_this_machine()?);
     let progress = TerminalProgress::new();
+    let policy = Policy::of_this_machine()?;
     for source in sources(&store, &args, reference, &progress)? {
+        policy.admits_local(&source.names)?;
         let imported = store.import(&source, &source.names, &store.lease()?, &progress)?;
         report(&imported, args.format)?;
     }

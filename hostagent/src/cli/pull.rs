@@ -11,6 +11,7 @@ use hostagent::image::remote;
 use hostagent::image::source::{SourceError, SourceImage};
 use hostagent::registry::{Cancel, Client, RegistryError};
 use hostagent::store::{ImportError, Imported, Lease, Store, limits};
+use hostagent::trust::{Policy, Requirement, TrustError};
 use serde_json::json;
 
 use super::interrupt;
@@ -133,12 +134,16 @@ pub struct Remote {
     pub source: SourceImage,
     /// What its name led to.
     pub digest: Digest,
+    policy: Policy,
     name: ImageName,
 }
 
 impl Remote {
-    /// Asks the registry.
+    /// Asks the registry, if the policy of this machine admits the name, and whether it
+    /// accepts the image.
     pub fn find(name: &ImageName) -> anyhow::Result<Self> {
+        let policy = Policy::of_this_machine()?;
+        policy.admits(name)?;
         let client = Arc::new(Client::of_this_machine()?);
         let cancel = cancel();
         let finding = || -> Result<_, SourceError> {
@@ -148,12 +153,43 @@ impl Remote {
         };
         let found = finding().map_err(cancelled);
         let (digest, source) = found.with_context(|| format!("cannot pull {name}"))?;
+        let manifest = source.manifest.as_ref().map(|manifest| manifest.digest);
+        let mut digests = vec![digest];
+        digests.extend(manifest.filter(|manifest| *manifest != digest));
+        match policy.check(&client, name, &digests, &*cancel) {
+            Err(TrustError::Cancelled) => return Err(ImportError::Cancelled.into()),
+            verdict => verdict.with_context(|| format!("cannot pull {name}"))?,
+        };
         Ok(Self {
             client,
             source,
             digest,
+            policy,
             name: name.clone(),
         })
+    }
+
+    /// Whether what stands beside the image in converted form may be used for it, and why
+    /// not. Neither the image's digest nor a signature of the image covers it: whoever
+    /// asks for either gets it only if it is signed itself.
+    pub fn accepts_converted(&self, artifact: Digest) -> Result<(), String> {
+        match self
+            .policy
+            .admits(&self.name)
+            .map_err(|error| error.to_string())?
+        {
+            Requirement::Nothing if self.name.digest().is_none() => Ok(()),
+            Requirement::Nothing | Requirement::Digest(_) => {
+                Err("the image was asked for by its digest, which does not cover it".to_owned())
+            }
+            Requirement::Signature(_) => {
+                let cancel = cancel();
+                let checked = self
+                    .policy
+                    .check(&self.client, &self.name, &[artifact], &*cancel);
+                checked.map(drop).map_err(|error| error.to_string())
+            }
+        }
     }
 
     /// Downloads and converts it.

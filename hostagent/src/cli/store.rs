@@ -5,20 +5,22 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use hostagent::image::name::ImageName;
+use hostagent::image::progress::Progress;
 use hostagent::store::{ImportError, Report, Store, StoredImage};
 use serde_json::json;
 
 use super::interrupt;
 use super::output::{Format, print, print_json, size};
 use super::progress::TerminalProgress;
+use super::pull::pull;
 
 const EXAMPLES: &str = "\
 Examples:
   mote store verify
   mote store verify --format json | jq .broken
 
-Exits with 0 if all is whole now, and with 1 if an image must be loaded again. What is
-wrong is kept aside until `mote image prune`.";
+What was pulled from a registry is pulled again. Exits with 0 if all is whole now, and with 1
+if an image must be loaded again. What is wrong is kept aside until `mote image prune`.";
 
 /// Look after the content store.
 #[derive(Debug, Args)]
@@ -39,6 +41,9 @@ pub struct VerifyArgs {
     /// How to print what was found.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
+    /// Do not pull again what is broken and has a registry.
+    #[arg(long)]
+    no_fetch: bool,
 }
 
 /// Does what the subcommand says.
@@ -50,15 +55,37 @@ pub fn main(args: &StoreArgs) -> anyhow::Result<ExitCode> {
 
 fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     interrupt::watch().context("cannot catch signals")?;
-    let store = Store::open(&Store::default_root())?;
+    let limits = hostagent::store::limits::of_this_machine()?;
+    let store = Store::open(&Store::default_root())?.with_limits(limits);
     let progress = TerminalProgress::new();
-    let Some(report) = store.verify_all(&progress)? else {
+    let Some(mut report) = store.verify_all(&progress)? else {
         return Err(ImportError::Cancelled.into());
     };
+    let mut mended = Vec::new();
+    if !args.no_fetch {
+        let broken = std::mem::take(&mut report.broken);
+        for (image, problem) in broken {
+            match mend(&store, &image, &progress) {
+                Ok(true) => mended.push(image),
+                Ok(false) => report.broken.push((image, problem)),
+                Err(error)
+                    if error
+                        .downcast_ref::<ImportError>()
+                        .is_some_and(is_cancelled) =>
+                {
+                    return Err(error);
+                }
+                Err(error) => {
+                    progress.note(&format!("{}: {error:#}", called(&image)));
+                    report.broken.push((image, problem));
+                }
+            }
+        }
+    }
     drop(progress);
     match args.format {
-        Format::Json => print_json(&as_json(&report))?,
-        Format::Table => print(&as_text(&report))?,
+        Format::Json => print_json(&as_json(&report, &mended))?,
+        Format::Table => print(&as_text(&report, &mended))?,
     }
     Ok(match report.broken.is_empty() {
         true => ExitCode::SUCCESS,
@@ -66,7 +93,23 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn as_json(report: &Report) -> serde_json::Value {
+fn is_cancelled(error: &ImportError) -> bool {
+    matches!(error, ImportError::Cancelled)
+}
+
+/// Pulls an image again from where it was pulled; false if it was not.
+fn mend(store: &Store, image: &StoredImage, progress: &TerminalProgress) -> anyhow::Result<bool> {
+    let mut failed = None;
+    for source in &image.sources {
+        match pull(store, source, &store.lease()?, progress) {
+            Ok(_) => return Ok(true),
+            Err(error) => failed = Some(error),
+        }
+    }
+    failed.map_or(Ok(false), Err)
+}
+
+fn as_json(report: &Report, mended: &[StoredImage]) -> serde_json::Value {
     let wrong = report.wrong.iter();
     let broken = report.broken.iter();
     json!({
@@ -76,6 +119,7 @@ fn as_json(report: &Report) -> serde_json::Value {
             .map(|wrong| json!({"what": wrong.what, "problem": wrong.problem}))
             .collect::<Vec<_>>(),
         "merged_again": report.merged,
+        "pulled_again": mended.iter().map(called).collect::<Vec<_>>(),
         "broken": broken
             .map(|(image, error)| json!({
                 "id": image.id,
@@ -86,13 +130,16 @@ fn as_json(report: &Report) -> serde_json::Value {
     })
 }
 
-fn as_text(report: &Report) -> String {
+fn as_text(report: &Report, mended: &[StoredImage]) -> String {
     let mut text = String::new();
     for wrong in &report.wrong {
         text.push_str(&format!("Quarantined: {wrong}\n"));
     }
     if report.merged > 0 {
         text.push_str(&format!("Merged again: {}\n", report.merged));
+    }
+    for image in mended {
+        text.push_str(&format!("Pulled again: {}\n", called(image)));
     }
     for (image, error) in &report.broken {
         text.push_str(&format!("Broken: {}: {error}\n", called(image)));

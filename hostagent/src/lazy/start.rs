@@ -43,10 +43,12 @@ pub struct Running {
     blobs: Vec<u32>,
 }
 
-/// What `mote push` has stored beside an image, if it has.
+/// What `mote push` has stored beside an image, if it has, and `accept` does not say why it
+/// must not be used.
 pub fn find(
     client: &Client,
     source: &SourceImage,
+    accept: &dyn Fn(Digest) -> Result<(), String>,
     cancel: &Cancel,
     note: &dyn Fn(&str),
 ) -> Result<Option<LazyImage>, RegistryError> {
@@ -59,7 +61,10 @@ pub fn find(
         |descriptor: &&Descriptor| descriptor.artifact_type.as_deref() == Some(ARTIFACT_TYPE);
     // What was pushed last is at the end, where the registry keeps the order.
     for descriptor in found.iter().rev().filter(ours).take(MAX_CANDIDATES) {
-        match converted(client, &repository, descriptor.digest, source, cancel) {
+        let accepted = accept(descriptor.digest).map_err(Unusable::Refused);
+        let found = accepted
+            .and_then(|()| converted(client, &repository, descriptor.digest, source, cancel));
+        match found {
             Ok(converted) => {
                 return Ok(Some(LazyImage {
                     repository: origin.repository().to_owned(),
@@ -83,6 +88,8 @@ pub fn find(
 enum Unusable {
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    #[error("{0}")]
+    Refused(String),
     #[error("its manifest is not that of a converted image")]
     Manifest,
     #[error(transparent)]

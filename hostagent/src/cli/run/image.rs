@@ -121,7 +121,8 @@ fn remote(
     let is_here = store.merged(&remote.source.config.diff_ids).is_ok() && store.config(id).is_ok();
     if !is_here {
         let note = |text: &str| progress.note(text);
-        match start::find(&remote.client, &remote.source, &cancel(), &note) {
+        let accept = |artifact| remote.accepts_converted(artifact);
+        match start::find(&remote.client, &remote.source, &accept, &cancel(), &note) {
             Ok(Some(lazy)) => {
                 let image = store.record_lazy(&remote.source, &lazy, lease)?;
                 return started(store, &remote.client, image, &lazy);
