@@ -13,8 +13,10 @@ use arbitrary::Unstructured;
 use fuzz::acts::Game;
 use fuzz::{files, memory};
 use libfuzzer_sys::fuzz_target;
+use outboard::{Builder, Tree};
 use vmm::block::extents::{Extent, ExtentDisk};
 use vmm::block::plain::PlainDisk;
+use vmm::block::verified::Blob;
 use vmm::block::{BlockBackend, Operation, Ticket};
 use vmm::devices::virtio::block::Block;
 use vmm::devices::virtio::limiter::Limits;
@@ -110,7 +112,34 @@ fn payload(u: &mut Unstructured) -> arbitrary::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// A disk of two blobs, which are verified as they are read.
+fn disk_of_blobs() -> ExtentDisk {
+    let blob = |sectors: u64| {
+        let content: Vec<u8> = (0..sectors * 512).map(|n| (n / 3) as u8).collect();
+        let outboard = files::with(&[]);
+        let mut builder = Builder::new(outboard.try_clone().expect("a descriptor"));
+        builder.push(&content).expect("a span");
+        let built = builder.finish().expect("a tree");
+        Extent {
+            file: Arc::new(files::with(&content)),
+            offset_bytes: 0,
+            length_bytes: sectors * 512,
+            blob: Some(Blob {
+                tree: Tree::new(built.hash, built.blob_bytes),
+                outboard: Arc::new(outboard),
+                partial: false,
+            }),
+        }
+    };
+    // One that is less than a group, and one of several.
+    let extents = vec![blob(SECTORS / 2), blob(2 * SECTORS)];
+    ExtentDisk::new(extents, true).expect("a small disk")
+}
+
 fn disk(read_only: bool) -> ExtentDisk {
+    if read_only {
+        return disk_of_blobs();
+    }
     let part = |file: &Arc<File>, first: u64, sectors: u64| Extent {
         file: Arc::clone(file),
         offset_bytes: first * 512,
@@ -128,7 +157,7 @@ fn disk(read_only: bool) -> ExtentDisk {
         part(&a, 13, SECTORS - 13),
         part(&a, 0, 3),
     ];
-    ExtentDisk::new(extents, read_only).expect("a small disk")
+    ExtentDisk::new(extents, false).expect("a small disk")
 }
 
 fuzz_target!(|data: &[u8]| {
