@@ -7,6 +7,9 @@ use std::process::ExitStatus;
 /// Why a measurement could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
+    /// What is measured could not be prepared.
+    #[error("cannot prepare what is measured: {0}")]
+    Prepare(String),
     /// The machine lacks KVM, or it is not for us.
     #[error("cannot open /dev/kvm; these benchmarks need it, software KVM will do")]
     Kvm(#[source] io::Error),

@@ -10,6 +10,7 @@ pub mod error;
 pub mod exits;
 pub mod footprint;
 pub mod host;
+pub mod image;
 pub mod interruption;
 pub mod linux;
 pub mod memory;

@@ -14,7 +14,7 @@ use bench::elsewhere::Place;
 use bench::error::BenchError;
 use bench::linux::Images;
 use bench::monitor::Programs;
-use bench::{block, elsewhere, exits, interruption, memory, net, plot, start};
+use bench::{block, elsewhere, exits, image, interruption, memory, net, plot, start};
 use clap::Parser;
 use indicatif::ProgressBar;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -45,7 +45,7 @@ struct Options {
     #[arg(value_name = "BENCHMARK", required = true)]
     benchmarks: Vec<Benchmark>,
 
-    /// How many turns each monitor has [default: start 50, exits 10, all others 3]
+    /// How many turns each monitor has [default: start 50, exits 10, image 5, all others 3]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     runs: Option<usize>,
 
@@ -78,6 +78,8 @@ enum Benchmark {
     Memory,
     /// What a disk does, by fio in a Linux guest
     Block,
+    /// What taking an image in costs, and what verifying it at every read costs
+    Image,
     /// What a network device does, by iperf3 and requests to and from a Linux guest
     Net,
 }
@@ -122,6 +124,8 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 #[derive(Debug)]
 struct Given {
     programs: Programs,
+    /// The program `mote`, and the reference of an image for it.
+    image: Option<(PathBuf, String)>,
     /// For Linux guests.
     images: Option<Images>,
     /// What runs a command where Linux guests run, if that is not here.
@@ -140,6 +144,7 @@ impl Given {
         let firecracker = firecracker.map(|Peer::Firecracker(path)| path.clone());
         let images = path("MOTE_BENCH_KERNEL").zip(path("MOTE_BENCH_ROOT"));
         Ok(Self {
+            image: path("MOTE_BENCH_MOTE").zip(std::env::var("MOTE_BENCH_IMAGE").ok()),
             images: images.map(|(kernel, root)| Images { kernel, root }),
             lab: std::env::var_os("MOTE_BENCH_LAB"),
             programs: Programs {
@@ -219,6 +224,20 @@ fn measure(benchmark: Benchmark, options: &Options, given: &Given) -> Result<()>
         }
         Benchmark::Memory => {
             let comparison = memory::run(programs, &options.counts, runs, progress);
+            bar.finish_and_clear();
+            report(&comparison?, benchmark, options, given)
+        }
+        Benchmark::Image => {
+            let (mote, reference) = given
+                .image
+                .as_ref()
+                .context("no image: run `cargo xtask bench`")?;
+            let setup = image::Setup {
+                mote,
+                reference,
+                directory: &given.output,
+            };
+            let comparison = image::run(&setup, runs, progress);
             bar.finish_and_clear();
             report(&comparison?, benchmark, options, given)
         }
@@ -336,6 +355,7 @@ impl Benchmark {
             Self::Exits => "exits",
             Self::Memory => "memory",
             Self::Block => "block",
+            Self::Image => "image",
             Self::Net => "net",
         }
     }
@@ -344,6 +364,7 @@ impl Benchmark {
         match self {
             Self::Start => 50,
             Self::Exits => 10,
+            Self::Image => 5,
             Self::Memory | Self::Block | Self::Net => 3,
         }
     }

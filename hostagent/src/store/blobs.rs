@@ -78,7 +78,8 @@ impl BlobError {
 }
 
 impl Blob {
-    fn tree(&self) -> Tree {
+    /// What verifies it.
+    pub fn tree(&self) -> Tree {
         Tree::new(self.identity.hash, self.identity.bytes)
     }
 

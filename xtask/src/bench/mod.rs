@@ -11,7 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::background::Background;
-use crate::{cargo, distribution, packages, progress, test, workspace};
+use crate::{cargo, demo_image, distribution, packages, progress, test, workspace};
 
 /// What has Linux guests, and so needs a kernel, an image, and perhaps the lab.
 const WITH_LINUX: [&str; 2] = ["block", "net"];
@@ -20,7 +20,7 @@ const WITH_LINUX: [&str; 2] = ["block", "net"];
 #[derive(Debug, clap::Args)]
 #[command(disable_help_flag = true)]
 pub struct Options {
-    /// What to measure, and how: `start exits memory block net`, or --help for a list
+    /// What to measure, and how: `start exits memory block image net`, or --help for a list
     #[arg(
         value_name = "ARGUMENTS",
         trailing_var_arg = true,
@@ -70,6 +70,11 @@ pub fn main(options: &Options) -> Result<u8> {
     }
     if options.names(&WITH_LINUX) {
         prepare_linux(&mut bench)?;
+    }
+    if options.names(&["image"]) {
+        let image = Background::start(demo_image::fetch);
+        bench.env("MOTE_BENCH_MOTE", distribution::build()?.mote());
+        bench.env("MOTE_BENCH_IMAGE", image.wait()?.reference());
     }
     // In place of this process, so that signals reach it, which ends what it started.
     let failed = bench.args(&options.arguments).exec();

@@ -1,0 +1,208 @@
+//! Reads of a blob through the VMM's own backends, verified and not.
+//!
+//! There is no guest: this is the host's side of a request, from the queue's end to guest
+//! memory. Each pass has a disk of its own, so that everything is read for the first time
+//! and so is verified.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hostagent::store::Blob as StoredBlob;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Advice, fadvise};
+use vm_memory::GuestAddress;
+use vmm::block::buffers::Buffers;
+use vmm::block::extents::{Extent, ExtentDisk};
+use vmm::block::verified::Blob;
+use vmm::block::{self, BlockBackend, Operation, Ticket};
+use vmm::memory::{self, GuestMemory};
+
+use crate::comparison::{Better, Group};
+use crate::error::{BenchError, host};
+
+/// As much as Linux reads ahead at a time.
+const SEQUENTIAL_BYTES: u64 = 128 << 10;
+const RANDOM_BYTES: u64 = 4096;
+/// A group of the hash tree: random reads touch each once.
+const GROUP_BYTES: u64 = 16 << 10;
+/// Requests at a time.
+const DEPTH: u16 = 8;
+/// Longer than a disk takes for one.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the rows are called; each is measured verified and not.
+const ROWS: [&str; 4] = [
+    "in sequence, from the page cache",
+    "random 4 KiB, from the page cache",
+    "in sequence, from the disk",
+    "random 4 KiB, from the disk",
+];
+
+/// MiB/s of each row, verified and not.
+pub type Turn = [[f64; 2]; ROWS.len()];
+
+/// Measures each row once.
+pub fn turn(blob: &StoredBlob) -> Result<Turn, BenchError> {
+    let memory = memory::create(64 << 20)
+        .map_err(|error| BenchError::Prepare(format!("no guest memory: {error}")))?;
+    let mut turn = Turn::default();
+    let bytes = blob.identity.bytes;
+    let in_sequence: Vec<(u64, u64)> = (0..bytes / SEQUENTIAL_BYTES)
+        .map(|index| (index * SEQUENTIAL_BYTES, SEQUENTIAL_BYTES))
+        .collect();
+    let random = shuffled(bytes / GROUP_BYTES);
+    let random: Vec<(u64, u64)> = random
+        .map(|group| (group * GROUP_BYTES, RANDOM_BYTES))
+        .collect();
+    for (row, values) in turn.iter_mut().enumerate() {
+        let reads = if row % 2 == 0 { &in_sequence } else { &random };
+        for (value, verified) in values.iter_mut().zip([true, false]) {
+            let disk = disk(blob, verified)?;
+            let advice = if row < 2 {
+                Advice::WillNeed
+            } else {
+                Advice::DontNeed
+            };
+            for file in [&blob.data, &blob.outboard] {
+                fadvise(file, 0, None, advice)
+                    .map_err(io::Error::from)
+                    .map_err(host("advise"))?;
+            }
+            if row < 2 {
+                warm(&blob.data)?;
+            }
+            let clock = Instant::now();
+            pass(block::open(disk), &memory, reads)?;
+            let seconds = clock.elapsed().as_secs_f64();
+            let read: u64 = reads.iter().map(|(_, length)| length).sum();
+            *value = read as f64 / f64::from(1 << 20) / seconds;
+        }
+    }
+    Ok(turn)
+}
+
+/// The rates of all turns.
+pub fn rates(turns: &[Turn]) -> Group {
+    let mut group = Group {
+        title: "reads of a blob, verified, beside unverified".to_owned(),
+        unit: "MiB/s".to_owned(),
+        better: Better::More,
+        rows: Vec::new(),
+    };
+    for (row, name) in ROWS.iter().enumerate() {
+        let values = [0, 1].map(|which| turns.iter().map(|turn| turn[row][which]).collect());
+        group.push(*name, values.into());
+    }
+    group
+}
+
+fn disk(blob: &StoredBlob, verified: bool) -> Result<ExtentDisk, BenchError> {
+    let again = |file: &File| file.try_clone().map(Arc::new).map_err(host("use the blob"));
+    let extent = Extent {
+        file: again(&blob.data)?,
+        offset_bytes: 0,
+        length_bytes: blob.identity.bytes,
+        blob: match verified {
+            true => Some(Blob {
+                tree: blob.tree(),
+                outboard: again(&blob.outboard)?,
+                partial: false,
+            }),
+            false => None,
+        },
+    };
+    ExtentDisk::new(vec![extent], true)
+        .ok_or_else(|| BenchError::Prepare("the blob is too large".into()))
+}
+
+/// Makes sure that all of a file is in the page cache.
+fn warm(file: &File) -> Result<(), BenchError> {
+    use std::os::unix::fs::FileExt;
+    let mut buffer = vec![0; 1 << 20];
+    let mut offset = 0;
+    loop {
+        match file
+            .read_at(&mut buffer, offset)
+            .map_err(host("read the blob"))?
+        {
+            0 => return Ok(()),
+            count => offset += count as u64,
+        }
+    }
+}
+
+/// All numbers below `count`, the same each time, in no order.
+fn shuffled(count: u64) -> impl Iterator<Item = u64> {
+    // A step that shares no factor with the count visits each once.
+    let step = (count * 3 / 8..)
+        .find(|step| gcd(*step, count.max(1)) == 1)
+        .unwrap_or(1);
+    (0..count).map(move |index| index * step % count)
+}
+
+fn gcd(one: u64, other: u64) -> u64 {
+    match other {
+        0 => one,
+        _ => gcd(other, one % other),
+    }
+}
+
+fn pass(
+    mut backend: Box<dyn BlockBackend>,
+    memory: &GuestMemory,
+    reads: &[(u64, u64)],
+) -> Result<(), BenchError> {
+    let mut free: Vec<u16> = (0..DEPTH).collect();
+    let mut reads = reads.iter();
+    let mut left = reads.len();
+    while left > 0 {
+        while let (Some(head), true) = (free.last().copied(), backend.has_room()) {
+            let Some((offset, length)) = reads.next() else {
+                break;
+            };
+            let mut buffers = Buffers::default();
+            let address = GuestAddress(u64::from(head) * SEQUENTIAL_BYTES);
+            let pushed = buffers.push(memory, address, *length as usize);
+            pushed.map_err(|error| BenchError::Prepare(error.to_string()))?;
+            let ticket = Ticket {
+                head,
+                status: GuestAddress(0),
+                written: 0,
+                writes: false,
+            };
+            match backend.start(ticket, Operation::Read(*offset, buffers)) {
+                Some(result) => {
+                    result.map_err(host("read the blob"))?;
+                    left -= 1;
+                }
+                None => {
+                    free.pop();
+                }
+            }
+        }
+        backend.submit();
+        let mut completed = false;
+        while let Some((ticket, result)) = backend.complete() {
+            result.map_err(host("read the blob"))?;
+            free.push(ticket.head);
+            left -= 1;
+            completed = true;
+        }
+        // What goes on after a part of it is done.
+        backend.submit();
+        if left > 0 && !completed && free.len() < usize::from(DEPTH) {
+            if let Some(event) = backend.completions() {
+                let mut polled = [PollFd::new(&event, PollFlags::IN)];
+                let timeout = Timespec::try_from(PATIENCE).ok();
+                let ready = poll(&mut polled, timeout.as_ref());
+                ready
+                    .map_err(io::Error::from)
+                    .map_err(host("wait for the disk"))?;
+            }
+            backend.acknowledge();
+        }
+    }
+    Ok(())
+}
