@@ -54,6 +54,13 @@ impl Layout {
         self
     }
 
+    /// Leaves all layers out.
+    pub fn without_layers(mut self) -> Self {
+        self.manifest["layers"] = json!([]);
+        self.config["rootfs"]["diff_ids"] = json!([]);
+        self
+    }
+
     /// Adds a layer that is the uncompressed `tar`.
     pub fn layer(mut self, tar: &[u8]) -> Self {
         let digest = self.write_blob(tar);

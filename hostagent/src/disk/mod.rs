@@ -5,6 +5,8 @@ pub mod limits;
 
 use std::sync::Arc;
 
+use rustix::fs::{Advice, fadvise};
+
 use crate::store::{Blob, BlobIdentity, Lease, Store, StoreError, StoredImage};
 use crate::vm_process::{BlobTree, Disk, Extent};
 
@@ -24,6 +26,8 @@ pub fn of_image(store: &Store, image: &StoredImage, lease: &Lease) -> Result<Dis
 
 /// All of a blob.
 pub fn extent(blob: Blob) -> Extent {
+    // It will be needed, and the VMM would wait for each part of it.
+    let _ = fadvise(&blob.outboard, 0, None, Advice::WillNeed);
     Extent {
         file: Arc::new(blob.data.into()),
         offset_bytes: 0,
