@@ -14,8 +14,9 @@ use tempfile::TempDir;
 /// A shell, a few programs, a file to start with and a large one.
 const TREE: &str = "mkdir -p bin opt
 cp /bin/dash bin/sh; cp /bin/cat /bin/true bin
-for file in $(ldd bin/* | grep -o '/[^ )]*' | sort -u); do
-    case $file in bin/*) ;; *) mkdir -p .$(dirname $file); cp -L $file .$file;; esac
+for program in /bin/dash /bin/cat /bin/true; do ldd $program; done |
+    grep -o '/[^ )]*' | sort -u | while read -r file; do
+    mkdir -p .$(dirname $file); cp -L $file .$file
 done
 echo first >opt/small
 head -c 48000000 /dev/urandom >opt/large";
