@@ -3,6 +3,7 @@
 use std::io::{self, Read};
 use std::path::PathBuf;
 
+use erofs::image::ReadAt;
 use erofs::skeleton::Assembler;
 use erofs::tar::TarError;
 use outboard::BlobHash;
@@ -91,10 +92,15 @@ impl StoredLayer {
     /// Hands the tar stream it was made from to `consume`, and then tells whether it was
     /// that: of its length, and with its digest.
     pub fn tar<T>(&self, consume: impl FnOnce(&mut dyn Read) -> io::Result<T>) -> io::Result<T> {
-        let skeleton = zstd::Decoder::new(StreamReader::new(&self.skeleton))?;
         let blob = VerifiedReader::new(&self.blob);
-        let assembler = Assembler::new(skeleton, &blob, self.blob.identity.bytes);
-        let mut tar = HashingReader::new(assembler?)?;
+        let skeleton = StreamReader::new(&self.skeleton);
+        let parts = TarParts {
+            skeleton,
+            blob: &blob,
+            blob_bytes: self.blob.identity.bytes,
+            max_skeleton_bytes: u64::MAX,
+        };
+        let mut tar = HashingReader::new(parts.assemble()?)?;
         let made = consume(&mut tar)?;
         let digest = tar.finish()?;
         if digest != self.diff_id {
@@ -104,6 +110,27 @@ impl StoredLayer {
             )));
         }
         Ok(made)
+    }
+}
+
+/// What a layer's tar stream is put together from: here from the store, or on its way
+/// from a peer.
+pub(crate) struct TarParts<S, B> {
+    /// The skeleton, in zstd.
+    pub skeleton: S,
+    /// The blob that goes with it.
+    pub blob: B,
+    /// How long the blob is.
+    pub blob_bytes: u64,
+    /// How long the skeleton may be after decompression.
+    pub max_skeleton_bytes: u64,
+}
+
+impl<S: Read, B: ReadAt> TarParts<S, B> {
+    /// The tar stream. What it is only its digest tells.
+    pub fn assemble(self) -> io::Result<impl Read + use<S, B>> {
+        let skeleton = zstd::Decoder::new(self.skeleton)?.take(self.max_skeleton_bytes);
+        Ok(Assembler::new(skeleton, self.blob, self.blob_bytes)?)
     }
 }
 
@@ -135,10 +162,17 @@ impl Store {
 
     /// The blobs that a layer's record names; none if there is no record.
     pub(super) fn layer_blobs(&self, diff_id: Digest) -> Vec<BlobHash> {
-        let record = read_record::<Record>(self, self.layer_record(diff_id), String::new);
-        let record = record.ok().flatten();
-        let blobs = record.map(|record| [record.blob.hash, record.skeleton.hash]);
+        let recorded = self.recorded_blobs(diff_id);
+        let blobs = recorded.map(|blobs| blobs.map(|blob| blob.hash));
         blobs.into_iter().flatten().collect()
+    }
+
+    /// The blob and the skeleton that a layer's record names, whether they are there or
+    /// not.
+    pub(crate) fn recorded_blobs(&self, diff_id: Digest) -> Option<[BlobIdentity; 2]> {
+        let record = read_record::<Record>(self, self.layer_record(diff_id), String::new);
+        let record = record.ok().flatten()?;
+        Some([record.blob, record.skeleton])
     }
 
     /// Converts a layer unless that has been done, and holds on to it. If another process
