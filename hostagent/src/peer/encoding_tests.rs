@@ -8,7 +8,7 @@ use crate::store::Store;
 fn stored(length: usize, seed: u8) -> (tempfile::TempDir, Blob, Vec<u8>) {
     let directory = tempfile::tempdir().unwrap();
     let bytes: Vec<u8> = (0..length)
-        .map(|i| (i.wrapping_mul(31) >> 3) as u8 ^ seed)
+        .map(|i| (i.wrapping_mul(31) >> 3) as u8 ^ (i >> 14) as u8 ^ seed)
         .collect();
     let store = Store::open(directory.path()).unwrap();
     let identity = store.put_for_tests(&bytes);

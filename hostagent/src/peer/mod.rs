@@ -156,3 +156,6 @@ impl fmt::Debug for Client {
     }
 }
 
+
+#[cfg(test)]
+mod tests;

@@ -144,9 +144,8 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.endpoint.close(Code::Ending.into(), b"this node ends");
-        let told = timeout(GOODBYE, self.endpoint.wait_idle());
         let _ = self.runtime.run(&|| false, async {
-            let _ = told.await;
+            let _ = timeout(GOODBYE, self.endpoint.wait_idle()).await;
             Ok::<_, PeerError>(())
         });
     }
