@@ -22,9 +22,18 @@ type Test = (&'static str, fn() -> Result<(), Failed>);
 const TESTS: &[Test] = &[
     ("an_image_is_fetched_and_saved_as_the_same_bytes", fetched),
     ("a_key_that_is_not_listed_gets_nothing", stranger),
-    ("without_peers_toml_nothing_listens_and_nobody_is_asked", off),
-    ("a_wrong_bit_at_one_node_harms_nobody_and_is_told", wrong_bit),
-    ("after_kill_9_of_the_giver_the_fetch_goes_on_or_ends", killed),
+    (
+        "without_peers_toml_nothing_listens_and_nobody_is_asked",
+        off,
+    ),
+    (
+        "a_wrong_bit_at_one_node_harms_nobody_and_is_told",
+        wrong_bit,
+    ),
+    (
+        "after_kill_9_of_the_giver_the_fetch_goes_on_or_ends",
+        killed,
+    ),
     ("a_fetch_that_is_interrupted_leaves_nothing", interrupted),
     ("what_is_sent_and_received_keeps_to_the_limits", limits),
     ("mistakes_in_peers_toml_are_named_by_line", mistakes),
@@ -134,7 +143,8 @@ impl Node {
 
 fn layers() -> Vec<Vec<u8>> {
     let sizes = [6_000_000, 3_000_000, 10];
-    let layer = |(seed, size)| layer(&[("data", &noise(seed + 170, size)), ("name", b"x")]);
+    let layer =
+        |(seed, size): (u32, usize)| layer(&[("data", &noise(seed + 170, size)), ("name", b"x")]);
     (0..).zip(sizes).map(layer).collect()
 }
 
@@ -166,17 +176,22 @@ fn fetched() -> Result<(), Failed> {
     assert!(a.saved(&id) == b.saved(&id));
     let again = b.run(&["node", "fetch", "--format", "json", &id]).expect(0);
     let again = again.json().remove(0);
-    assert_eq!((&again["layers_pulled"], &again["layers_reused"]), (&0.into(), &3.into()));
+    assert_eq!(
+        (&again["layers_pulled"], &again["layers_reused"]),
+        (&0.into(), &3.into())
+    );
 
     // A name is the peer's to say only where that was allowed.
     let manifest = a.run(&["image", "inspect", "--format", "json", "demo:v1"]);
     assert_eq!(manifest.expect(0).json()[0]["Id"], id);
-    b.run(&["node", "fetch", "demo:v1"]).expect_failure(&["demo:v1", "may be asked for it"]);
+    b.run(&["node", "fetch", "demo:v1"])
+        .expect_failure(&["demo:v1", "may be asked for it"]);
     b.configure(&(a.entry() + "names = true\n"));
     let run = b.run(&["node", "fetch", "-q", "demo:v1"]).expect(0);
     assert_eq!(run.stdout, "docker.io/library/demo:v1\n");
     assert_eq!(b.mote.images(), ["demo:v1"]);
-    b.run(&["node", "fetch", "none:v1"]).expect_failure(&["does not have it"]);
+    b.run(&["node", "fetch", "none:v1"])
+        .expect_failure(&["does not have it"]);
     Ok(())
 }
 
@@ -192,7 +207,8 @@ fn stranger() -> Result<(), Failed> {
     // Nor is another than the one that is meant asked.
     let wrong = a.entry().replace(&a.key(), &other.key());
     b.configure(&wrong);
-    b.run(&["node", "fetch", &id]).expect_failure(&["cannot be reached"]);
+    b.run(&["node", "fetch", &id])
+        .expect_failure(&["cannot be reached"]);
     Ok(())
 }
 
@@ -239,7 +255,11 @@ fn wrong_bit() -> Result<(), Failed> {
     b.configure(&a.entry());
     let run = b.run(&["node", "fetch", &id]);
     run.expect_failure(&["its own copy is corrupt", "mote store verify"]);
-    assert!(a.told().contains("is corrupt between bytes"), "{}", a.told());
+    assert!(
+        a.told().contains("is corrupt between bytes"),
+        "{}",
+        a.told()
+    );
     assert_eq!(b.mote.images(), [""; 0]);
     b.mote.assert_consistent();
 
@@ -312,8 +332,9 @@ fn interrupted() -> Result<(), Failed> {
         let fetch = fetch.spawn().unwrap();
         let staging = b.mote.root.path().join("staging");
         wait_until("nothing arrives", || half_made(&staging) > 1_000_000);
-        kill_process(Pid::from_child(&fetch), signal)?;
+        let sent = kill_process(Pid::from_child(&fetch), signal);
         let run = Run::of(fetch.wait_with_output().unwrap());
+        sent?;
         if signal == Signal::INT {
             run.expect(130);
         }
@@ -353,14 +374,17 @@ fn mistakes() -> Result<(), Failed> {
         a.configure(text);
         let expected = format!("{}:{line}: ", file.display());
         a.run(&["node", "serve"]).expect_failure(&[&expected]);
-        a.run(&["node", "fetch", "demo"]).expect_failure(&[&expected]);
+        a.run(&["node", "fetch", "demo"])
+            .expect_failure(&[&expected]);
     }
     a.configure("listen = \"192.0.2.1:7431\"\n");
-    a.run(&["node", "serve"]).expect_failure(&["cannot listen on 192.0.2.1:7431"]);
+    a.run(&["node", "serve"])
+        .expect_failure(&["cannot listen on 192.0.2.1:7431"]);
     // What others may read is no secret.
     a.configure(&format!("listen = \"{}:7431\"\n", a.place.address));
     let key = a.mote.root.path().join("node.key");
     std::fs::set_permissions(key, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
-    a.run(&["node", "serve"]).expect_failure(&["node.key is no secret"]);
+    a.run(&["node", "serve"])
+        .expect_failure(&["node.key is no secret"]);
     Ok(())
 }

@@ -61,7 +61,12 @@ impl Answers {
     }
 
     /// Reads one request and answers it.
-    pub async fn answer(self: Arc<Self>, peer: PublicKey, mut send: SendStream, mut receive: RecvStream) {
+    pub async fn answer(
+        self: Arc<Self>,
+        peer: PublicKey,
+        mut send: SendStream,
+        mut receive: RecvStream,
+    ) {
         let request = message::receive(&mut receive, MAX_REQUEST_BYTES);
         let outcome = match timeout(self.patience.stall, request).await {
             Ok(Ok(Request::Blob { hash, groups })) => {
@@ -159,7 +164,9 @@ impl Answers {
         };
         let image = match self.store.find(&reference) {
             Ok(image) => image,
-            Err(StoreError::NoSuchImage { .. } | StoreError::AmbiguousId { .. }) => return Ok(None),
+            Err(StoreError::NoSuchImage { .. } | StoreError::AmbiguousId { .. }) => {
+                return Ok(None);
+            }
             Err(error) => return Err(error),
         };
         // What is only the start of an id is no name.
@@ -183,9 +190,12 @@ impl Answers {
         documents.extend_from_slice(manifest.as_deref().unwrap_or_default());
         let mut layers = Vec::new();
         for diff_id in &image.diff_ids {
-            let layer = self.store.layer(*diff_id)?.ok_or_else(|| StoreError::Missing {
-                what: format!("layer {diff_id}"),
-            })?;
+            let layer = self
+                .store
+                .layer(*diff_id)?
+                .ok_or_else(|| StoreError::Missing {
+                    what: format!("layer {diff_id}"),
+                })?;
             layers.push(LayerAnswer {
                 diff_id: *diff_id,
                 tar_bytes: layer.tar_bytes,
@@ -211,7 +221,8 @@ impl Answers {
     ) -> Result<(), GivenUp> {
         match found? {
             Ok(Some(described)) => {
-                self.send_message(send, &Answer::Image(described.answer)).await?;
+                self.send_message(send, &Answer::Image(described.answer))
+                    .await?;
                 self.send(send, &described.documents).await
             }
             Ok(None) => self.send_message(send, &Answer::NotHere).await,
@@ -221,7 +232,12 @@ impl Answers {
 
     async fn send_failure(&self, send: &mut SendStream, error: &StoreError) -> Result<(), GivenUp> {
         self.notes.note(format!("cannot answer a peer: {error}"));
-        self.send_message(send, &Answer::failed(&error.to_string())).await
+        // Where its store is does not concern a peer.
+        let problem = "its store cannot be read; the output of `mote node serve` there says why";
+        let answer = Answer::Failed {
+            problem: problem.to_owned(),
+        };
+        self.send_message(send, &answer).await
     }
 
     async fn send_message(&self, send: &mut SendStream, answer: &Answer) -> Result<(), GivenUp> {

@@ -18,6 +18,8 @@ pub(super) struct BlobStream {
     session: Arc<Session>,
     identity: BlobIdentity,
     tree: Tree,
+    /// How many groups are asked for at a time.
+    step: u64,
     /// The first group that has not arrived.
     next: u64,
     /// The peer that is next to be asked.
@@ -31,14 +33,17 @@ struct Source {
     peer: usize,
     stream: RecvStream,
     groups: Range<u64>,
+    /// Whether anything has come of it.
+    has_given: bool,
 }
 
 impl BlobStream {
-    /// From the first group on. Nobody has been asked yet.
-    pub fn new(session: Arc<Session>, identity: BlobIdentity) -> Self {
+    /// From the first group on, so many asked for at a time. Nobody has been asked yet.
+    pub fn new(session: Arc<Session>, identity: BlobIdentity, step: u64) -> Self {
         Self {
             session,
             identity,
+            step,
             tree: Tree::new(identity.hash, identity.bytes),
             next: 0,
             candidate: 0,
@@ -57,11 +62,15 @@ impl BlobStream {
                 Ok((piece, bytes, verified)) => {
                     self.next = piece.groups.end;
                     source.groups.start = piece.groups.end;
+                    source.has_given = true;
                     if !source.groups.is_empty() {
                         self.source = Some(source);
                     }
                     return Ok(Some((bytes, verified)));
                 }
+                // Connections break, and a peer gives up who takes nothing for long: as long
+                // as something comes of it, it is asked again.
+                Err(AskError::Lost { .. }) if source.has_given => {}
                 Err(error) => self.failed(source.peer, error),
             }
         }
@@ -110,7 +119,8 @@ impl BlobStream {
 
     async fn ask(&self, peer: usize) -> Result<Source, AskError> {
         let known = &self.session.peers()[peer];
-        let groups = self.next..self.tree.geometry().groups();
+        let end = self.next.saturating_add(self.step);
+        let groups = self.next..end.min(self.tree.geometry().groups());
         let request = Request::Blob {
             hash: self.identity.hash,
             groups: [groups.start, groups.end],
@@ -119,7 +129,7 @@ impl BlobStream {
         let (bytes, has) = match answer {
             Answer::Blob { bytes, has } => (bytes, has),
             Answer::NotHere => return Err(AskError::NotHere),
-            Answer::Failed { problem } => return Err(AskError::Failed { problem }),
+            Answer::Failed { problem } => return Err(AskError::failed(&problem)),
             Answer::Image(_) => return Err(AskError::wrong("an image instead of a blob")),
         };
         if bytes != self.identity.bytes {
@@ -136,6 +146,7 @@ impl BlobStream {
             peer,
             stream: incoming.into_stream(),
             groups: groups.start..end,
+            has_given: false,
         })
     }
 

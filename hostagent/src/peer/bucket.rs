@@ -52,7 +52,9 @@ impl Bucket {
         let passed = now.saturating_duration_since(state.counted).as_nanos();
         let rate = i128::from(self.bytes_per_second);
         // Counted in parts of a token, so that none is lost by counting often.
-        let come = i128::try_from(passed).unwrap_or(i128::MAX / rate).saturating_mul(rate);
+        let come = i128::try_from(passed)
+            .unwrap_or(i128::MAX / rate)
+            .saturating_mul(rate);
         state.tokens = state.tokens.saturating_add(come).min(self.full());
         state.counted = state.counted.max(now);
         state.tokens = state

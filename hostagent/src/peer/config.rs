@@ -263,7 +263,10 @@ mod tests {
             listen: Some("10.0.0.1:7431".parse().unwrap()),
             send_bytes_per_second: Some(65_536),
             receive_bytes_per_second: Some(12_500_000),
-            peers: vec![peer(&one, Some("[fd00::2]:1"), true), peer(&two, None, false)],
+            peers: vec![
+                peer(&one, Some("[fd00::2]:1"), true),
+                peer(&two, None, false),
+            ],
         };
         assert_eq!(settings.unwrap(), expected);
     }
@@ -277,14 +280,25 @@ mod tests {
             ("relay = \"x\"", 1, "relay"),
             ("[[peer]]\naddress = \"1.2.3.4:5\"", 1, "key"),
             ("[[peer]]\nkey = \"aa\"", 2, "64"),
-            (&format!("[[peer]]\nkey = \"{key}\"\n\naddress = \"x\""), 4, "IP:PORT"),
-            (&format!("[[peer]]\nkey = \"{key}\"\n[[peer]]\nkey = \"{key}\""), 4, "twice"),
+            (
+                &format!("[[peer]]\nkey = \"{key}\"\n\naddress = \"x\""),
+                4,
+                "IP:PORT",
+            ),
+            (
+                &format!("[[peer]]\nkey = \"{key}\"\n[[peer]]\nkey = \"{key}\""),
+                4,
+                "twice",
+            ),
             ("send_bytes_per_second = 1", 1, "65536"),
             ("receive_bytes_per_second = -1", 1, ""),
         ] {
             let error = parse(text).unwrap_err().to_string();
             let start = format!("/etc/mote/peers.toml:{line}: ");
-            assert!(error.starts_with(&start) && error.contains(words), "{error}");
+            assert!(
+                error.starts_with(&start) && error.contains(words),
+                "{error}"
+            );
         }
     }
 }

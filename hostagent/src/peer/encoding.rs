@@ -53,7 +53,10 @@ impl Piece {
         let place = geometry.span(span)?;
         let nodes = place.path.len() as u64 + (place.groups - 1);
         let groups = groups.start..end;
-        let data_bytes = groups.clone().map(|group| geometry.group_bytes(group)).sum::<u64>();
+        let data_bytes = groups
+            .clone()
+            .map(|group| geometry.group_bytes(group))
+            .sum::<u64>();
         Some(Self {
             span,
             groups,

@@ -35,14 +35,21 @@ fn an_empty_blob_is_one_piece_of_no_bytes() {
     assert_eq!(piece.read(&blob).unwrap(), b"");
     let tree = Tree::new(blob.identity.hash, 0);
     assert!(piece.verify(&tree, b"").is_some());
-    assert!(piece.verify(&Tree::new(BlobHash::of(b"x"), 0), b"").is_none());
+    assert!(
+        piece
+            .verify(&Tree::new(BlobHash::of(b"x"), 0), b"")
+            .is_none()
+    );
     assert_eq!(Piece::first_of(Geometry::of(0), &(1..2)), None);
 }
 
 #[test]
 fn a_blob_that_is_corrupt_is_not_encoded() {
     let (directory, blob, _) = stored(2_000_000, 1);
-    let path = directory.path().join("blobs").join(blob.identity.hash.hex());
+    let path = directory
+        .path()
+        .join("blobs")
+        .join(blob.identity.hash.hex());
     let flip = |name: &str, at: u64| {
         let file = std::fs::File::options()
             .read(true)

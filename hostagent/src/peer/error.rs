@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
-use quinn::{ConnectionError, ReadError, ReadExactError};
+use quinn::{ConnectionError, ReadError, ReadExactError, WriteError};
 
 use super::config::{ConfigError, FILE_NAME};
 use super::key::{KeyError, PublicKey};
@@ -27,13 +27,17 @@ pub enum PeerError {
     #[error(transparent)]
     Key(#[from] KeyError),
     /// There is no configuration.
-    #[error("this node has no peers: there is no {FILE_NAME} in {directory}; `mote node --help` says what is in it")]
+    #[error(
+        "this node has no peers: there is no {FILE_NAME} in {directory}; `mote node --help` says what is in it"
+    )]
     Off {
         /// Where it would be.
         directory: String,
     },
     /// The configuration does not say where to listen.
-    #[error("this node gives nothing to peers: {FILE_NAME} has no `listen`; add `listen = \"IP:PORT\"`")]
+    #[error(
+        "this node gives nothing to peers: {FILE_NAME} has no `listen`; add `listen = \"IP:PORT\"`"
+    )]
     NoListen,
     /// The address cannot be listened on.
     #[error("cannot listen on {address} for peers; is it an address of this machine, and free?")]
@@ -69,7 +73,7 @@ pub enum PeerError {
         /// The image id.
         id: Digest,
         /// Why.
-        source: ImportError,
+        source: Box<ImportError>,
     },
     /// The store failed.
     #[error(transparent)]
@@ -107,7 +111,10 @@ struct Listed<'a>(&'a [Attempt]);
 impl fmt::Display for Listed<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
-            return write!(f, ": none in {FILE_NAME} has an address and may be asked for it");
+            return write!(
+                f,
+                ": none in {FILE_NAME} has an address and may be asked for it"
+            );
         }
         for (index, attempt) in self.0.iter().enumerate() {
             f.write_str(if index == 0 { ": " } else { "; " })?;
@@ -127,7 +134,9 @@ pub enum AskError {
         reason: String,
     },
     /// It does not know this node's key, or has more of its connections than it allows.
-    #[error("it refused this node: {reason}; is this node's key (`mote node key`) in its {FILE_NAME}?")]
+    #[error(
+        "it refused this node: {reason}; is this node's key (`mote node key`) in its {FILE_NAME}?"
+    )]
     Refused {
         /// Why, in words.
         reason: String,
@@ -139,6 +148,12 @@ pub enum AskError {
     #[error("it has it but cannot give it: {problem:?}")]
     Failed {
         /// Its words.
+        problem: String,
+    },
+    /// Not all that it says the image consists of could be had, from it or from others.
+    #[error("what it names could not be had: {problem}")]
+    Incomplete {
+        /// What each peer said.
         problem: String,
     },
     /// What it has is damaged.
@@ -168,6 +183,13 @@ pub enum AskError {
 }
 
 impl AskError {
+    /// In a peer's words, of which there may be many.
+    pub(super) fn failed(problem: &str) -> Self {
+        Self::Failed {
+            problem: problem.chars().take(MAX_PROBLEM_CHARS).collect(),
+        }
+    }
+
     pub(super) fn wrong(problem: impl Into<String>) -> Self {
         Self::Wrong {
             problem: problem.into(),
@@ -180,6 +202,8 @@ impl AskError {
     }
 }
 
+/// How many of a peer's words are repeated.
+const MAX_PROBLEM_CHARS: usize = 300;
 /// TLS alerts as QUIC errors begin here (RFC 9001, section 4.8).
 const TLS_ALERTS: std::ops::Range<u64> = 0x100..0x200;
 
@@ -198,6 +222,17 @@ impl From<ConnectionError> for AskError {
                 Self::Refused { reason }
             }
             _ => Self::Lost { reason },
+        }
+    }
+}
+
+impl From<WriteError> for AskError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::ConnectionLost(error) => error.into(),
+            error => Self::Lost {
+                reason: error.to_string(),
+            },
         }
     }
 }

@@ -41,17 +41,21 @@ impl Client {
         progress: &dyn Progress,
     ) -> Result<(), PeerError> {
         let task = progress.begin(&identity.hash.hex()[..12], identity.bytes);
-        let mut stream = BlobStream::new(Arc::clone(&self.session), identity);
+        let mut stream = BlobStream::new(Arc::clone(&self.session), identity, u64::MAX);
         let incoming = store.incoming(identity)?;
         let written = |error| store_failed(store, error);
         let cancelled = || progress.cancelled();
         let fetched = self.runtime.run(&cancelled, async {
             while let Some((bytes, verified)) = stream.next().await? {
                 for (offset, range) in verified.nodes {
-                    incoming.write_nodes(offset, &bytes[range]).map_err(written)?;
+                    incoming
+                        .write_nodes(offset, &bytes[range])
+                        .map_err(written)?;
                 }
                 let data = &bytes[verified.data];
-                incoming.write_data(verified.offset, data).map_err(written)?;
+                incoming
+                    .write_data(verified.offset, data)
+                    .map_err(written)?;
                 task.advance(data.len() as u64);
             }
             Ok::<_, PeerError>(())
@@ -73,12 +77,12 @@ impl Client {
         progress: &dyn Progress,
         cancel: &Cancel,
     ) -> Result<Imported, PeerError> {
-        let fetched = self.from_first(store, wanted, lease, progress, cancel);
+        let fetched = self.fetch_from_first(store, wanted, lease, progress, cancel);
         self.tell(progress);
         fetched
     }
 
-    fn from_first(
+    fn fetch_from_first(
         &self,
         store: &Store,
         wanted: &StoredReference,
@@ -108,9 +112,12 @@ impl Client {
                 Err(ImportError::Store(error)) => return Err(error.into()),
                 Err(error) => match trouble.take() {
                     Some(PeerError::Cancelled) => return Err(PeerError::Cancelled),
-                    Some(error) => AskError::Failed {
-                        problem: error.to_string(),
-                    },
+                    // Whoever failed has been noted.
+                    Some(error) => {
+                        let problem = error.to_string();
+                        attempts.push(known.attempt(AskError::Incomplete { problem }));
+                        continue;
+                    }
                     None => blame(source.config_document.digest, error)?,
                 },
             };
@@ -176,8 +183,12 @@ impl Client {
 /// What the peer is to be blamed for that says what the image consists of, all bytes being
 /// those of the hashes it names; or the image's own error.
 fn blame(id: Digest, error: ImportError) -> Result<AskError, PeerError> {
+    let own = |error| {
+        let source = Box::new(error);
+        Err(PeerError::Image { id, source })
+    };
     let ImportError::Layer(layer) = &error else {
-        return Err(PeerError::Image { id, source: error });
+        return own(error);
     };
     match &**layer {
         LayerError::DiffId { expected, found } => Ok(AskError::wrong(format!(
@@ -186,7 +197,7 @@ fn blame(id: Digest, error: ImportError) -> Result<AskError, PeerError> {
         LayerError::Read { diff_id, source } => Ok(AskError::wrong(format!(
             "what it names makes no layer {diff_id}: {source}"
         ))),
-        _ => Err(PeerError::Image { id, source: error }),
+        _ => own(error),
     }
 }
 
@@ -210,7 +221,7 @@ async fn describe(
     let answer = match answer {
         Answer::Image(answer) => answer,
         Answer::NotHere => return Err(AskError::NotHere),
-        Answer::Failed { problem } => return Err(AskError::Failed { problem }),
+        Answer::Failed { problem } => return Err(AskError::failed(&problem)),
         Answer::Blob { .. } => return Err(AskError::wrong("a blob instead of an image")),
     };
     answer.check(store.limits())?;
@@ -258,7 +269,9 @@ fn checked(
         },
     };
     if !is_it {
-        return Err(AskError::wrong(format!("image {id} instead of the one asked for")));
+        return Err(AskError::wrong(format!(
+            "image {id} instead of the one asked for"
+        )));
     }
     let config = ImageConfig::parse(&config_document.bytes).map_err(|error| AskError::Failed {
         problem: error.to_string(),

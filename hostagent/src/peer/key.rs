@@ -172,7 +172,10 @@ mod tests {
 
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
         let error = NodeKey::of(&store).unwrap_err();
-        assert!(matches!(error, KeyError::Mode { mode: 0o640, .. }), "{error}");
+        assert!(
+            matches!(error, KeyError::Mode { mode: 0o640, .. }),
+            "{error}"
+        );
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
         std::fs::write(&path, "00").unwrap();
         let error = NodeKey::of(&store).unwrap_err();
@@ -192,7 +195,13 @@ mod tests {
     #[test]
     fn other_texts_are_no_keys() {
         let key = "a".repeat(64);
-        for bad in ["", &key[1..], &key.to_uppercase(), &format!("{key}\n"), &"é".repeat(32)] {
+        for bad in [
+            "",
+            &key[1..],
+            &key.to_uppercase(),
+            &format!("{key}\n"),
+            &"é".repeat(32),
+        ] {
             assert!(bad.parse::<PublicKey>().is_err(), "{bad}");
         }
     }

@@ -15,6 +15,11 @@ use crate::image::layer::LayerContent;
 use crate::runtime::Runtime;
 use crate::store::{BlobIdentity, TarParts};
 
+/// Groups of a skeleton that are asked for at a time. What a skeleton says of one large file
+/// is a few bytes, and nothing more is read of it until that file is there: what has been
+/// asked for must fit into the window of its stream, so that the peer need not wait.
+const SKELETON_STEP: u64 = 48;
+
 /// A layer that peers have, as one of them says.
 pub(super) struct PeerLayer {
     pub session: Arc<Session>,
@@ -51,9 +56,9 @@ impl fmt::Debug for PeerLayer {
 }
 
 impl PeerLayer {
-    fn reader(&self, identity: BlobIdentity) -> BlobReader {
+    fn reader(&self, identity: BlobIdentity, step: u64) -> BlobReader {
         BlobReader {
-            stream: BlobStream::new(Arc::clone(&self.session), identity),
+            stream: BlobStream::new(Arc::clone(&self.session), identity, step),
             at_hand: Vec::new(),
             start: 0,
             position: 0,
@@ -73,8 +78,8 @@ impl LayerContent for PeerLayer {
     /// of its blob in ascending order.
     fn open(&self) -> io::Result<Box<dyn Read + Send>> {
         let parts = TarParts {
-            skeleton: self.reader(self.layer.skeleton),
-            blob: Ascending(Mutex::new(self.reader(self.layer.blob))),
+            skeleton: self.reader(self.layer.skeleton, SKELETON_STEP),
+            blob: Ascending(Mutex::new(self.reader(self.layer.blob, u64::MAX))),
             blob_bytes: self.layer.blob.bytes,
             max_skeleton_bytes: self.max_skeleton_bytes,
         };

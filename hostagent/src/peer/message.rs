@@ -16,8 +16,6 @@ pub(super) const MAX_REQUEST_BYTES: usize = 4 << 10;
 pub(super) const MAX_ANSWER_BYTES: usize = 256 << 10;
 /// The most ranges of groups that an answer may have.
 const MAX_RANGES: usize = 256;
-/// The most words of a peer's that are repeated.
-const MAX_PROBLEM_CHARS: usize = 300;
 
 /// What a node asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,22 +133,15 @@ pub(super) async fn receive<T: DeserializeOwned>(
     Ok(serde_json::from_slice(&bytes)?)
 }
 
-impl Answer {
-    /// A failure, in words that fit.
-    pub fn failed(problem: &str) -> Self {
-        Self::Failed {
-            problem: problem.chars().take(MAX_PROBLEM_CHARS).collect(),
-        }
-    }
-}
-
 /// Up to where of `from..` a peer has groups that says it has these; `from` if it has not
 /// even the first.
 pub(super) fn run_of(has: &[[u64; 2]], from: u64) -> Result<u64, MessageError> {
     if has.len() > MAX_RANGES {
         return Err(MessageError::Senseless("it has more ranges than any"));
     }
-    let found = has.iter().find(|[first, end]| (*first..*end).contains(&from));
+    let found = has
+        .iter()
+        .find(|[first, end]| (*first..*end).contains(&from));
     Ok(found.map_or(from, |[_, end]| *end))
 }
 

@@ -55,8 +55,8 @@
 //! # Bounds
 //!
 //! A peer has at most 8 connections and 16 requests at a time; before a key is proved, 32
-//! handshakes are under way together, from addresses that have answered. At most 4 MiB of a
-//! connection are under way and not read. Who sends or takes nothing for 20 seconds is given
+//! handshakes are under way together, from addresses that have answered. At most 1 MiB of a
+//! request is under way and not read, and a fetch has four at a time. Who sends or takes nothing for 20 seconds is given
 //! up, a connection without a sign of life after 10, one without a request after 60.
 
 mod answer;
@@ -155,7 +155,6 @@ impl fmt::Debug for Client {
         f.debug_struct("Client").finish_non_exhaustive()
     }
 }
-
 
 #[cfg(test)]
 mod tests;

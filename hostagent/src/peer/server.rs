@@ -113,8 +113,7 @@ impl Server {
             .transport_config(Arc::new(transport::parameters(&patience)))
             .max_incoming(MAX_HANDSHAKES)
             .migration(false);
-        let runtime =
-            Runtime::new("peers").map_err(|source| PeerError::Runtime { source })?;
+        let runtime = Runtime::new("peers").map_err(|source| PeerError::Runtime { source })?;
         let endpoint = runtime
             .within(|| transport::endpoint(address, Some(config)))
             .map_err(|source| PeerError::Listen { address, source })?;

@@ -40,6 +40,17 @@ pub(super) struct Known {
     state: tokio::sync::Mutex<State>,
 }
 
+impl Known {
+    /// What came of asking it.
+    pub fn attempt(&self, problem: AskError) -> Attempt {
+        Attempt {
+            peer: self.peer.key,
+            address: Some(self.address),
+            problem,
+        }
+    }
+}
+
 enum State {
     NotTried,
     Open(Connection),
@@ -86,16 +97,18 @@ impl Session {
     }
 
     /// Asks a peer; what follows its answer is still in the stream.
-    pub async fn ask(&self, known: &Known, request: &Request) -> Result<(Answer, Incoming<'_>), AskError> {
+    pub async fn ask(
+        &self,
+        known: &Known,
+        request: &Request,
+    ) -> Result<(Answer, Incoming<'_>), AskError> {
         let connection = self.connection(known).await?;
         let request = message::encode(request).map_err(|error| AskError::Failed {
             problem: error.to_string(),
         })?;
         let (mut send, receive) = self.in_time(connection.open_bi()).await??;
         let sent = self.in_time(send.write_all(&request)).await?;
-        sent.map_err(|error| AskError::Lost {
-            reason: error.to_string(),
-        })?;
+        sent?;
         // It cannot have been finished before.
         let _ = send.finish();
         let mut incoming = Incoming {
@@ -103,7 +116,9 @@ impl Session {
             stream: receive,
         };
         let stream = &mut incoming.stream;
-        let answer = self.in_time(message::receive(stream, MAX_ANSWER_BYTES)).await??;
+        let answer = self
+            .in_time(message::receive(stream, MAX_ANSWER_BYTES))
+            .await??;
         Ok((answer, incoming))
     }
 
@@ -120,11 +135,7 @@ impl Session {
         } else if !matches!(problem, AskError::NotHere | AskError::Distrusted) {
             self.note(format!("peer {peer} at {}: {problem}", known.address));
         }
-        Attempt {
-            peer,
-            address: Some(known.address),
-            problem,
-        }
+        known.attempt(problem)
     }
 
     async fn connection(&self, known: &Known) -> Result<Connection, AskError> {
@@ -181,8 +192,14 @@ impl Session {
 
     fn endpoint(&self, address: SocketAddr) -> std::io::Result<&Endpoint> {
         let (slot, own) = match address {
-            SocketAddr::V4(_) => (&self.endpoints[0], SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))),
-            SocketAddr::V6(_) => (&self.endpoints[1], SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))),
+            SocketAddr::V4(_) => (
+                &self.endpoints[0],
+                SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+            ),
+            SocketAddr::V6(_) => (
+                &self.endpoints[1],
+                SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+            ),
         };
         if let Some(endpoint) = slot.get() {
             return Ok(endpoint);
@@ -234,7 +251,11 @@ impl Incoming<'_> {
 
 impl Session {
     /// Receives so many bytes, which the caller has bounded, as fast as is allowed.
-    pub async fn receive(&self, stream: &mut RecvStream, count: usize) -> Result<Vec<u8>, AskError> {
+    pub async fn receive(
+        &self,
+        stream: &mut RecvStream,
+        count: usize,
+    ) -> Result<Vec<u8>, AskError> {
         let mut bytes = vec![0; count];
         for part in bytes.chunks_mut(RECEIVE_BYTES) {
             // What is not read is not sent for long.

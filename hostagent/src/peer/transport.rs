@@ -15,8 +15,14 @@ pub(super) const MAX_CONNECTIONS: usize = 8;
 pub(super) const MAX_STREAMS: usize = 16;
 /// Handshakes at a time: each is a few signatures, and nobody is known before.
 pub(super) const MAX_HANDSHAKES: usize = 32;
-/// What of a connection's streams may be under way and not read.
-const WINDOW_BYTES: u32 = 4 << 20;
+/// What of a stream may be under way and not read. A fetch has four streams at a time, for
+/// the blobs and the skeletons of two layers.
+pub(super) const STREAM_BYTES: u32 = 1 << 20;
+/// What of a connection: as much as all its streams, so that one which is not read holds up
+/// no other.
+const CONNECTION_BYTES: u32 = MAX_STREAMS as u32 * STREAM_BYTES;
+/// What of a connection is kept to be sent again.
+const SEND_BYTES: u64 = 4 << 20;
 
 /// How long anybody waits.
 #[derive(Debug, Clone, Copy)]
@@ -78,9 +84,9 @@ pub(super) fn parameters(patience: &Patience) -> TransportConfig {
         .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS as u32))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
-        .stream_receive_window(VarInt::from_u32(WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(WINDOW_BYTES))
-        .send_window(u64::from(WINDOW_BYTES))
+        .stream_receive_window(VarInt::from_u32(STREAM_BYTES))
+        .receive_window(VarInt::from_u32(CONNECTION_BYTES))
+        .send_window(SEND_BYTES)
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(idle))))
         .keep_alive_interval(Some(patience.idle / 3));
     parameters

@@ -32,7 +32,11 @@ pub(super) fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// The same for a file that only its owner may read.
 pub(super) fn write_secret_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut options = File::options();
-    write_new(options.write(true).create_new(true).mode(0o600), path, bytes)
+    write_new(
+        options.write(true).create_new(true).mode(0o600),
+        path,
+        bytes,
+    )
 }
 
 fn write_new(options: &OpenOptions, path: &Path, bytes: &[u8]) -> io::Result<()> {

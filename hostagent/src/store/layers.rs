@@ -30,6 +30,9 @@ pub const CONVERTER_VERSION: u32 = 1;
 
 /// How hard zstd works at a skeleton: a little, since converting waits for it.
 const SKELETON_LEVEL: i32 = 1;
+/// How much memory decompressing one may take, as a power of two: what zstd's levels up to 19
+/// ask for.
+const SKELETON_WINDOW_LOG: u32 = 23;
 
 /// Why a layer's tar stream was not converted.
 #[derive(Debug, thiserror::Error)]
@@ -129,7 +132,9 @@ pub(crate) struct TarParts<S, B> {
 impl<S: Read, B: ReadAt> TarParts<S, B> {
     /// The tar stream. What it is only its digest tells.
     pub fn assemble(self) -> io::Result<impl Read + use<S, B>> {
-        let skeleton = zstd::Decoder::new(self.skeleton)?.take(self.max_skeleton_bytes);
+        let mut skeleton = zstd::Decoder::new(self.skeleton)?;
+        skeleton.window_log_max(SKELETON_WINDOW_LOG)?;
+        let skeleton = skeleton.take(self.max_skeleton_bytes);
         Ok(Assembler::new(skeleton, self.blob, self.blob_bytes)?)
     }
 }
@@ -310,5 +315,31 @@ pub(super) fn mistaken(path: PathBuf, problem: &str) -> StoreError {
     StoreError::Record {
         path,
         source: serde::de::Error::custom(problem),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use erofs::tar::Recorder;
+
+    use super::*;
+
+    #[test]
+    fn a_skeleton_that_decompresses_past_its_limit_is_refused() {
+        let mut writer = erofs::skeleton::Writer::new(Vec::new());
+        writer.literal(&[0; 1 << 20]).unwrap();
+        let plain = writer.finish().unwrap();
+        let packed = zstd::encode_all(&plain[..], SKELETON_LEVEL).unwrap();
+        let read = |max_skeleton_bytes| {
+            let parts = TarParts {
+                skeleton: &packed[..],
+                blob: Vec::new(),
+                blob_bytes: 0,
+                max_skeleton_bytes,
+            };
+            io::copy(&mut parts.assemble()?, &mut io::sink())
+        };
+        assert_eq!(read(plain.len() as u64).unwrap(), 1 << 20);
+        assert!(read(plain.len() as u64 - 1).is_err());
     }
 }

@@ -19,7 +19,9 @@ pub struct Namespaces(Vec<String>);
 pub fn missing() -> Option<String> {
     let name = format!("mote-probe-{}", std::process::id());
     let made = ip(&["netns", "add", &name]).and_then(|()| {
-        let pair = ["link", "add", "veth0", "type", "veth", "peer", "name", "veth1"];
+        let pair = [
+            "link", "add", "veth0", "type", "veth", "peer", "name", "veth1",
+        ];
         let linked = ip(&[&["-n", &name], &pair[..]].concat());
         let _ = ip(&["netns", "del", &name]);
         linked
@@ -42,7 +44,9 @@ impl Namespaces {
         }
         for (other, subnet) in [(&a, 1), (&c, 2)] {
             let near = format!("veth{subnet}");
-            let pair = ["link", "add", &near, "type", "veth", "peer", "name", "veth0"];
+            let pair = [
+                "link", "add", &near, "type", "veth", "peer", "name", "veth0",
+            ];
             let of_peer = ["netns", other];
             must(&[&["-n", &b], &pair[..], &of_peer].concat());
             let near_address = format!("10.77.{subnet}.2/24");
@@ -95,7 +99,9 @@ impl Place {
         command.args(tables);
         let output = self.enter(&command).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        text.lines().filter(|line| !line.contains("local_address")).count()
+        text.lines()
+            .filter(|line| !line.contains("local_address"))
+            .count()
     }
 }
 

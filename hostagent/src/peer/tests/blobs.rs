@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use outboard::{GROUP_BYTES, Geometry, SPAN_BYTES};
 
+use super::super::blob::BlobStream;
 use super::super::encoding::Piece;
 use super::super::message::{Answer, Request, encode};
 use super::hostile::{Hostile, Reply};
@@ -45,7 +46,14 @@ fn fetch(node: &Node, client: &Client, identity: BlobIdentity) -> Result<String,
 fn blobs_of_any_length_arrive_whole() {
     let own = Node::new();
     let other = Node::new();
-    let lengths = [0, 1, GROUP_BYTES as usize, 100_000, SPAN_BYTES as usize, 5_000_001];
+    let lengths = [
+        0,
+        1,
+        GROUP_BYTES as usize,
+        100_000,
+        SPAN_BYTES as usize,
+        5_000_001,
+    ];
     let identities = lengths.map(|length| other.store().put_for_tests(&noise(1, length)));
     let other = other.serving(&[&own]);
     let client = own.client(vec![other.as_peer()]);
@@ -83,7 +91,10 @@ fn the_next_peer_goes_on_where_one_failed() {
     let begun = [&head[..], &first[..]].concat();
     let gone = {
         let begun = begun.clone();
-        Hostile::new(&own, move |_| Reply::ThenGone(begun.clone()))
+        Hostile::new(&own, move |request| match request {
+            Request::Blob { groups, .. } if groups[0] == 0 => Reply::ThenGone(begun.clone()),
+            _ => Reply::ThenGone(Vec::new()),
+        })
     };
     let head = announced(identity.bytes, &[[0, 1], [64, 128]]);
     let second = honest(&blob, 64..128);
@@ -102,6 +113,7 @@ fn the_next_peer_goes_on_where_one_failed() {
         request => panic!("{request:?}"),
     };
     assert_eq!((from(&gone), from(&partial)), (0, 64));
+    assert_eq!(gone.asked(), 2, "once more, as something came of it");
     assert_eq!(partial.asked(), 2, "once more for what it has not");
     assert!(told.contains("the connection broke"), "{told}");
 }
@@ -123,27 +135,51 @@ fn a_peer_that_sends_what_it_should_not_is_named_and_not_asked_again() {
     let image = r#"{"image":{"id":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","config_bytes":0,"manifest_bytes":null,"layers":[]}}"#;
     type Case = (&'static str, Reply);
     let cases: Vec<Case> = vec![
-        ("another length", Reply::Bytes(announced(identity.bytes + 1, &[[0, groups]]))),
-        ("a length beyond all", Reply::Bytes(announced(u64::MAX, &[[0, u64::MAX]]))),
+        (
+            "another length",
+            Reply::Bytes(announced(identity.bytes + 1, &[[0, groups]])),
+        ),
+        (
+            "a length beyond all",
+            Reply::Bytes(announced(u64::MAX, &[[0, u64::MAX]])),
+        ),
         ("a wrong root", Reply::Bytes(sent(&|body| body[3] ^= 1))),
-        ("a wrong node", Reply::Bytes(sent(&|body| body[64 * 20] ^= 1))),
-        ("a wrong byte", Reply::Bytes(sent(&|body| body[nodes + 5] ^= 1))),
-        ("a wrong byte later", Reply::Bytes(sent(&|body| body[2_900_000] ^= 1))),
+        (
+            "a wrong node",
+            Reply::Bytes(sent(&|body| body[64 * 20] ^= 1)),
+        ),
+        (
+            "a wrong byte",
+            Reply::Bytes(sent(&|body| body[nodes + 5] ^= 1)),
+        ),
+        (
+            "a wrong byte later",
+            Reply::Bytes(sent(&|body| body[2_900_000] ^= 1)),
+        ),
         (
             "groups in another order",
             Reply::Bytes(sent(&|body| {
                 body[nodes..nodes + 2 * GROUP_BYTES as usize].rotate_left(GROUP_BYTES as usize);
             })),
         ),
-        ("an early end", Reply::Bytes(sent(&|body| body.truncate(1_500_000)))),
+        (
+            "an early end",
+            Reply::Bytes(sent(&|body| body.truncate(1_500_000))),
+        ),
         ("an end at once", Reply::Bytes(Vec::new())),
         ("half a message", Reply::Bytes(head[..9].to_vec())),
         ("an endless stream", Reply::ThenEndless(head.clone())),
         ("an endless message", Reply::ThenEndless(vec![0xff; 4])),
         ("no JSON", Reply::Bytes(document("{]"))),
-        ("JSON of another kind", Reply::Bytes(document("{\"blobs\":1}"))),
+        (
+            "JSON of another kind",
+            Reply::Bytes(document("{\"blobs\":1}")),
+        ),
         ("an image", Reply::Bytes(document(image))),
-        ("too many ranges", Reply::Bytes(announced(identity.bytes, &[[0, 1]; 257]))),
+        (
+            "too many ranges",
+            Reply::Bytes(announced(identity.bytes, &[[0, 1]; 257])),
+        ),
     ];
     let good = good.serving(&[&own]);
     for (case, reply) in cases {
@@ -184,7 +220,10 @@ fn of_a_peer_that_lies_alone_nothing_is_kept() {
     let hostile = Hostile::new(&own, move |_| Reply::Bytes(bytes.clone()));
     let client = own.client(vec![hostile.as_peer()]);
     let error = fetch(&own, &client, identity).unwrap_err();
-    assert!(error.to_string().contains("it sent what it should not"), "{error}");
+    assert!(
+        error.to_string().contains("it sent what it should not"),
+        "{error}"
+    );
     let again = fetch(&own, &client, identity).unwrap_err();
     assert!(again.to_string().contains("not asked any more"), "{again}");
     assert_eq!(own.blob_count(), 0);
@@ -204,6 +243,27 @@ fn a_peer_that_falls_silent_is_left() {
     let told = fetch(&own, &client, identity).unwrap();
     assert_eq!(told.matches("it sent nothing for 2 s").count(), 2, "{told}");
     assert!(own.content(identity) == good.content(identity));
+}
+
+#[test]
+fn whoever_takes_long_over_what_has_arrived_gets_the_rest_all_the_same() {
+    let (own, good, identity) = nodes(6_000_000);
+    let good = good.serving(&[&own]);
+    let client = own.client(vec![good.as_peer()]);
+    let mut stream = BlobStream::new(Arc::clone(&client.session), identity, u64::MAX);
+    let mut arrived = Vec::new();
+    let fetched = client.runtime.run(&|| false, async {
+        while let Some((bytes, verified)) = stream.next().await? {
+            if arrived.is_empty() {
+                // Until the server has given up.
+                tokio::time::sleep(PATIENCE.stall * 2).await;
+            }
+            arrived.extend_from_slice(&bytes[verified.data]);
+        }
+        Ok::<_, PeerError>(())
+    });
+    fetched.unwrap();
+    assert!(arrived == good.content(identity));
 }
 
 #[test]
@@ -229,9 +289,14 @@ fn what_a_peer_says_of_its_own_troubles_is_passed_on() {
     let (own, good, identity) = nodes(2_000_000);
     let reset = Hostile::new(&own, |_| Reply::ThenReset(Vec::new(), 2));
     let failed = Hostile::new(&own, |_| {
-        Reply::Bytes(encode(&Answer::failed("disk \u{1b}[2J on fire")).unwrap())
+        let problem = "disk \u{1b}[2J on fire".to_owned();
+        Reply::Bytes(encode(&Answer::Failed { problem }).unwrap())
     });
-    let path = good.directory.path().join("blobs").join(identity.hash.hex());
+    let path = good
+        .directory
+        .path()
+        .join("blobs")
+        .join(identity.hash.hex());
     let mut data = std::fs::read(path.join("data")).unwrap();
     data[1_500_000] ^= 4;
     std::fs::write(path.join("data"), data).unwrap();
@@ -239,7 +304,10 @@ fn what_a_peer_says_of_its_own_troubles_is_passed_on() {
     let client = own.client(vec![reset.as_peer(), failed.as_peer(), good.as_peer()]);
     let error = fetch(&own, &client, identity).unwrap_err().to_string();
     assert!(error.contains("its own copy is corrupt"), "{error}");
-    assert!(error.contains("on fire") && !error.contains('\u{1b}'), "{error}");
+    assert!(
+        error.contains("on fire") && !error.contains('\u{1b}'),
+        "{error}"
+    );
     let notes = good.notes.lock().unwrap().join("\n");
     assert!(notes.contains("is corrupt between bytes"), "{notes}");
     assert_eq!(own.blob_count(), 0);

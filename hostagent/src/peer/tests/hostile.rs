@@ -49,7 +49,11 @@ impl Hostile {
         let any = "127.0.0.1:0".parse().unwrap();
         let endpoint = runtime.within(|| transport::endpoint(any, Some(config)).unwrap());
         let requests = Arc::new(Mutex::new(Vec::new()));
-        runtime.spawn(serve(endpoint.clone(), Arc::new(script), Arc::clone(&requests)));
+        runtime.spawn(serve(
+            endpoint.clone(),
+            Arc::new(script),
+            Arc::clone(&requests),
+        ));
         Self {
             key,
             address: endpoint.local_addr().unwrap(),
@@ -79,7 +83,9 @@ async fn serve(endpoint: Endpoint, script: Script, requests: Arc<Mutex<Vec<Reque
     while let Some(incoming) = endpoint.accept().await {
         let (script, requests) = (Arc::clone(&script), Arc::clone(&requests));
         tokio::spawn(async move {
-            let Ok(connection) = incoming.await else { return };
+            let Ok(connection) = incoming.await else {
+                return;
+            };
             while let Ok((send, mut receive)) = connection.accept_bi().await {
                 let Ok(request) = message::receive::<Request>(&mut receive, 4096).await else {
                     return;

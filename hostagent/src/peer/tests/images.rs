@@ -64,6 +64,28 @@ fn an_image_is_fetched_by_its_id_and_is_the_same() {
 }
 
 #[test]
+fn a_long_skeleton_and_long_files_do_not_wait_for_one_another() {
+    let (own, other) = (Node::new(), Node::new());
+    let large = noise(1, 5_000_000);
+    let seeds = noise(2, 48 * 40_000);
+    let names: Vec<String> = seeds
+        .chunks(48)
+        .map(|seed| seed.iter().map(|byte| format!("{byte:02x}")).collect())
+        .collect();
+    let mut files: Vec<(&str, &[u8])> = vec![("first", &large)];
+    files.extend(names.iter().map(|name| (&name[..], &b"x"[..])));
+    files.push(("last", &large));
+    let image = load(&other.store(), &[tar(&files)], &[]);
+    let skeleton = described(&other, image.diff_ids[0]).skeleton;
+    assert!(skeleton.bytes > 2 << 20, "{skeleton:?}");
+    let other = other.serving(&[&own]);
+    let client = own.client(vec![other.as_peer()]);
+    let (fetched, told) = fetch(&own, &client, &image.id.to_string());
+    own.store().verify(&fetched.unwrap().image).unwrap();
+    assert_eq!(told, "");
+}
+
+#[test]
 fn only_a_peer_that_is_believed_says_what_a_name_means() {
     let (own, other) = (Node::new(), Node::new());
     let image = load(&other.store(), &layers(), &["demo:v1"]);
@@ -99,7 +121,13 @@ fn metadata_that_a_peer_made_up_is_not_taken_in() {
     let mut bytes = other.content(honest.blob);
     bytes[1100] ^= 0x40;
     let blob = other.store().put_for_tests(&bytes);
-    forge(&other, &LayerAnswer { blob, ..honest.clone() });
+    forge(
+        &other,
+        &LayerAnswer {
+            blob,
+            ..honest.clone()
+        },
+    );
     let other = other.serving(&[&own]);
     let client = own.client(vec![other.as_peer()]);
     let fetched = fetch(&own, &client, &image.id.to_string()).0.unwrap();
@@ -121,12 +149,48 @@ fn a_layer_that_is_made_of_something_else_is_refused_and_the_next_peer_gives_it(
     };
     type Forgery<'a> = (&'static str, Box<dyn Fn(&Node) -> LayerAnswer + 'a>);
     let forgeries: Vec<Forgery> = vec![
-        ("of another layer", Box::new(|_| LayerAnswer { diff_id: first.diff_id, ..second.clone() })),
-        ("another skeleton", Box::new(|_| LayerAnswer { skeleton: second.skeleton, ..first.clone() })),
-        ("another blob", Box::new(|_| LayerAnswer { blob: second.blob, ..first.clone() })),
-        ("no skeleton", Box::new(|node| LayerAnswer { skeleton: junk(node), ..first.clone() })),
-        ("zeros", Box::new(|node| LayerAnswer { skeleton: zeros(node), ..first.clone() })),
-        ("longer", Box::new(|_| LayerAnswer { tar_bytes: first.tar_bytes - 512, ..first.clone() })),
+        (
+            "of another layer",
+            Box::new(|_| LayerAnswer {
+                diff_id: first.diff_id,
+                ..second.clone()
+            }),
+        ),
+        (
+            "another skeleton",
+            Box::new(|_| LayerAnswer {
+                skeleton: second.skeleton,
+                ..first.clone()
+            }),
+        ),
+        (
+            "another blob",
+            Box::new(|_| LayerAnswer {
+                blob: second.blob,
+                ..first.clone()
+            }),
+        ),
+        (
+            "no skeleton",
+            Box::new(|node| LayerAnswer {
+                skeleton: junk(node),
+                ..first.clone()
+            }),
+        ),
+        (
+            "zeros",
+            Box::new(|node| LayerAnswer {
+                skeleton: zeros(node),
+                ..first.clone()
+            }),
+        ),
+        (
+            "longer",
+            Box::new(|_| LayerAnswer {
+                tar_bytes: first.tar_bytes - 512,
+                ..first.clone()
+            }),
+        ),
     ];
     let good = good.serving(&[&own]);
     for (case, forgery) in forgeries {
@@ -145,7 +209,10 @@ fn a_layer_that_is_made_of_something_else_is_refused_and_the_next_peer_gives_it(
         let error = fetch(&victim, &client, &id).0.unwrap_err();
         assert!(matches!(error, PeerError::Nobody { .. }), "{case}: {error}");
         assert!(victim.store().images().unwrap().is_empty(), "{case}");
-        assert!(victim.store().layer(first.diff_id).unwrap().is_none(), "{case}");
+        assert!(
+            victim.store().layer(first.diff_id).unwrap().is_none(),
+            "{case}"
+        );
         victim.blob_count();
 
         let client = victim.client(vec![evil.as_peer(), good.as_peer()]);
@@ -177,11 +244,23 @@ fn documents_that_are_others_are_refused() {
     let cases = [
         ("another id", sent(&|answer, _| answer.id = other)),
         ("another document", sent(&|_, documents| documents[5] ^= 1)),
-        ("a shorter one", sent(&|_, documents| documents.truncate(20))),
+        (
+            "a shorter one",
+            sent(&|_, documents| documents.truncate(20)),
+        ),
         ("no layers", sent(&|answer, _| answer.layers.clear())),
-        ("other layers", sent(&|answer, _| answer.layers[0].diff_id = other)),
-        ("a layer too long", sent(&|answer, _| answer.layers[0].blob.bytes = u64::MAX)),
-        ("too long", sent(&|answer, _| answer.config_bytes = u64::MAX)),
+        (
+            "other layers",
+            sent(&|answer, _| answer.layers[0].diff_id = other),
+        ),
+        (
+            "a layer too long",
+            sent(&|answer, _| answer.layers[0].blob.bytes = u64::MAX),
+        ),
+        (
+            "too long",
+            sent(&|answer, _| answer.config_bytes = u64::MAX),
+        ),
         (
             "another image",
             sent(&|answer, documents| {
@@ -189,7 +268,16 @@ fn documents_that_are_others_are_refused() {
                 answer.id = Digest::of(documents);
             }),
         ),
-        ("a blob", Reply::Bytes(encode(&Answer::Blob { bytes: 1, has: vec![] }).unwrap())),
+        (
+            "a blob",
+            Reply::Bytes(
+                encode(&Answer::Blob {
+                    bytes: 1,
+                    has: vec![],
+                })
+                .unwrap(),
+            ),
+        ),
     ];
     for (case, reply) in cases {
         let reply = Mutex::new(Some(reply));

@@ -203,11 +203,14 @@ pub fn load(store: &Store, layers: &[Vec<u8>], names: &[&str]) -> StoredImage {
         },
         "layers": [],
     }));
-    let sources = layers.iter().zip(&diff_ids).map(|(tar, diff_id)| LayerSource {
-        diff_id: *diff_id,
-        blob: None,
-        content: Arc::new(InMemory(tar.clone())),
-    });
+    let sources = layers
+        .iter()
+        .zip(&diff_ids)
+        .map(|(tar, diff_id)| LayerSource {
+            diff_id: *diff_id,
+            blob: None,
+            content: Arc::new(InMemory(tar.clone())),
+        });
     let source = SourceImage {
         names: names.iter().map(|name| name.parse().unwrap()).collect(),
         manifest: Some(manifest),

@@ -34,7 +34,9 @@ impl Raw {
     }
 
     fn run<T>(&self, work: impl Future<Output = T>) -> T {
-        let outcome = self.runtime.run(&|| false, async { Ok::<_, PeerError>(work.await) });
+        let outcome = self
+            .runtime
+            .run(&|| false, async { Ok::<_, PeerError>(work.await) });
         outcome.unwrap()
     }
 
@@ -53,7 +55,9 @@ fn request() -> Vec<u8> {
 
 async fn asks(connection: &Connection) -> Result<Answer, String> {
     let (mut send, mut stream) = connection.open_bi().await.map_err(|e| e.to_string())?;
-    send.write_all(&request()).await.map_err(|e| e.to_string())?;
+    send.write_all(&request())
+        .await
+        .map_err(|e| e.to_string())?;
     send.finish().map_err(|e| e.to_string())?;
     let answer = receive(&mut stream, MAX_ANSWER_BYTES).await;
     answer.map_err(|e| e.to_string())
@@ -192,7 +196,13 @@ fn a_blob_that_is_being_sent_is_not_collected() {
         let (mut send, mut stream) = connection.open_bi().await.unwrap();
         send.write_all(&encode(&wanted).unwrap()).await.unwrap();
         let answer: Answer = receive(&mut stream, MAX_ANSWER_BYTES).await.unwrap();
-        assert!(matches!(answer, Answer::Blob { bytes: 8_000_000, .. }));
+        assert!(matches!(
+            answer,
+            Answer::Blob {
+                bytes: 8_000_000,
+                ..
+            }
+        ));
         (send, stream)
     });
     assert_eq!(other.store().collect().unwrap().blobs, 0);
