@@ -21,6 +21,8 @@ use crate::store::{Blob, Lease, Store, StoreError, StoredImage};
 /// Bytes that are sent at a time, where how many is limited: small enough that sixteen
 /// requests at the lowest limit each get some in a few seconds.
 const SEND_BYTES: usize = 16 << 10;
+/// The same without a limit: little enough for a slow line to take it before it is given up.
+const UNLIMITED_BYTES: usize = 64 << 10;
 
 /// Answers requests.
 pub(super) struct Answers {
@@ -248,7 +250,7 @@ impl Answers {
     async fn send(&self, send: &mut SendStream, bytes: &[u8]) -> Result<(), GivenUp> {
         let step = match self.limit {
             Some(_) => SEND_BYTES,
-            None => bytes.len().max(1),
+            None => UNLIMITED_BYTES,
         };
         for part in bytes.chunks(step) {
             bucket::take(&self.limit, part.len()).await;

@@ -156,6 +156,9 @@ pub enum AskError {
         /// What each peer said.
         problem: String,
     },
+    /// It is more than `limits.toml` allows.
+    #[error("what it has of it is longer than limits.toml allows")]
+    TooLarge,
     /// What it has is damaged.
     #[error("its own copy is corrupt; `mote store verify` there")]
     Corrupt,
@@ -262,6 +265,7 @@ impl From<MessageError> for AskError {
     fn from(error: MessageError) -> Self {
         match error {
             MessageError::Read(error) => error.into(),
+            MessageError::Limit => Self::TooLarge,
             error => Self::wrong(error.to_string()),
         }
     }

@@ -103,6 +103,9 @@ pub(super) enum MessageError {
     /// It is no such message.
     #[error("a message that is none")]
     Json(#[from] serde_json::Error),
+    /// It may be right, and is more than this node takes.
+    #[error("it has a layer that is longer than limits.toml allows")]
+    Limit,
     /// It has numbers that cannot be.
     #[error("{0}")]
     Senseless(&'static str),
@@ -162,9 +165,7 @@ impl ImageAnswer {
         };
         match self.layers.iter().all(fits) {
             true => Ok(()),
-            false => Err(MessageError::Senseless(
-                "a layer is longer than limits.toml allows",
-            )),
+            false => Err(MessageError::Limit),
         }
     }
 }

@@ -210,9 +210,6 @@ async fn requests(
 ) {
     let active = Arc::new(AtomicUsize::new(0));
     loop {
-        let Ok(permit) = Arc::clone(streams).acquire_owned().await else {
-            return;
-        };
         let (send, receive) = match timeout(shared.patience.unused, connection.accept_bi()).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(_)) => return,
@@ -221,6 +218,10 @@ async fn requests(
                 connection.close(Code::Done.into(), b"nothing was asked");
                 return;
             }
+        };
+        // Until then no more are accepted, and QUIC lets no more than so many be opened.
+        let Ok(permit) = Arc::clone(streams).acquire_owned().await else {
+            return;
         };
         let answers = Arc::clone(&shared.answers);
         active.fetch_add(1, Ordering::Relaxed);

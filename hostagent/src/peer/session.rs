@@ -102,6 +102,18 @@ impl Session {
         known: &Known,
         request: &Request,
     ) -> Result<(Answer, Incoming<'_>), AskError> {
+        match self.ask_once(known, request).await {
+            // A connection that nobody used may be closed at any time.
+            Err(AskError::Lost { .. }) => self.ask_once(known, request).await,
+            outcome => outcome,
+        }
+    }
+
+    async fn ask_once(
+        &self,
+        known: &Known,
+        request: &Request,
+    ) -> Result<(Answer, Incoming<'_>), AskError> {
         let connection = self.connection(known).await?;
         let request = message::encode(request).map_err(|error| AskError::Failed {
             problem: error.to_string(),

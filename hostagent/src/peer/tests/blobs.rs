@@ -113,7 +113,11 @@ fn the_next_peer_goes_on_where_one_failed() {
         request => panic!("{request:?}"),
     };
     assert_eq!((from(&gone), from(&partial)), (0, 64));
-    assert_eq!(gone.asked(), 2, "once more, as something came of it");
+    assert_eq!(
+        gone.asked(),
+        3,
+        "once more as something came of it, and once anew"
+    );
     assert_eq!(partial.asked(), 2, "once more for what it has not");
     assert!(told.contains("the connection broke"), "{told}");
 }
