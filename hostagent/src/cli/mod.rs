@@ -7,6 +7,7 @@ mod images;
 mod inspect;
 mod interrupt;
 mod load;
+mod node;
 mod output;
 mod progress;
 mod ps;
@@ -80,6 +81,7 @@ enum Command {
     Stats(stats::StatsArgs),
     System(system::SystemArgs),
     Store(store::StoreArgs),
+    Node(node::NodeArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -114,6 +116,7 @@ pub fn main() -> ExitCode {
         Command::Stats(args) => stats::main(&args),
         Command::Store(args) => store::main(&args),
         Command::System(args) => system::main(&args),
+        Command::Node(args) => node::main(&args),
         Command::Doctor(args) => doctor::main(&args),
     };
     done.unwrap_or_else(|error| {

@@ -10,6 +10,7 @@ use super::endpoint;
 use super::redirect::RedirectProblem;
 use super::tls::TlsError;
 use crate::image::digest::Digest;
+use crate::runtime::Cancelled;
 
 /// What was attempted and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -303,6 +304,12 @@ pub(super) enum Retry {
     Backoff,
     /// After this time.
     After(Duration),
+}
+
+impl From<Cancelled> for RegistryError {
+    fn from(_: Cancelled) -> Self {
+        Self::Cancelled
+    }
 }
 
 impl RegistryError {

@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use crate::image::digest::Digest;
 use crate::image::manifest::Descriptor;
+use crate::runtime::Runtime;
 
 mod answer;
 mod auth;
@@ -49,7 +50,6 @@ mod redirect;
 mod referrers;
 mod resolver;
 mod retry;
-mod runtime;
 mod secret;
 mod session;
 mod text;
@@ -68,7 +68,6 @@ pub use manifests::{DOCKER_INDEX, DOCKER_MANIFEST, Fetched, OCI_INDEX, OCI_MANIF
 pub use push::{Open, Pushed};
 pub use reader::{BlobReader, Cancel};
 pub use redirect::RedirectProblem;
-use runtime::Runtime;
 pub use secret::Secret;
 use session::Session;
 pub use tls::TlsError;
@@ -86,9 +85,11 @@ pub struct Client {
 impl Client {
     /// A client with these settings and credentials.
     pub fn new(settings: Settings, credentials: CredentialStore) -> Result<Self, RegistryError> {
+        let runtime =
+            Runtime::new("registry").map_err(|source| RegistryError::Runtime { source })?;
         Ok(Self {
             session: Arc::new(Session::new(settings, credentials)),
-            runtime: Arc::new(Runtime::new()?),
+            runtime: Arc::new(runtime),
         })
     }
 
@@ -145,7 +146,7 @@ impl Client {
             let (digest, size) = (descriptor.digest, descriptor.size);
             let mut download = Download::new(&self.session, repository, digest, size, sources);
             download.begin().await?;
-            Ok(download)
+            Ok::<_, RegistryError>(download)
         })?;
         Ok(BlobReader::new(&self.runtime, download, cancel))
     }

@@ -8,7 +8,7 @@ use bytes::{Buf, Bytes};
 
 use super::download::Download;
 use super::error::RegistryError;
-use super::runtime::Runtime;
+use crate::runtime::Runtime;
 
 /// Tells whether a download is still wanted; asked about every 100 ms, on the
 /// thread that reads.

@@ -295,9 +295,16 @@ impl Store {
         })
     }
 
+    /// What a blob of this hash is, if one is there.
+    pub(crate) fn blob_identity(&self, hash: BlobHash) -> Option<BlobIdentity> {
+        let data = self.blob_directory(hash).join(DATA).metadata().ok()?;
+        let bytes = data.len();
+        Some(BlobIdentity { hash, bytes })
+    }
+
     /// Puts a blob in its place that was made in `directory`. One that is there already
     /// and can be used stays; one that cannot makes room.
-    pub(super) fn publish_blob(
+    pub(crate) fn publish_blob(
         &self,
         directory: &Path,
         identity: BlobIdentity,

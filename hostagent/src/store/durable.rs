@@ -2,9 +2,9 @@
 //! happens meanwhile: written aside, brought to disk, renamed, and the rename
 //! brought to disk.
 
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Makes a directory that only its owner can enter, and its parents.
@@ -26,7 +26,21 @@ pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
 
 /// Writes a new file and brings it to disk. It is not yet in place.
 pub(super) fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::options().write(true).create_new(true).open(path)?;
+    write_new(File::options().write(true).create_new(true), path, bytes)
+}
+
+/// The same for a file that only its owner may read.
+pub(super) fn write_secret_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut options = File::options();
+    write_new(
+        options.write(true).create_new(true).mode(0o600),
+        path,
+        bytes,
+    )
+}
+
+fn write_new(options: &OpenOptions, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = options.open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }

@@ -122,7 +122,7 @@ pub enum StoreError {
 
 impl StoreError {
     /// Whether something derived is damaged, so that making it again helps.
-    pub(super) fn is_damage(&self) -> bool {
+    pub(crate) fn is_damage(&self) -> bool {
         matches!(
             self,
             Self::Corrupt { .. }
@@ -137,7 +137,7 @@ impl StoreError {
     }
 
     /// An I/O error, told apart by whether the disk is full.
-    pub(super) fn io(root: &Path, action: impl Into<String>, source: io::Error) -> Self {
+    pub(crate) fn io(root: &Path, action: impl Into<String>, source: io::Error) -> Self {
         let action = action.into();
         let root = root.to_owned();
         if is_out_of_space(&source) {

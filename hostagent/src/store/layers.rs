@@ -3,6 +3,7 @@
 use std::io::{self, Read};
 use std::path::PathBuf;
 
+use erofs::image::ReadAt;
 use erofs::skeleton::Assembler;
 use erofs::tar::TarError;
 use outboard::BlobHash;
@@ -29,6 +30,9 @@ pub const CONVERTER_VERSION: u32 = 1;
 
 /// How hard zstd works at a skeleton: a little, since converting waits for it.
 const SKELETON_LEVEL: i32 = 1;
+/// How much memory decompressing one may take, as a power of two: what zstd's levels up to 19
+/// ask for.
+const SKELETON_WINDOW_LOG: u32 = 23;
 
 /// Why a layer's tar stream was not converted.
 #[derive(Debug, thiserror::Error)]
@@ -91,10 +95,15 @@ impl StoredLayer {
     /// Hands the tar stream it was made from to `consume`, and then tells whether it was
     /// that: of its length, and with its digest.
     pub fn tar<T>(&self, consume: impl FnOnce(&mut dyn Read) -> io::Result<T>) -> io::Result<T> {
-        let skeleton = zstd::Decoder::new(StreamReader::new(&self.skeleton))?;
         let blob = VerifiedReader::new(&self.blob);
-        let assembler = Assembler::new(skeleton, &blob, self.blob.identity.bytes);
-        let mut tar = HashingReader::new(assembler?)?;
+        let skeleton = StreamReader::new(&self.skeleton);
+        let parts = TarParts {
+            skeleton,
+            blob: &blob,
+            blob_bytes: self.blob.identity.bytes,
+            max_skeleton_bytes: u64::MAX,
+        };
+        let mut tar = HashingReader::new(parts.assemble()?)?;
         let made = consume(&mut tar)?;
         let digest = tar.finish()?;
         if digest != self.diff_id {
@@ -104,6 +113,29 @@ impl StoredLayer {
             )));
         }
         Ok(made)
+    }
+}
+
+/// What a layer's tar stream is put together from: here from the store, or on its way
+/// from a peer.
+pub(crate) struct TarParts<S, B> {
+    /// The skeleton, in zstd.
+    pub skeleton: S,
+    /// The blob that goes with it.
+    pub blob: B,
+    /// How long the blob is.
+    pub blob_bytes: u64,
+    /// How long the skeleton may be after decompression.
+    pub max_skeleton_bytes: u64,
+}
+
+impl<S: Read, B: ReadAt> TarParts<S, B> {
+    /// The tar stream. What it is only its digest tells.
+    pub fn assemble(self) -> io::Result<impl Read + use<S, B>> {
+        let mut skeleton = zstd::Decoder::new(self.skeleton)?;
+        skeleton.window_log_max(SKELETON_WINDOW_LOG)?;
+        let skeleton = skeleton.take(self.max_skeleton_bytes);
+        Ok(Assembler::new(skeleton, self.blob, self.blob_bytes)?)
     }
 }
 
@@ -135,10 +167,17 @@ impl Store {
 
     /// The blobs that a layer's record names; none if there is no record.
     pub(super) fn layer_blobs(&self, diff_id: Digest) -> Vec<BlobHash> {
-        let record = read_record::<Record>(self, self.layer_record(diff_id), String::new);
-        let record = record.ok().flatten();
-        let blobs = record.map(|record| [record.blob.hash, record.skeleton.hash]);
+        let recorded = self.recorded_blobs(diff_id);
+        let blobs = recorded.map(|blobs| blobs.map(|blob| blob.hash));
         blobs.into_iter().flatten().collect()
+    }
+
+    /// The blob and the skeleton that a layer's record names, whether they are there or
+    /// not.
+    pub(crate) fn recorded_blobs(&self, diff_id: Digest) -> Option<[BlobIdentity; 2]> {
+        let record = read_record::<Record>(self, self.layer_record(diff_id), String::new);
+        let record = record.ok().flatten()?;
+        Some([record.blob, record.skeleton])
     }
 
     /// Converts a layer unless that has been done, and holds on to it. If another process
@@ -294,5 +333,31 @@ pub(super) fn mistaken(path: PathBuf, problem: &str) -> StoreError {
     StoreError::Record {
         path,
         source: serde::de::Error::custom(problem),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use erofs::tar::Recorder;
+
+    use super::*;
+
+    #[test]
+    fn a_skeleton_that_decompresses_past_its_limit_is_refused() {
+        let mut writer = erofs::skeleton::Writer::new(Vec::new());
+        writer.literal(&[0; 1 << 20]).unwrap();
+        let plain = writer.finish().unwrap();
+        let packed = zstd::encode_all(&plain[..], SKELETON_LEVEL).unwrap();
+        let read = |max_skeleton_bytes| {
+            let parts = TarParts {
+                skeleton: &packed[..],
+                blob: Vec::new(),
+                blob_bytes: 0,
+                max_skeleton_bytes,
+            };
+            io::copy(&mut parts.assemble()?, &mut io::sink())
+        };
+        assert_eq!(read(plain.len() as u64).unwrap(), 1 << 20);
+        assert!(read(plain.len() as u64 - 1).is_err());
     }
 }

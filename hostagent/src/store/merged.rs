@@ -58,7 +58,7 @@ impl Store {
 
     /// Merges layers unless that has been done. `image` is for errors. A layer that turns
     /// out to be corrupt is quarantined.
-    pub(super) fn obtain_merged(
+    pub(crate) fn obtain_merged(
         &self,
         image: Digest,
         diff_ids: &[Digest],

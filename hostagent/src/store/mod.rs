@@ -3,6 +3,7 @@
 //! ```text
 //! $MOTE_ROOT                          /var/lib/mote unless set
 //! ├── format                          the version of this layout
+//! ├── node.key                        what peers know this node by, made on first need
 //! ├── images.json                     names, and what each image is made of
 //! ├── content/sha256/HEX              manifests and image configurations, as they came
 //! ├── blobs/HASH/data                 bytes, named by their BLAKE3 hash
@@ -37,6 +38,7 @@ mod collect;
 mod durable;
 mod error;
 mod import;
+mod incoming;
 mod layers;
 mod lazy;
 mod leases;
@@ -58,8 +60,8 @@ pub use blobs::{Blob, BlobError, StreamReader};
 pub use collect::Collected;
 pub use error::StoreError;
 pub use import::{ImportError, Imported};
-pub use layers::StoredLayer;
-pub use layers::{CONVERTER_VERSION, ConvertError};
+pub(crate) use layers::TarParts;
+pub use layers::{CONVERTER_VERSION, ConvertError, StoredLayer};
 pub use lazy::LazyImage;
 pub use leases::Lease;
 pub use merged::MergedImage;
@@ -71,7 +73,7 @@ pub use verify::{Report, Verified, Wrong};
 
 use crate::image::digest::Digest;
 use crate::running::Registry;
-use durable::{create_directory, publish, write_file};
+use durable::{create_directory, publish, write_file, write_secret_file};
 use lock::FileLock;
 use staging::Staging;
 
@@ -135,6 +137,34 @@ impl Store {
     /// The same store, for images that keep to these limits.
     pub fn with_limits(self, limits: erofs::Limits) -> Self {
         Self { limits, ..self }
+    }
+
+    /// What images may cost.
+    pub(crate) fn limits(&self) -> &erofs::Limits {
+        &self.limits
+    }
+
+    /// The secret in the file `name` of the store; if there is none, what `make` gives is
+    /// put there, for the store's owner only, and is the secret from then on.
+    pub(crate) fn secret(
+        &self,
+        name: &str,
+        make: impl FnOnce() -> io::Result<Vec<u8>>,
+    ) -> Result<Vec<u8>, StoreError> {
+        let path = self.root.join(name);
+        let failed = |source| self.io(format!("reading or making {name}"), source);
+        let _lock = FileLock::acquire_brief(&self.locks().join(name)).map_err(failed)?;
+        match std::fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            found => return found.map_err(failed),
+        }
+        let staging = self.scratch()?;
+        let part = staging.path().join(name);
+        let secret = make().map_err(failed)?;
+        write_secret_file(&part, &secret)
+            .and_then(|()| publish(&part, &path))
+            .map_err(failed)?;
+        Ok(secret)
     }
 
     /// Its directory.
