@@ -559,7 +559,7 @@ fn mended() -> Result<(), Failed> {
     assert!(run.stdout.contains("Broken: "), "{run:?}");
     let run = mote.run(&["store", "verify"]).expect(0);
     assert!(
-        run.stdout.contains(&format!("Pulled again: {name}")),
+        run.stdout.contains(&format!("Fetched again: {name}")),
         "{run:?}"
     );
     mote.assert_consistent();

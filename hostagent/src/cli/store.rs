@@ -6,20 +6,21 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use hostagent::image::name::ImageName;
 use hostagent::image::progress::Progress;
+use hostagent::peer::{self, PeerError};
 use hostagent::store::{ImportError, Report, Store, StoredImage};
 use serde_json::json;
 
 use super::interrupt;
 use super::output::{Format, print, print_json, size};
 use super::progress::TerminalProgress;
-use super::pull::pull;
+use super::pull::{cancel, pull};
 
 const EXAMPLES: &str = "\
 Examples:
   mote store verify
   mote store verify --format json | jq .broken
 
-What was pulled from a registry is pulled again. Exits with 0 if all is whole now, and with 1
+What was pulled from a registry is pulled again, or fetched from peers. Exits with 0 if all is whole now, and with 1
 if an image must be loaded again. What is wrong is kept aside until `mote image prune`.";
 
 /// Look after the content store.
@@ -62,7 +63,19 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         return Err(ImportError::Cancelled.into());
     };
     let mut mended = Vec::new();
-    if !args.no_fetch {
+    if !args.no_fetch && !report.broken.is_empty() {
+        // Peers first: what they have needs no conversion.
+        if let Some(peers) = peer::Client::of_this_machine(store.root())? {
+            let whole = peer::mend(&peers, &store, &mut report, &progress, &cancel());
+            let whole = match whole {
+                Err(PeerError::Cancelled) => return Err(ImportError::Cancelled.into()),
+                whole => whole?,
+            };
+            for (image, error) in whole.failed {
+                progress.note(&format!("{}: peers: {error}", called(&image)));
+            }
+            mended.extend(whole.images);
+        }
         let broken = std::mem::take(&mut report.broken);
         for (image, problem) in broken {
             match mend(&store, &image, &progress) {
@@ -119,7 +132,7 @@ fn as_json(report: &Report, mended: &[StoredImage]) -> serde_json::Value {
             .map(|wrong| json!({"what": wrong.what, "problem": wrong.problem}))
             .collect::<Vec<_>>(),
         "merged_again": report.merged,
-        "pulled_again": mended.iter().map(called).collect::<Vec<_>>(),
+        "fetched_again": mended.iter().map(called).collect::<Vec<_>>(),
         "broken": broken
             .map(|(image, error)| json!({
                 "id": image.id,
@@ -139,7 +152,7 @@ fn as_text(report: &Report, mended: &[StoredImage]) -> String {
         text.push_str(&format!("Merged again: {}\n", report.merged));
     }
     for image in mended {
-        text.push_str(&format!("Pulled again: {}\n", called(image)));
+        text.push_str(&format!("Fetched again: {}\n", called(image)));
     }
     for (image, error) in &report.broken {
         text.push_str(&format!("Broken: {}: {error}\n", called(image)));
