@@ -37,9 +37,9 @@
 //!
 //! `has` are the groups that the server has, in ascending ranges; what follows goes from the
 //! first group asked for to the first that it has not. Today a server has all or nothing.
-//! The pieces are in [`encoding`]: the range, span by span, each with the nodes that verify
+//! The pieces are in `encoding`: the range, span by span, each with the nodes that verify
 //! it. A stream that is given up is reset with a code, such as 1 where the server's own blob
-//! is corrupt ([`transport`]).
+//! is corrupt (`transport`).
 //!
 //! # Trust
 //!
