@@ -346,3 +346,35 @@ fn arguments_that_are_no_text_are_an_error_and_no_crash() {
         assert!(errors.starts_with("error: "), "{errors}");
     }
 }
+
+#[test]
+fn what_the_policy_refuses_is_not_fetched_from_peers() {
+    let config = tempfile::tempdir().unwrap();
+    let key = config.path().join("key.pub");
+    let mote = mote();
+    let fetch = |policy: &str, name: &str| {
+        std::fs::write(config.path().join("policy.toml"), policy).unwrap();
+        let mut command = mote.command(&["node", "fetch", name]);
+        support::Run::of(command.env("MOTE_CONFIG", config.path()).output().unwrap())
+    };
+    fetch("default = \"reject\"\n", "demo:v1").expect_failure(&["demo:v1", "policy"]);
+    fetch("default = \"digest\"\n", "demo:v1").expect_failure(&["digest"]);
+    let generate = |arguments: &[&str]| {
+        let mut openssl = std::process::Command::new("openssl");
+        openssl.args(arguments).current_dir(config.path());
+        openssl.output().is_ok_and(|output| output.status.success())
+    };
+    if !generate(&["genpkey", "-algorithm", "ed25519", "-out", "key.pem"])
+        || !generate(&["pkey", "-in", "key.pem", "-pubout", "-out", "key.pub"])
+    {
+        println!("without signatures: openssl is not installed");
+        return;
+    }
+    let signed = format!(
+        "default = \"accept\"\n[[repository]]\nmatch = \"docker.io/library/demo\"\nrequire = \"signature\"\nkeys = [\"{}\"]\n",
+        key.display()
+    );
+    fetch(&signed, "demo:v1").expect_failure(&["peer", "signature"]);
+    // Accepted, and then there are no peers.
+    fetch(&signed, "other:v1").expect_failure(&["peers.toml"]);
+}

@@ -13,6 +13,7 @@ use hostagent::image::reference::StoredReference;
 use hostagent::peer::config::Settings;
 use hostagent::peer::{Cancel, Client, NodeKey, PeerError, Server};
 use hostagent::store::{ImportError, Imported, Store, limits};
+use hostagent::trust::Policy;
 use hostagent::vm_process::printable_lines;
 use serde_json::json;
 
@@ -123,6 +124,12 @@ fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
 
 fn fetch(args: &FetchArgs) -> anyhow::Result<ExitCode> {
     let wanted: StoredReference = args.image.parse()?;
+    if let StoredReference::Name(name) = &wanted {
+        // A peer has no signatures to show.
+        let policy = Policy::of_this_machine()?;
+        policy.admits(name)?;
+        policy.admits_local(std::slice::from_ref(name))?;
+    }
     interrupt::watch().context("cannot catch signals")?;
     let root = Store::default_root();
     let store = Store::open(&root)?.with_limits(limits::of_this_machine()?);

@@ -32,9 +32,9 @@ pub enum TrustError {
         /// The rule.
         rule: RulePlace,
     },
-    /// A file, where the policy wants a signature.
+    /// A file or a peer, where the policy wants a signature.
     #[error(
-        "{name} is not accepted from a file: the policy wants a signature for its repository ({rule}), and those of files are not looked at; pull it from its registry, or give the file's image a name of another repository"
+        "{name} is not accepted from a file or a peer: the policy wants a signature for its repository ({rule}), and they have none; pull it from its registry, or take it under a name of another repository"
     )]
     FromFile {
         /// The name that the image would get.
