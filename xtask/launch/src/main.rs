@@ -38,7 +38,11 @@ fn launch() -> io::Result<ExitCode> {
         .stderr(Stdio::piped())
         .spawn()?;
     let said = match build.stderr.take() {
-        Some(stderr) => show(BufReader::new(stderr))?,
+        Some(stderr) => {
+            let errors = io::stderr();
+            let on_terminal = errors.is_terminal();
+            show(BufReader::new(stderr), errors, on_terminal)?
+        }
         None => String::new(),
     };
     let status = build.wait()?;
@@ -66,9 +70,7 @@ const WORKING: [&str; 6] = [
 
 /// Shows in one line what cargo is at, and returns all it says. Without a
 /// terminal: a plain line for all of it.
-fn show(said: impl BufRead) -> io::Result<String> {
-    let mut errors = io::stderr();
-    let on_terminal = errors.is_terminal();
+fn show(said: impl BufRead, mut errors: impl Write, on_terminal: bool) -> io::Result<String> {
     let (mut all, mut shown) = (String::new(), false);
     for line in said.lines() {
         let line = line?;
@@ -98,7 +100,9 @@ mod tests {
     #[test]
     fn all_that_cargo_says_is_kept_for_when_it_fails() {
         let said = "   Compiling one v1.0.0 (/a)\nerror: no\n";
-        assert_eq!(show(said.as_bytes()).unwrap(), said);
+        let mut shown = Vec::new();
+        assert_eq!(show(said.as_bytes(), &mut shown, false).unwrap(), said);
+        assert_eq!(shown, "building the developer's commands …\n".as_bytes());
     }
 
     #[test]
