@@ -149,14 +149,15 @@ impl Node {
         let source = remote::image(&self.client, &resolved, &never())?;
         let lazy = start::find(&self.client, &source, &|_| Ok(()), &never(), &|_| {})?;
         let lazy = lazy.ok_or("there is no converted image")?;
-        Ok(self.store.record_lazy(&source, &lazy, lease)?)
+        let image = self.store.describe_lazy(&source, &lazy);
+        self.store.record_lazy(&source, &image, &lazy, lease)?;
+        Ok(image)
     }
 
     fn start(&self, image: &StoredImage) -> Result<Started, Failed> {
-        let lazy = self
-            .store
-            .lazy_image(image.id)?
-            .ok_or("it is not recorded")?;
+        let repository = image.sources[0].repository();
+        let lazy = self.store.lazy_image(image.id, repository)?;
+        let lazy = lazy.ok_or("it is not recorded")?;
         let told = Arc::clone(&self.told);
         let tell = move |error: &hostagent::lazy::fetch::FetchError| {
             told.lock().unwrap().push(format!("{error:?}"));
@@ -348,10 +349,20 @@ fn on_demand() -> Result<(), Failed> {
     // Nobody collects what is not all here.
     node.store.collect()?;
     assert!(vmm.fetch(1, 0, 2));
-    wait_until("the rest", || node.store.merged(&image.diff_ids).is_ok());
+    let partial = node.store.root().join("partial");
+    wait_until("the rest", || {
+        std::fs::read_dir(&partial).unwrap().count() == 0
+    });
     drop((started, vmm));
-    node.store.verify(&image)?;
-    // From now on it is an image like any other.
+    let report = node.store.verify_all(&())?.ok_or("nobody has stopped it")?;
+    assert!(
+        report.wrong.is_empty() && report.broken.is_empty(),
+        "{report:?}"
+    );
+    // What the registry says a layer converts to is believed for this image alone.
+    node.store.merged(&image.diff_ids).unwrap_err();
+    assert!(node.store.layer(image.diff_ids[0])?.is_none());
+    // From now on nothing is fetched.
     assert!(node.start(&image)?.server.is_none());
     assert!(node.told.lock().unwrap().is_empty(), "{:?}", node.told);
     Ok(())
@@ -401,7 +412,8 @@ fn accesses() -> Result<(), Failed> {
         !lazy.converted.accesses.is_empty(),
         "the latest push is the one to use"
     );
-    let image = other.store.record_lazy(&found, &lazy, &lease)?;
+    let image = other.store.describe_lazy(&found, &lazy);
+    other.store.record_lazy(&found, &image, &lazy, &lease)?;
     let started = other.start(&image)?;
     wait_until("two ranges", || ranges(&server) >= 2);
     drop(started);

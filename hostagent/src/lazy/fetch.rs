@@ -296,29 +296,41 @@ impl Shared {
         found
     }
 
+    /// The first missing groups that are not on their way. What failed is tried again, until
+    /// too much has failed in a row.
     fn next_in_background(&self, queue: &mut Queue) -> Option<Run> {
-        while let Some((blob, groups)) = queue.background.front_mut() {
+        let missing = |(blob, groups): &(usize, Range<u64>)| {
             let partial = &self.sources[*blob].partial;
-            let Some((first, count)) = partial.next_missing(groups.clone(), BACKGROUND_GROUPS)
-            else {
-                queue.background.pop_front();
-                continue;
-            };
-            // Each is tried once; what fails is fetched when somebody wants it.
-            groups.start = first + count;
-            let run = Run {
-                blob: *blob,
-                first,
-                count,
-                wanted: false,
-            };
-            if run.pieces().any(|piece| queue.on_the_way.contains(&piece)) {
-                continue;
-            }
-            queue.on_the_way.extend(run.pieces());
-            return Some(run);
+            partial.next_missing(groups.clone(), 1).is_some()
+        };
+        while queue
+            .background
+            .front()
+            .is_some_and(|front| !missing(front))
+        {
+            queue.background.pop_front();
         }
-        None
+        let found = queue.background.iter().find_map(|(blob, groups)| {
+            let partial = &self.sources[*blob].partial;
+            let busy = |group: u64| queue.on_the_way.contains(&(*blob, group / WANTED_GROUPS));
+            let mut start = groups.start;
+            loop {
+                let (first, count) = partial.next_missing(start..groups.end, BACKGROUND_GROUPS)?;
+                if busy(first) {
+                    start = (first / WANTED_GROUPS + 1) * WANTED_GROUPS;
+                    continue;
+                }
+                let end = (first..first + count).find(|group| busy(*group));
+                return Some(Run {
+                    blob: *blob,
+                    first,
+                    count: end.unwrap_or(first + count) - first,
+                    wanted: false,
+                });
+            }
+        });
+        queue.on_the_way.extend(found.iter().flat_map(Run::pieces));
+        found
     }
 
     fn fetch(&self, run: &Run) -> Result<(), FetchError> {

@@ -33,6 +33,7 @@ pub(super) struct Needed {
     disks: BTreeSet<String>,
     content: BTreeSet<String>,
     images: BTreeSet<String>,
+    lazy: BTreeSet<String>,
 }
 
 impl Store {
@@ -53,7 +54,7 @@ impl Store {
                 .all_but(&self.layers(), &needed.layers, |_| {})
                 .and_then(|()| sweep.all_but(&self.disks(), &needed.disks, |_| {}))
                 .and_then(|()| sweep.all_but(&self.contents(), &needed.content, |_| {}))
-                .and_then(|()| sweep.all_but(&self.lazy_records(), &needed.images, |_| {}))
+                .and_then(|()| sweep.all_but(&self.lazy_records(), &needed.lazy, |_| {}))
                 .and_then(|()| sweep.all_but(&self.access_records(), &needed.images, |_| {}))
                 .and_then(|()| {
                     let blobs = needed.blobs.iter().map(BlobHash::hex).collect();
@@ -105,6 +106,10 @@ impl Store {
                 .content
                 .extend(image.manifest.map(|digest| digest.hex()));
             needed.add(self, &image.diff_ids);
+            for (name, blobs) in self.lazy_blobs(image.id) {
+                needed.lazy.insert(name);
+                needed.blobs.extend(blobs);
+            }
         }
         // Records of what is leased stay too: who converts a layer records it before the
         // image.

@@ -273,24 +273,6 @@ impl Store {
         }
     }
 
-    /// Records which blobs a layer is.
-    pub(super) fn record_layer(
-        &self,
-        diff_id: Digest,
-        tar_bytes: u64,
-        blob: BlobIdentity,
-        skeleton: BlobIdentity,
-    ) -> Result<(), StoreError> {
-        let record = Record {
-            diff_id,
-            tar_bytes,
-            blob,
-            skeleton,
-        };
-        let action = || format!("recording layer {diff_id}");
-        self.write_record(&self.layer_record(diff_id), &record, action)
-    }
-
     pub(super) fn layer_record(&self, diff_id: Digest) -> PathBuf {
         self.layers().join(format!("{}.json", diff_id.hex()))
     }

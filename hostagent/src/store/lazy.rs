@@ -1,9 +1,13 @@
 //! Images that are here in part: recorded with where the rest is.
 //!
 //! ```text
-//! lazy/IMAGE_ID.json      the converted image, and the repository that has its blobs
-//! accesses/IMAGE_ID.json  what earlier starts read, in order
+//! lazy/IMAGE_ID-REPOSITORY.json  the converted image, and the repository that has its blobs
+//! accesses/IMAGE_ID.json         what earlier starts read, in order
 //! ```
+//!
+//! What a repository says an image converts to is believed for that image from that
+//! repository alone: it is not recorded as what a layer converts to, which other images
+//! would use.
 
 use std::path::PathBuf;
 
@@ -27,56 +31,73 @@ pub struct LazyImage {
 }
 
 impl Store {
-    /// Records an image before its blobs are here, under the names of `source`. What it
-    /// consists of stays as long as `lease`.
+    /// Records an image before its blobs are here, under its names.
     pub fn record_lazy(
         &self,
         source: &SourceImage,
+        image: &StoredImage,
         lazy: &LazyImage,
         lease: &Lease,
-    ) -> Result<StoredImage, StoreError> {
-        let converted = &lazy.converted;
-        let blobs = converted.blobs().map(|blob| blob.hash).collect();
-        let image = StoredImage {
-            id: converted.image,
-            manifest: source.manifest.as_ref().map(|manifest| manifest.digest),
-            names: source.names.clone(),
-            diff_ids: source.config.diff_ids.clone(),
-            bytes: converted
-                .disk()
-                .fold(0, |sum, blob| sum.saturating_add(blob.bytes)),
-            created: source.config.created.clone(),
-            loaded_unix_seconds: now_unix_seconds(),
-            sources: source.origin.iter().cloned().collect(),
-        };
+    ) -> Result<(), StoreError> {
         self.hold(lease, || {
             self.keep(&source.config_document)?;
             if let Some(manifest) = &source.manifest {
                 self.keep(manifest)?;
             }
-            self.write_record(&self.lazy_record(image.id), lazy, || {
+            let path = self.lazy_record(image.id, &lazy.repository);
+            self.write_record(&path, lazy, || {
                 format!("recording image {}", image.id.short())
             })?;
-            // From now on it is complete as soon as its blobs are.
-            for layer in &converted.layers {
-                self.record_layer(
-                    layer.diff_id,
-                    layer.tar_bytes,
-                    layer.blob.identity(),
-                    layer.skeleton.identity(),
-                )?;
-            }
-            self.record_merge(&image.diff_ids, converted.metadata.identity())?;
-            self.record(&image)?;
-            Ok::<_, StoreError>(((), blobs))
-        })?;
-        Ok(image)
+            self.record(image)?;
+            Ok::<_, StoreError>(((), Vec::new()))
+        })
     }
 
-    /// What is known of an image that was recorded before its blobs were here.
-    pub fn lazy_image(&self, id: Digest) -> Result<Option<LazyImage>, StoreError> {
+    /// What is to be recorded of it, once it has turned out to be usable.
+    pub fn describe_lazy(&self, source: &SourceImage, lazy: &LazyImage) -> StoredImage {
+        let disk = lazy.converted.disk();
+        StoredImage {
+            id: lazy.converted.image,
+            manifest: source.manifest.as_ref().map(|manifest| manifest.digest),
+            names: source.names.clone(),
+            diff_ids: source.config.diff_ids.clone(),
+            bytes: disk.fold(0, |sum, blob| sum.saturating_add(blob.bytes)),
+            created: source.config.created.clone(),
+            loaded_unix_seconds: now_unix_seconds(),
+            sources: source.origin.iter().cloned().collect(),
+        }
+    }
+
+    /// The blobs of all images that are here in part.
+    pub(super) fn lazy_blobs(&self, id: Digest) -> Vec<(String, Vec<outboard::BlobHash>)> {
+        let prefix = format!("{}-", id.hex());
+        let entries = std::fs::read_dir(self.lazy_records()).into_iter().flatten();
+        let names = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok());
+        names
+            .filter(|name| name.starts_with(&prefix))
+            .map(|name| {
+                let path = self.lazy_records().join(&name);
+                let record = read_record::<LazyImage>(self, path, String::new);
+                let blobs = record.ok().flatten().map(|lazy| {
+                    let blobs = lazy.converted.blobs().map(|blob| blob.hash);
+                    blobs.collect()
+                });
+                (name, blobs.unwrap_or_default())
+            })
+            .collect()
+    }
+
+    /// What is known of an image that was recorded before its blobs were here, from this
+    /// repository (in full, as `ImageName::repository` has it).
+    pub fn lazy_image(
+        &self,
+        id: Digest,
+        repository: &str,
+    ) -> Result<Option<LazyImage>, StoreError> {
         let what = || format!("the record of image {}", id.short());
-        read_record(self, self.lazy_record(id), what)
+        read_record(self, self.lazy_record(id, repository), what)
     }
 
     /// What earlier starts of an image read, in order.
@@ -93,8 +114,10 @@ impl Store {
         })
     }
 
-    fn lazy_record(&self, id: Digest) -> PathBuf {
-        self.lazy_records().join(format!("{}.json", id.hex()))
+    fn lazy_record(&self, id: Digest, repository: &str) -> PathBuf {
+        let repository = Digest::of(repository.as_bytes()).short();
+        self.lazy_records()
+            .join(format!("{}-{repository}.json", id.hex()))
     }
 
     fn access_record(&self, id: Digest) -> PathBuf {

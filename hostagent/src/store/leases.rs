@@ -74,7 +74,12 @@ impl Store {
                 // Its holder is gone, and so is the file now.
                 continue;
             }
-            let text = std::fs::read_to_string(&path)?;
+            let text = match std::fs::read_to_string(&path) {
+                Ok(text) => text,
+                // Its holder has ended meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
             leased.extend(text.lines().filter_map(BlobHash::from_hex));
         }
         Ok(leased)

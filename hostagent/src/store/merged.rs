@@ -119,20 +119,6 @@ impl Store {
         }
     }
 
-    /// Records which blob is the tree over these layers.
-    pub(super) fn record_merge(
-        &self,
-        diff_ids: &[Digest],
-        blob: BlobIdentity,
-    ) -> Result<(), StoreError> {
-        let record = Record {
-            diff_ids: diff_ids.to_vec(),
-            blob,
-        };
-        let action = || "recording the tree over an image's layers".to_owned();
-        self.write_record(&self.merge_record(diff_ids), &record, action)
-    }
-
     /// The blob that a merge's record names.
     pub(super) fn merge_blob(&self, diff_ids: &[Digest]) -> Option<BlobHash> {
         self.merge_blob_of(&self.merge_record(diff_ids))

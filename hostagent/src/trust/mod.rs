@@ -56,6 +56,13 @@ pub enum Requirement<'a> {
     Signature(&'a [TrustedKey]),
 }
 
+impl Requirement<'_> {
+    /// Whether nothing is required.
+    pub fn is_nothing(&self) -> bool {
+        matches!(self, Self::Nothing)
+    }
+}
+
 /// Why an image was accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {

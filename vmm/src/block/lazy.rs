@@ -173,6 +173,11 @@ impl LazyDisk {
                     self.unsent.pop_front();
                 }
                 Err(rustix::io::Errno::AGAIN) if unanswered > 0 => return,
+                Err(rustix::io::Errno::INTR) => {}
+                // The host has no memory for it, for now.
+                Err(rustix::io::Errno::NOBUFS | rustix::io::Errno::NOMEM) => {
+                    return self.watch.wake_again();
+                }
                 Err(_) => self.lose_agent(),
             }
         }

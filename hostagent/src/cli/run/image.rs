@@ -14,6 +14,7 @@ use hostagent::lazy::fetch::FetchError;
 use hostagent::lazy::start::{self, Running, Started};
 use hostagent::registry::{Client, RegistryError};
 use hostagent::store::{ImportError, LazyImage, Lease, Store, StoreError, StoredImage};
+use hostagent::trust::Policy;
 use hostagent::vm_process::Disk;
 
 use super::super::progress::TerminalProgress;
@@ -62,7 +63,7 @@ pub fn obtain(
                     progress.note(&format!("{name} is not here; asking its registry"));
                     remote(store, name, lease, progress)
                 }
-                (found, _) => stored(store, found?, lease),
+                (found, _) => stored(store, found?, reference, when, lease, progress),
             };
         }
         ImageReference::OciLayout { directory, tag } => {
@@ -77,25 +78,46 @@ pub fn obtain(
     whole(store, image, lease)
 }
 
-/// An image of the store, which may be here in part.
-fn stored(store: &Arc<Store>, image: StoredImage, lease: &Lease) -> anyhow::Result<RunImage> {
-    match disk::of_image(store, &image, lease) {
-        Ok(disk) => Ok(RunImage {
-            image,
-            disk,
-            fetching: None,
-        }),
-        Err(StoreError::Missing { what }) => match store.lazy_image(image.id)? {
-            Some(lazy) => {
-                let blobs = lazy.converted.blobs().map(|blob| blob.hash).collect();
-                store.hold(lease, || Ok::<_, StoreError>(((), blobs)))?;
-                let client = Arc::new(Client::of_this_machine()?);
-                started(store, &client, image, &lazy)
-            }
-            None => Err(StoreError::Missing { what }.into()),
-        },
-        Err(error) => Err(error.into()),
+/// An image of the store, which may be here in part. What a repository says it converts to
+/// is used for a name of that repository, where the policy would use it now.
+fn stored(
+    store: &Arc<Store>,
+    image: StoredImage,
+    reference: &StoredReference,
+    when: PullWhen,
+    lease: &Lease,
+    progress: &TerminalProgress,
+) -> anyhow::Result<RunImage> {
+    let missing = match disk::of_image(store, &image, lease) {
+        Ok(disk) => {
+            return Ok(RunImage {
+                image,
+                disk,
+                fetching: None,
+            });
+        }
+        Err(error @ StoreError::Missing { .. }) => error,
+        Err(error) => return Err(error.into()),
+    };
+    let StoredReference::Name(name) = reference else {
+        return Err(missing.into());
+    };
+    if when == PullWhen::Never {
+        return Err(missing.into());
     }
+    let policy = Policy::of_this_machine()?;
+    let is_free = policy.admits(name)?.is_nothing() && name.digest().is_none();
+    if let (true, Some(lazy)) = (is_free, store.lazy_image(image.id, name.repository())?) {
+        hold(store, &lazy, lease)?;
+        let client = Arc::new(Client::of_this_machine()?);
+        return started(store, &client, image, &lazy);
+    }
+    remote(store, name, lease, progress)
+}
+
+fn hold(store: &Store, lazy: &LazyImage, lease: &Lease) -> Result<(), StoreError> {
+    let blobs = lazy.converted.blobs().map(|blob| blob.hash).collect();
+    store.hold(lease, || Ok(((), blobs)))
 }
 
 fn whole(store: &Store, image: StoredImage, lease: &Lease) -> anyhow::Result<RunImage> {
@@ -124,8 +146,18 @@ fn remote(
         let accept = |artifact| remote.accepts_converted(artifact);
         match start::find(&remote.client, &remote.source, &accept, &cancel(), &note) {
             Ok(Some(lazy)) => {
-                let image = store.record_lazy(&remote.source, &lazy, lease)?;
-                return started(store, &remote.client, image, &lazy);
+                hold(store, &lazy, lease)?;
+                let image = store.describe_lazy(&remote.source, &lazy);
+                match started(store, &remote.client, image, &lazy) {
+                    Ok(run) => {
+                        store.record_lazy(&remote.source, &run.image, &lazy, lease)?;
+                        return Ok(run);
+                    }
+                    Err(error) if is_cancelled(&error) => return Err(error),
+                    Err(error) => {
+                        progress.note(&format!("the converted image is not used: {error:#}"));
+                    }
+                }
             }
             Ok(None) => {}
             Err(RegistryError::Cancelled) => return Err(ImportError::Cancelled.into()),
@@ -164,6 +196,10 @@ fn started(
         disk,
         fetching: server,
     })
+}
+
+fn is_cancelled(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ImportError::Cancelled))
 }
 
 /// An error and what caused it, on one line.
