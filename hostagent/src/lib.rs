@@ -4,7 +4,7 @@
 //! `mote` is the binary of this package.
 
 pub mod assets;
-pub mod config_directory;
+pub mod config_file;
 pub mod control;
 pub mod disk;
 pub mod doctor;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use hostagent::config_directory;
+use hostagent::config_file;
 use hostagent::image::digest::Digest;
 use hostagent::image::name::ImageName;
 use hostagent::image::reference::StoredReference;
@@ -207,7 +207,7 @@ fn settings() -> Result<Settings, PeerError> {
 
 fn off() -> PeerError {
     PeerError::Off {
-        directory: config_directory::of_this_machine().display().to_string(),
+        directory: config_file::directory().display().to_string(),
     }
 }
 

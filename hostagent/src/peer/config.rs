@@ -17,7 +17,6 @@
 //! Peers are asked in the order of the file.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -25,12 +24,10 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::key::{PublicKey, PublicKeyError};
-use crate::config_directory;
+use crate::config_file::{self, FileError};
 
 /// The name of the file.
 pub const FILE_NAME: &str = "peers.toml";
-/// Many times the longest file anyone has written by hand.
-const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Less, and a request would take longer than anybody waits for the next piece.
 pub const MIN_BYTES_PER_SECOND: u64 = 64 << 10;
 
@@ -61,30 +58,9 @@ pub struct Peer {
 /// Why `peers.toml` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// It is there but cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// It is far too long to be one.
-    #[error("{} is longer than {MAX_FILE_BYTES} bytes", path.display())]
-    TooLong {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It is not TOML, or a field is unknown, missing or of the wrong kind.
-    #[error("{}:{line}: {}", path.display(), source.message())]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Counted from 1.
-        line: usize,
-        /// What is wrong there.
-        source: Box<toml::de::Error>,
-    },
+    /// It cannot be read, or is none.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A value that cannot be used.
     #[error("{}:{line}: {problem}", path.display())]
     Value {
@@ -146,39 +122,20 @@ struct PeerTable {
 impl Settings {
     /// Those of `$MOTE_CONFIG` or `/etc/mote`; `None` if there is no `peers.toml`.
     pub fn of_this_machine() -> Result<Option<Self>, ConfigError> {
-        Self::load(&config_directory::of_this_machine())
+        Self::load(&config_file::directory())
     }
 
     /// Reads `peers.toml` in `directory`; `None` if there is none.
     pub fn load(directory: &Path) -> Result<Option<Self>, ConfigError> {
         let path = directory.join(FILE_NAME);
-        let failed = |source| ConfigError::Read {
-            path: path.clone(),
-            source,
-        };
-        let file = match crate::open::at_once(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(error)),
-        };
-        let mut text = String::new();
-        file.take(MAX_FILE_BYTES + 1)
-            .read_to_string(&mut text)
-            .map_err(failed)?;
-        if text.len() as u64 > MAX_FILE_BYTES {
-            return Err(ConfigError::TooLong { path });
-        }
-        Self::parse(&path, &text).map(Some)
+        let text = config_file::read(&path)?;
+        text.map(|text| Self::parse(&path, &text)).transpose()
     }
 
     /// Interprets the text of the file `path`.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let line = |at: usize| 1 + text.bytes().take(at).filter(|b| *b == b'\n').count();
-        let file: File = toml::from_str(text).map_err(|source| ConfigError::Syntax {
-            path: path.to_owned(),
-            line: line(source.span().map_or(0, |span| span.start)),
-            source: Box::new(source),
-        })?;
+        let line = |at: usize| config_file::line(text, at);
+        let file: File = config_file::parse(path, text)?;
         let refuse = |at: usize, problem| ConfigError::Value {
             path: path.to_owned(),
             line: line(at),

@@ -38,7 +38,6 @@
 //! `NO_PROXY`. Loopback addresses are never reached through one.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -47,12 +46,10 @@ use reqwest::Url;
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::config_directory;
+use crate::config_file::{self, FileError};
 
 /// The name of the file.
 pub const FILE_NAME: &str = "registries.toml";
-/// Many times the longest file anyone has written by hand.
-const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// What `registries.toml` says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -105,30 +102,9 @@ pub struct RegistrySettings {
 /// Why `registries.toml` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// It is there but cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// It is far too long to be one.
-    #[error("{} is longer than {MAX_FILE_BYTES} bytes", path.display())]
-    TooLong {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It is not TOML, or a field is unknown, missing or of the wrong kind.
-    #[error("{}:{line}: {}", path.display(), source.message())]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Counted from 1.
-        line: usize,
-        /// What is wrong there.
-        source: Box<toml::de::Error>,
-    },
+    /// It cannot be read, or is none.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A value that cannot be used.
     #[error("{}:{line}: {problem}", path.display())]
     Value {
@@ -193,39 +169,22 @@ struct RegistryTable {
 impl Settings {
     /// The settings of this machine: those of `$MOTE_CONFIG` or `/etc/mote`.
     pub fn of_this_machine() -> Result<Self, ConfigError> {
-        Self::load(&config_directory::of_this_machine())
+        Self::load(&config_file::directory())
     }
 
     /// Reads `registries.toml` in `directory`; the defaults if there is none.
     pub fn load(directory: &Path) -> Result<Self, ConfigError> {
         let path = directory.join(FILE_NAME);
-        let failed = |source| ConfigError::Read {
-            path: path.clone(),
-            source,
-        };
-        let file = match crate::open::at_once(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(error) => return Err(failed(error)),
-        };
-        let mut text = String::new();
-        file.take(MAX_FILE_BYTES + 1)
-            .read_to_string(&mut text)
-            .map_err(failed)?;
-        if text.len() as u64 > MAX_FILE_BYTES {
-            return Err(ConfigError::TooLong { path });
+        match config_file::read(&path)? {
+            Some(text) => Self::parse(&path, &text),
+            None => Ok(Self::default()),
         }
-        Self::parse(&path, &text)
     }
 
     /// Interprets the text of the file `path`.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let line = |at: usize| config_directory::line(text, at);
-        let file: File = toml::from_str(text).map_err(|source| ConfigError::Syntax {
-            path: path.to_owned(),
-            line: line(source.span().map_or(0, |span| span.start)),
-            source: Box::new(source),
-        })?;
+        let line = |at: usize| config_file::line(text, at);
+        let file: File = config_file::parse(path, text)?;
         let refuse = |at: usize, problem| ConfigError::Value {
             path: path.to_owned(),
             line: line(at),

@@ -11,39 +11,15 @@
 //! max_metadata_bytes = 1073741824    # of their names, links and attributes, in memory
 //! ```
 
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use erofs::Limits;
 use serde::Deserialize;
 
-use crate::config_directory;
+use crate::config_file::{self, FileError};
 
 /// The name of the file.
 pub const FILE_NAME: &str = "limits.toml";
-/// Many times the longest file anyone has written by hand.
-const MAX_FILE_BYTES: u64 = 1 << 20;
-
-/// Why `limits.toml` cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum LimitsError {
-    /// It is there but cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// It is not TOML, or has fields it should not have.
-    #[error("{} cannot be used", path.display())]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, and in which line.
-        source: Box<toml::de::Error>,
-    },
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -55,25 +31,17 @@ struct File {
 }
 
 /// The limits of this machine.
-pub fn of_this_machine() -> Result<Limits, LimitsError> {
-    load(&config_directory::of_this_machine())
+pub fn of_this_machine() -> Result<Limits, FileError> {
+    load(&config_file::directory())
 }
 
 /// Reads `limits.toml` in `directory`; the defaults if there is none.
-pub fn load(directory: &Path) -> Result<Limits, LimitsError> {
+pub fn load(directory: &Path) -> Result<Limits, FileError> {
     let path = directory.join(FILE_NAME);
-    let mut text = String::new();
-    let read = crate::open::at_once(&path)
-        .and_then(|file| file.take(MAX_FILE_BYTES).read_to_string(&mut text));
-    match read {
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Limits::default()),
-        Err(source) => return Err(LimitsError::Read { path, source }),
-    }
-    let file: File = toml::from_str(&text).map_err(|source| LimitsError::Syntax {
-        path,
-        source: Box::new(source),
-    })?;
+    let Some(text) = config_file::read(&path)? else {
+        return Ok(Limits::default());
+    };
+    let file: File = config_file::parse(&path, &text)?;
     let default = Limits::default();
     Ok(Limits {
         max_tar_bytes: file.max_layer_bytes.unwrap_or(default.max_tar_bytes),

@@ -31,7 +31,6 @@
 //! Whoever cannot load the policy must refuse every image.
 
 use std::fmt;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -39,14 +38,12 @@ use toml::Spanned;
 
 use super::key::{KeyError, TrustedKey};
 use super::pattern::{Pattern, PatternProblem};
-use crate::config_directory;
+use crate::config_file::{self, FileError};
 use crate::image::name::ImageName;
 use crate::registry::Repository;
 
 /// The name of the file.
 pub const FILE_NAME: &str = "policy.toml";
-/// Many times the longest file anyone has written by hand.
-const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// What `policy.toml` says.
 #[derive(Debug, Clone)]
@@ -93,30 +90,9 @@ impl fmt::Display for RulePlace {
 /// Why `policy.toml` cannot be used. No image may be accepted then.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
-    /// It is there but cannot be read.
-    #[error("cannot read {}, so no image is accepted", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// It is far too long to be one.
-    #[error("{} is longer than {MAX_FILE_BYTES} bytes, so no image is accepted", path.display())]
-    TooLong {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It is not TOML, or a field is unknown, missing or of the wrong kind.
-    #[error("{}:{line}: {}", path.display(), source.message())]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Counted from 1.
-        line: usize,
-        /// What is wrong there.
-        source: Box<toml::de::Error>,
-    },
+    /// It cannot be read, or is none.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A rule that cannot be applied.
     #[error("{}:{line}: {problem}", path.display())]
     Rule {
@@ -211,43 +187,23 @@ impl Policy {
 
     /// The policy of this machine: that of `$MOTE_CONFIG` or `/etc/mote`.
     pub fn of_this_machine() -> Result<Self, PolicyError> {
-        Self::load(&config_directory::of_this_machine())
+        Self::load(&config_file::directory())
     }
 
     /// Reads `policy.toml` in `directory` and the keys it names; if there is none,
     /// everything is accepted.
     pub fn load(directory: &Path) -> Result<Self, PolicyError> {
         let path = directory.join(FILE_NAME);
-        let failed = |source| PolicyError::Read {
-            path: path.clone(),
-            source,
-        };
-        let file = match crate::open::at_once(&path) {
-            Ok(file) => file,
-            // A symbolic link to nothing is a policy that cannot be read.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => {
-                return Ok(Self::accept_everything());
-            }
-            Err(error) => return Err(failed(error)),
-        };
-        let mut text = String::new();
-        file.take(MAX_FILE_BYTES + 1)
-            .read_to_string(&mut text)
-            .map_err(failed)?;
-        if text.len() as u64 > MAX_FILE_BYTES {
-            return Err(PolicyError::TooLong { path });
+        match config_file::read(&path)? {
+            Some(text) => Self::parse(&path, &text),
+            None => Ok(Self::accept_everything()),
         }
-        Self::parse(&path, &text)
     }
 
     /// Reads the text of a policy and the keys it names.
     fn parse(path: &Path, text: &str) -> Result<Self, PolicyError> {
-        let line = |at: usize| config_directory::line(text, at);
-        let file: File = toml::from_str(text).map_err(|source| PolicyError::Syntax {
-            path: path.to_owned(),
-            line: line(source.span().map_or(0, |span| span.start)),
-            source: Box::new(source),
-        })?;
+        let line = |at: usize| config_file::line(text, at);
+        let file: File = config_file::parse(path, text)?;
         let place = |at: usize| RulePlace {
             path: Some(path.to_owned()),
             line: line(at),

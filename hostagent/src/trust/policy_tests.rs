@@ -217,13 +217,29 @@ fn a_policy_that_cannot_be_read_is_an_error() {
     let path = directory.path().join(FILE_NAME);
     let refused = || Policy::load(directory.path()).unwrap_err();
     std::os::unix::fs::symlink("nowhere", &path).unwrap();
-    assert!(matches!(refused(), PolicyError::Read { .. }));
+    assert!(matches!(
+        refused(),
+        PolicyError::File(FileError::Read { .. })
+    ));
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
-    assert!(matches!(refused(), PolicyError::Read { .. }));
+    assert!(matches!(
+        refused(),
+        PolicyError::File(FileError::Read { .. })
+    ));
     fs::remove_dir(&path).unwrap();
     fs::write(&path, [0xff, 0xfe]).unwrap();
-    assert!(matches!(refused(), PolicyError::Read { .. }));
-    fs::write(&path, " ".repeat(MAX_FILE_BYTES as usize + 1)).unwrap();
-    assert!(matches!(refused(), PolicyError::TooLong { .. }));
+    assert!(matches!(
+        refused(),
+        PolicyError::File(FileError::Read { .. })
+    ));
+    fs::write(
+        &path,
+        " ".repeat(crate::config_file::MAX_FILE_BYTES as usize + 1),
+    )
+    .unwrap();
+    assert!(matches!(
+        refused(),
+        PolicyError::File(FileError::TooLong { .. })
+    ));
 }
