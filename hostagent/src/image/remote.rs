@@ -4,7 +4,6 @@ use std::fmt;
 use std::io::{self, Read};
 use std::sync::Arc;
 
-use super::digest::Digest;
 use super::layer::LayerContent;
 use super::manifest::{Descriptor, MAX_DOCUMENT_BYTES};
 use super::name::ImageName;
@@ -155,9 +154,4 @@ impl fmt::Debug for RemoteLayer {
             .field("digest", &self.descriptor.digest)
             .finish_non_exhaustive()
     }
-}
-
-/// The digest that whoever names this image by digest gives.
-pub fn digest_of(image: &SourceImage) -> Option<Digest> {
-    image.origin.as_ref()?.digest()
 }

@@ -53,6 +53,9 @@ pub enum FetchError {
         /// What is wrong.
         source: BlobError,
     },
+    /// A hash tree did not arrive, or could not be written.
+    #[error("a hash tree could not be fetched")]
+    Tree(#[source] std::io::Error),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -180,6 +183,12 @@ impl Fetcher {
         drop(queue);
         shared.more.notify_all();
         false
+    }
+
+    /// The blobs that are filled.
+    pub fn partials(&self) -> Vec<Arc<PartialBlob>> {
+        let sources = self.shared.sources.iter();
+        sources.map(|source| Arc::clone(&source.partial)).collect()
     }
 
     /// What was wanted until now, in order.

@@ -1,6 +1,6 @@
 //! Answering a VMM that asks for what is missing of its disk's blobs.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 use vmm::fetch::{MAX_REQUESTS, Reply, Request};
 
 use super::artifact::Access;
@@ -48,9 +48,12 @@ struct Waiter {
 
 impl Waiters {
     fn reply(&self, id: u32, present: bool) {
-        // A VMM that is gone needs no answer, and one that does not read has no room for
-        // more than it asked for.
-        let _ = (&self.socket).write(&Reply { id, present }.encode());
+        // Waits for no VMM: one that does not read its answers gets none any more.
+        let bytes = Reply { id, present }.encode();
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        if send(&self.socket, &bytes, flags).is_err() {
+            let _ = self.socket.shutdown(std::net::Shutdown::Both);
+        }
     }
 }
 
@@ -133,6 +136,11 @@ impl Server {
             thread: Some(thread),
         };
         Ok((server, theirs))
+    }
+
+    /// The blobs that are filled.
+    pub fn partials(&self) -> Vec<Arc<PartialBlob>> {
+        self.fetcher.partials()
     }
 
     /// What its guest has read that was missing, in order.

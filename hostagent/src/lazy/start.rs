@@ -1,5 +1,6 @@
 //! From a name to a disk whose blobs are fetched as they are needed.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -22,8 +23,6 @@ use crate::vm_process::{BlobTree, Disk, Extent};
 const MAX_CANDIDATES: usize = 4;
 /// Hash trees that are fetched at a time.
 const TREES_AT_A_TIME: usize = 4;
-/// The longest hash tree: that of a blob of 256 GiB.
-const MAX_TREE_BYTES: u64 = 1 << 30;
 
 /// An image that can be started now, and by whom its blobs are fetched meanwhile.
 pub struct Started {
@@ -139,6 +138,7 @@ pub fn start(
     let repository = Repository::of(&name);
     let converted = &lazy.converted;
     let blobs: Vec<&StoredBlob> = converted.blobs().collect();
+    store.admits(blobs.iter().map(|blob| blob.bytes))?;
     let partials = open_all(store, client, &repository, &blobs, cancel)?;
     let failed = |source| StoreError::Io {
         root: store.root().to_owned(),
@@ -182,9 +182,10 @@ pub fn start(
         indices.push(index as u32);
     }
     let mut disk = disk::of_extents(image, extents);
-    if places.iter().all(Option::is_none) {
+    if sources.is_empty() {
         return Ok(Started { disk, server: None });
     }
+    let disk_is_whole = places.iter().all(Option::is_none);
     let mut accesses = store.accesses(image.id);
     if accesses.is_empty() {
         accesses.clone_from(&converted.accesses);
@@ -204,7 +205,8 @@ pub fn start(
         first: accesses.into_iter().filter_map(of_source).collect(),
     };
     let (server, socket) = Server::start(origin, Extents(places), tell).map_err(failed)?;
-    disk.source = Some(socket);
+    // What is missing besides has nobody who asks.
+    disk.source = (!disk_is_whole).then_some(socket);
     let server = Running {
         server,
         store: Arc::clone(store),
@@ -235,11 +237,9 @@ fn open_all(
             Err(StoreError::Corrupt { .. }) => store.quarantine(identity.hash)?,
             Err(error) => return Err(error.into()),
         }
-        let partial = store.partial(identity, || match stored.outboard_descriptor() {
-            Some(tree) => client
-                .blob(repository, &tree, MAX_TREE_BYTES, &**cancel)
-                .map_err(FetchError::from),
-            None => Ok(Vec::new()),
+        let partial = store.partial(identity, |file| match stored.outboard_descriptor() {
+            Some(tree) => fetch_tree(client, repository, &tree, file, cancel),
+            None => Ok(()),
         })?;
         // Filled by an earlier start that did not come to say so.
         match store.save_partial(&partial)? {
@@ -265,7 +265,26 @@ fn open_all(
     Ok(opened)
 }
 
+/// Writes a hash tree to a file as it comes. The store verifies it by the blob's hash, which
+/// its digest would add nothing to.
+fn fetch_tree(
+    client: &Client,
+    repository: &Repository,
+    tree: &Descriptor,
+    mut file: &File,
+    cancel: &Cancel,
+) -> Result<(), FetchError> {
+    let mut reader = client.blob_reader(repository, tree, Arc::clone(cancel))?;
+    std::io::copy(&mut reader, &mut file).map_err(FetchError::Tree)?;
+    Ok(())
+}
+
 impl Running {
+    /// The blobs that are filled.
+    pub fn partials(&self) -> Vec<Arc<PartialBlob>> {
+        self.server.partials()
+    }
+
     /// How many bytes have come from the registry since the start.
     pub fn fetched_bytes(&self) -> Arc<std::sync::atomic::AtomicU64> {
         self.server.fetched_bytes()

@@ -88,6 +88,17 @@ pub enum StoreError {
         /// What is wrong where.
         source: BlobError,
     },
+    /// A blob costs more than this host's administrator allows.
+    #[error(
+        "a blob of {bytes} bytes exceeds the limit of {limit} bytes, which {} can raise",
+        super::limits::FILE_NAME
+    )]
+    BlobTooLarge {
+        /// How long it is.
+        bytes: u64,
+        /// How long it may be.
+        limit: u64,
+    },
     /// Something an image needs is not there.
     #[error("{what} is missing from the store; load the image again with `mote load`")]
     Missing {

@@ -167,6 +167,16 @@ impl Store {
         Ok(secret)
     }
 
+    /// Whether blobs of these lengths keep to the limits, which others have not kept when
+    /// they made them.
+    pub fn admits(&self, blobs: impl IntoIterator<Item = u64>) -> Result<(), StoreError> {
+        let limit = self.limits.max_blob_bytes;
+        match blobs.into_iter().find(|bytes| *bytes > limit) {
+            Some(bytes) => Err(StoreError::BlobTooLarge { bytes, limit }),
+            None => Ok(()),
+        }
+    }
+
     /// Its directory.
     pub fn root(&self) -> &Path {
         &self.root

@@ -46,43 +46,99 @@ struct Present {
 }
 
 impl Store {
-    /// Opens a blob to be filled; makes it if it is not there, with the hash tree that
-    /// `outboard` fetches. That is not verified here, but whenever it is used.
+    /// Opens a blob to be filled; makes it if it is not there, or is of another length, with
+    /// the hash tree that `outboard` writes to a file. All of that is verified.
     pub fn partial<E: From<StoreError>>(
         &self,
         identity: BlobIdentity,
-        outboard: impl FnOnce() -> Result<Vec<u8>, E>,
+        outboard: impl FnOnce(&File) -> Result<(), E>,
     ) -> Result<PartialBlob, E> {
         let directory = self.partial_directory(identity);
         let failed = |error| self.io(format!("opening part of blob {}", identity.hash), error);
-        if !directory.exists() {
-            let bytes = outboard()?;
-            let staging = self.scratch()?;
-            let made = staging.path().join("partial");
-            let written = std::fs::create_dir(&made)
-                .and_then(|()| write_file(&made.join(OUTBOARD), &bytes))
-                .and_then(|()| File::create_new(made.join(DATA)))
-                .and_then(|data| {
-                    data.set_len(identity.bytes)?;
-                    data.sync_all()
-                });
-            written.map_err(failed)?;
-            match publish(&made, &directory) {
-                // Somebody else was quicker.
-                Err(_) if directory.exists() => {}
-                outcome => outcome.map_err(failed)?,
+        match PartialBlob::open(identity, directory.clone()) {
+            Ok(partial) => return Ok(partial),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                self.drop_partial(identity.hash)?;
             }
+            Err(error) => return Err(failed(error).into()),
+        }
+        let staging = self.scratch()?;
+        let made = staging.path().join("partial");
+        std::fs::create_dir(&made).map_err(failed)?;
+        let tree = File::create_new(made.join(OUTBOARD)).map_err(failed)?;
+        outboard(&tree)?;
+        tree.sync_all().map_err(failed)?;
+        let data = File::create_new(made.join(DATA)).map_err(failed)?;
+        data.set_len(identity.bytes)
+            .and_then(|()| data.sync_all())
+            .map_err(failed)?;
+        // Whoever relies on it finds nothing that cannot be filled.
+        PartialBlob::open(identity, made.clone())
+            .map_err(failed)?
+            .check()
+            .map_err(|source| StoreError::Blob {
+                what: format!("the hash tree that was fetched for blob {}", identity.hash),
+                source,
+            })?;
+        match publish(&made, &directory) {
+            // Somebody else was quicker.
+            Err(_) if directory.exists() => {}
+            outcome => outcome.map_err(failed)?,
         }
         PartialBlob::open(identity, directory).map_err(|error| failed(error).into())
     }
 
-    /// A blob that is being filled and can be read; `None` if there is none.
-    pub fn known_partial(&self, identity: BlobIdentity) -> Result<Option<PartialBlob>, StoreError> {
-        let directory = self.partial_directory(identity);
-        match PartialBlob::open(identity, directory) {
-            Ok(partial) => Ok(Some(partial)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.io(format!("opening part of blob {}", identity.hash), error)),
+    /// Reads what is here of a blob and forgets what of it is wrong, so that it is fetched
+    /// again; all of it, if its hash tree is wrong. Returns whether anything was.
+    pub fn mend_partial(&self, partial: &PartialBlob) -> Result<bool, StoreError> {
+        let hash = partial.identity.hash;
+        match partial.check() {
+            Ok(0) => Ok(false),
+            Ok(_) => self.save_partial(partial).map(|_| true),
+            Err(error) if error.is_corruption() => self.drop_partial(hash).map(|()| true),
+            Err(error) => Err(self.io(
+                format!("reading part of blob {hash}"),
+                io::Error::other(error),
+            )),
+        }
+    }
+
+    /// The blobs that are here in part. One that cannot be used is dropped.
+    pub(super) fn partial_blobs(&self) -> Result<Vec<PartialBlob>, StoreError> {
+        let failed = |error| self.io("reading the partial blobs", error);
+        let mut partials = Vec::new();
+        for entry in std::fs::read_dir(self.partials()).map_err(failed)? {
+            let directory = entry.map_err(failed)?.path();
+            let name = directory.file_name().unwrap_or_default().to_string_lossy();
+            let Some(hash) = outboard::BlobHash::from_hex(&name) else {
+                continue;
+            };
+            let bytes = match directory.join(DATA).metadata() {
+                Ok(metadata) => metadata.len(),
+                Err(_) => 0,
+            };
+            match PartialBlob::open(BlobIdentity { hash, bytes }, directory) {
+                Ok(partial) => partials.push(partial),
+                // Complete now, or collected.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    self.drop_partial(hash)?;
+                }
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(partials)
+    }
+
+    fn drop_partial(&self, hash: outboard::BlobHash) -> Result<(), StoreError> {
+        let staging = self.scratch()?;
+        let directory = self.partials().join(hash.hex());
+        match std::fs::rename(directory, staging.path().join("dropped")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(self.io(format!("dropping part of blob {hash}"), error))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -95,15 +151,19 @@ impl Store {
         if place.exists() {
             return Ok(true);
         }
-        let (groups, missing) = {
-            let mut present = partial.present();
+        let (groups, missing, saved) = {
+            let present = partial.present();
             if present.unsaved == 0 && present.missing > 0 {
                 return Ok(false);
             }
-            present.unsaved = 0;
-            (present.groups.clone(), present.missing)
+            (present.groups.clone(), present.missing, present.unsaved)
         };
         partial.data.sync_data().map_err(failed)?;
+        // What was written meanwhile is for the next time.
+        {
+            let mut present = partial.present();
+            present.unsaved = present.unsaved.saturating_sub(saved);
+        }
         let in_its_place = partial.directory.join(PRESENT);
         if missing > 0 {
             let staging = self.scratch()?;
@@ -211,6 +271,47 @@ impl PartialBlob {
         Some((first, last.unwrap_or(end) - first))
     }
 
+    /// Verifies the hash tree and the groups that are here. Those that are wrong are missing
+    /// from now on; returns how many they are. A wrong tree is the error.
+    pub fn check(&self) -> Result<u64, BlobError> {
+        let hash = self.identity.hash;
+        let geometry = self.tree().geometry();
+        let mut wrong = 0;
+        let mut bytes = vec![0; GROUP_BYTES as usize];
+        for index in 0..geometry.spans() {
+            let span = self.span(index)?;
+            let first = span.first_group();
+            let end = (first + SPAN_BYTES / GROUP_BYTES).min(geometry.groups());
+            for group in first..end {
+                if !has(&self.present().groups, group) {
+                    continue;
+                }
+                let bytes = &mut bytes[..geometry.group_bytes(group) as usize];
+                let offset = group * GROUP_BYTES;
+                self.data
+                    .read_exact_at(bytes, offset)
+                    .map_err(|source| BlobError::Read {
+                        hash,
+                        offset,
+                        source,
+                    })?;
+                if !span.verify(group, bytes) {
+                    let mut present = self.present();
+                    present.groups[(group / 8) as usize] &= !(1 << (group % 8));
+                    present.missing += 1;
+                    present.unsaved += 1;
+                    wrong += 1;
+                }
+            }
+        }
+        Ok(wrong)
+    }
+
+    fn span(&self, index: u64) -> Result<Span, BlobError> {
+        let read = |buffer: &mut [u8], offset| self.outboard.read_exact_at(buffer, offset);
+        Ok(self.tree().span(index, read)?)
+    }
+
     /// Writes groups from `first` on, all of each, once they are verified.
     pub fn write(&self, first: u64, bytes: &[u8]) -> Result<(), BlobError> {
         let hash = self.identity.hash;
@@ -220,9 +321,7 @@ impl PartialBlob {
             let index = group * GROUP_BYTES / SPAN_BYTES;
             let span = match known.take() {
                 Some((number, span)) if number == index => span,
-                _ => self.tree().span(index, |buffer, offset| {
-                    self.outboard.read_exact_at(buffer, offset)
-                })?,
+                _ => self.span(index)?,
             };
             let (_, span) = known.insert((index, span));
             let whole = piece.len() as u64 == geometry.group_bytes(group);
@@ -282,8 +381,18 @@ mod tests {
     }
 
     fn open(store: &Store, identity: BlobIdentity, tree: &[u8]) -> PartialBlob {
-        let opened = store.partial(identity, || Ok::<_, StoreError>(tree.to_vec()));
-        opened.unwrap()
+        try_open(store, identity, tree).unwrap()
+    }
+
+    fn try_open(
+        store: &Store,
+        identity: BlobIdentity,
+        tree: &[u8],
+    ) -> Result<PartialBlob, StoreError> {
+        store.partial(identity, |file| {
+            file.write_all_at(tree, 0).unwrap();
+            Ok(())
+        })
     }
 
     #[test]
@@ -309,7 +418,7 @@ mod tests {
         assert!(store.save_partial(&partial).unwrap());
         let whole = store.blob(identity, || "it".to_owned()).unwrap();
         whole.read_all(|_| true).unwrap();
-        assert!(store.known_partial(identity).unwrap().is_none());
+        assert!(store.partial_blobs().unwrap().is_empty());
         let mut bytes = vec![0; content.len()];
         data.read_exact_at(&mut bytes, 0).unwrap();
         assert!(bytes == content);
@@ -352,14 +461,55 @@ mod tests {
         let store = Store::open(directory.path()).unwrap();
         let (identity, content, mut tree) = blob(100_000);
         tree[10] ^= 1;
+        assert!(try_open(&store, identity, &tree).unwrap_err().is_damage());
+        try_open(&store, blob(200_000).0, &[0; 64]).unwrap_err();
+        assert!(store.partial_blobs().unwrap().is_empty());
+
+        // One that goes wrong later is dropped, with all that it would verify.
+        tree[10] ^= 1;
         let partial = open(&store, identity, &tree);
+        let place = store.partials().join(identity.hash.hex()).join(OUTBOARD);
+        tree[10] ^= 1;
+        std::fs::write(place, &tree).unwrap();
         assert!(
             partial
                 .write(0, &content[..1 << 14])
                 .unwrap_err()
                 .is_corruption()
         );
-        let short = store.partial(blob(200_000).0, || Ok::<_, StoreError>(vec![0; 64]));
-        short.unwrap_err();
+        assert!(store.mend_partial(&partial).unwrap());
+        assert!(store.partial_blobs().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_has_gone_wrong_is_missing_again_and_only_that() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let (identity, content, tree) = blob(100_000);
+        let partial = open(&store, identity, &tree);
+        partial.write(0, &content[..4 << 14]).unwrap();
+        assert!(!store.mend_partial(&partial).unwrap());
+        partial.data.write_all_at(&[7], (2 << 14) + 5).unwrap();
+        assert!(store.mend_partial(&partial).unwrap());
+        assert_eq!(partial.next_missing(0..7, 7), Some((2, 1)));
+        drop(partial);
+        let partial = open(&store, identity, b"not asked for");
+        assert_eq!(partial.missing(), 4);
+        partial.write(2, &content[2 << 14..]).unwrap();
+        assert!(store.save_partial(&partial).unwrap());
+    }
+
+    #[test]
+    fn a_blob_that_was_begun_with_another_length_is_begun_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let (identity, content, tree) = blob(100_000);
+        let place = store.partials().join(identity.hash.hex());
+        std::fs::create_dir(&place).unwrap();
+        std::fs::write(place.join(DATA), b"short").unwrap();
+        std::fs::write(place.join(OUTBOARD), b"").unwrap();
+        let partial = open(&store, identity, &tree);
+        partial.write(0, &content).unwrap();
+        assert!(store.save_partial(&partial).unwrap());
     }
 }

@@ -60,6 +60,19 @@ impl Store {
         if self.verify_blobs(&mut report, progress)?.is_none() {
             return Ok(None);
         }
+        for partial in self.partial_blobs()? {
+            let hash = partial.identity().hash;
+            if self.mend_partial(&partial)? {
+                report.wrong.push(Wrong {
+                    what: format!("part of blob {hash}"),
+                    problem: "it is not what it should be; it is fetched again when it is needed"
+                        .to_owned(),
+                });
+            }
+            if progress.cancelled() {
+                return Ok(None);
+            }
+        }
         self.verify_documents(&mut report)?;
         for image in self.images()? {
             let lease = self.lease()?;

@@ -209,6 +209,10 @@ impl LazyDisk {
     }
 
     fn take(&mut self, reply: Reply) {
+        // An answer to what was never asked would be counted as one that was.
+        if self.unsent.iter().any(|request| request.id == reply.id) {
+            return self.lose_agent();
+        }
         let Some(asked) = self.asked.remove(&reply.id) else {
             return;
         };

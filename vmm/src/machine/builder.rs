@@ -129,9 +129,9 @@ impl<'a> Builder<'a> {
         }
         for (disk, index) in devices.disks.into_iter().zip(0..) {
             let name = format!("blk{index}");
-            let pieces = disk.disk.presence();
+            let lazy = disk.source.map(|source| (source, disk.disk.presence()));
             let mut backend = block::open(disk.disk);
-            if let Some(source) = disk.source {
+            if let Some((source, pieces)) = lazy {
                 let lazy = LazyDisk::new(backend, pieces, source);
                 backend = Box::new(lazy.map_err(host("a watch over a disk"))?);
             }

@@ -271,6 +271,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     let workload = options.apply(&config)?;
     disk.limits = args.disk;
     let blobs = disk::blobs(&disk);
+    let partials = fetching.as_ref().map(Running::partials).unwrap_or_default();
     if progress.cancelled() {
         return Err(ImportError::Cancelled.into());
     }
@@ -337,7 +338,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         })
         .context("cannot make the microVM known to `mote ps`")?;
     request.control = Some(registration.control().clone());
-    let mut observer = RunObserver::new(registration, store, blobs);
+    let mut observer = RunObserver::new(registration, store, blobs, partials);
     timeline.fetched_bytes = fetching.as_ref().map(Running::fetched_bytes);
     let outcome = guest::run(request, timeline, &mut observer);
     // What was read is kept for the next start.

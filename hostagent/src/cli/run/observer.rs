@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use hostagent::guest::{DeviceEvent, DeviceEventKind, Observer};
 use hostagent::running::Registration;
-use hostagent::store::{BlobIdentity, Store};
+use hostagent::store::{BlobIdentity, PartialBlob, Store};
+use outboard::BlobHash;
 use vmm::confinement::Landlock;
 
 use super::messages::Messages;
@@ -18,36 +19,53 @@ pub struct RunObserver {
     store: Arc<Store>,
     /// The blobs of its disk that nothing has been said about.
     blobs: Vec<BlobIdentity>,
+    /// Those of them that are here in part.
+    partials: Vec<Arc<PartialBlob>>,
 }
 
 impl RunObserver {
     /// For the microVM of `registration`.
-    pub fn new(registration: Registration, store: Arc<Store>, blobs: Vec<BlobIdentity>) -> Self {
+    pub fn new(
+        registration: Registration,
+        store: Arc<Store>,
+        blobs: Vec<BlobIdentity>,
+        partials: Vec<Arc<PartialBlob>>,
+    ) -> Self {
         Self {
             registration,
             messages: Messages::about("the guest's devices"),
             store,
             blobs,
+            partials,
         }
     }
-}
 
-impl RunObserver {
     /// Looks whether a blob is corrupt, as a VMM says, whose word alone takes nothing out
     /// of use: others may run on it. Takes as long as reading it, and so has a thread of
     /// its own.
     fn check(&self, blob: BlobIdentity) {
         let store = Arc::clone(&self.store);
+        let mut partials = self.partials.iter();
+        let partial = partials.find(|partial| partial.identity() == blob && partial.missing() > 0);
+        // One that is complete is a blob like any other.
+        let partial = partial.cloned();
         let look = move || {
             let mut messages = Messages::about("a blob");
             let hash = blob.hash;
+            if let Some(partial) = partial {
+                return match store.mend_partial(&partial) {
+                    Ok(true) => messages.tell(format_args!(
+                        "what is wrong of blob {hash} is fetched again in the next run"
+                    )),
+                    Ok(false) => messages.tell(whole(hash)),
+                    Err(error) => messages.tell(error),
+                };
+            }
             match store.quarantine_if_corrupt(blob) {
                 Ok(true) => messages.tell(format_args!(
-                    "blob {hash} is quarantined; load the image again with `mote load`"
+                    "blob {hash} is quarantined; load or pull the image again"
                 )),
-                Ok(false) => messages.tell(format_args!(
-                    "blob {hash} is whole as this host reads it now: its memory or its disk may be failing"
-                )),
+                Ok(false) => messages.tell(whole(hash)),
                 Err(error) => messages.tell(error),
             }
         };
@@ -56,6 +74,10 @@ impl RunObserver {
             .name("verify".to_owned())
             .spawn(look);
     }
+}
+
+fn whole(hash: BlobHash) -> String {
+    format!("blob {hash} is whole as this host reads it now: its memory or its disk may be failing")
 }
 
 impl Observer for RunObserver {
