@@ -344,3 +344,23 @@ fn a_changed_bit_in_any_record_gives_no_other_image() {
         std::fs::write(file, kept).unwrap();
     }
 }
+
+#[test]
+fn a_record_that_cannot_be_read_ends_a_collection_before_anything_is_removed() {
+    let mote = mote_with(2);
+    let record = format!("layers/v1/{}.json", Digest::of(&layers()[0]).hex());
+    let record = mote.root.path().join(record);
+    let kept = std::fs::read(&record).unwrap();
+    let before = blob_count(&mote);
+    // As with a failing disk: it is there, and reading it is an error.
+    std::fs::remove_file(&record).unwrap();
+    std::fs::create_dir(&record).unwrap();
+    mote.run(&["image", "prune", "-f"])
+        .expect_failure(&["reading the record", &record.display().to_string()]);
+    assert_eq!(blob_count(&mote), before);
+    std::fs::remove_dir(&record).unwrap();
+    std::fs::write(&record, kept).unwrap();
+    mote.run(&["image", "prune", "-f"]).expect(0);
+    assert_eq!(blob_count(&mote), before);
+    mote.assert_consistent();
+}

@@ -49,7 +49,7 @@ fn whole_again(
     cancel: &Cancel,
 ) -> Result<(), PeerError> {
     for diff_id in &image.diff_ids {
-        for identity in store.recorded_blobs(*diff_id).into_iter().flatten() {
+        for identity in store.recorded_blobs(*diff_id)?.into_iter().flatten() {
             match store.blob(identity, || format!("blob {}", identity.hash)) {
                 Ok(_) => {}
                 Err(error) if error.is_damage() => {

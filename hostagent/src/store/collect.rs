@@ -90,8 +90,8 @@ impl Store {
         Ok(collected)
     }
 
-    /// What images and processes need; under the gate. A record that cannot be read names
-    /// nothing: what it stood for is made again.
+    /// What images and processes need; under the gate. A record that is none names nothing:
+    /// what it stood for is made again. One that cannot be read ends it: nothing is removed.
     pub(super) fn needed(&self) -> Result<Needed, StoreError> {
         let mut needed = Needed {
             blobs: self
@@ -105,8 +105,8 @@ impl Store {
             needed
                 .content
                 .extend(image.manifest.map(|digest| digest.hex()));
-            needed.add(self, &image.diff_ids);
-            for (name, blobs) in self.lazy_blobs(image.id) {
+            needed.add(self, &image.diff_ids)?;
+            for (name, blobs) in self.lazy_blobs(image.id)? {
                 needed.lazy.insert(name);
                 needed.blobs.extend(blobs);
             }
@@ -123,13 +123,14 @@ impl Store {
 }
 
 impl Needed {
-    fn add(&mut self, store: &Store, diff_ids: &[Digest]) {
+    fn add(&mut self, store: &Store, diff_ids: &[Digest]) -> Result<(), StoreError> {
         for diff_id in diff_ids {
             self.layers.extend(name(&store.layer_record(*diff_id)));
-            self.blobs.extend(store.layer_blobs(*diff_id));
+            self.blobs.extend(store.layer_blobs(*diff_id)?);
         }
         self.disks.extend(name(&store.merge_record(diff_ids)));
-        self.blobs.extend(store.merge_blob(diff_ids));
+        self.blobs.extend(store.merge_blob(diff_ids)?);
+        Ok(())
     }
 
     fn add_leased(&mut self, store: &Store) -> Result<(), StoreError> {
@@ -138,7 +139,9 @@ impl Needed {
             let name = entry.map_err(failed)?.file_name();
             let Some(name) = name.to_str() else { continue };
             let digits = name.strip_suffix(".json").and_then(Digest::from_hex);
-            let blobs = digits.map(|diff_id| store.layer_blobs(diff_id));
+            let blobs = digits
+                .map(|diff_id| store.layer_blobs(diff_id))
+                .transpose()?;
             let mut blobs = blobs.into_iter().flatten();
             if blobs.any(|blob| self.blobs.contains(&blob)) {
                 self.layers.insert(name.to_owned());
@@ -146,7 +149,7 @@ impl Needed {
         }
         for entry in std::fs::read_dir(store.disks()).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            let blob = store.merge_blob_of(&entry.path());
+            let blob = store.merge_blob_of(&entry.path())?;
             if blob.is_some_and(|blob| self.blobs.contains(&blob)) {
                 self.disks.extend(name(&entry.path()));
             }

@@ -166,18 +166,20 @@ impl Store {
     }
 
     /// The blobs that a layer's record names; none if there is no record.
-    pub(super) fn layer_blobs(&self, diff_id: Digest) -> Vec<BlobHash> {
-        let recorded = self.recorded_blobs(diff_id);
+    pub(super) fn layer_blobs(&self, diff_id: Digest) -> Result<Vec<BlobHash>, StoreError> {
+        let recorded = self.recorded_blobs(diff_id)?;
         let blobs = recorded.map(|blobs| blobs.map(|blob| blob.hash));
-        blobs.into_iter().flatten().collect()
+        Ok(blobs.into_iter().flatten().collect())
     }
 
     /// The blob and the skeleton that a layer's record names, whether they are there or
     /// not.
-    pub(crate) fn recorded_blobs(&self, diff_id: Digest) -> Option<[BlobIdentity; 2]> {
-        let record = read_record::<Record>(self, self.layer_record(diff_id), String::new);
-        let record = record.ok().flatten()?;
-        Some([record.blob, record.skeleton])
+    pub(crate) fn recorded_blobs(
+        &self,
+        diff_id: Digest,
+    ) -> Result<Option<[BlobIdentity; 2]>, StoreError> {
+        let record = usable_record::<Record>(self, self.layer_record(diff_id))?;
+        Ok(record.map(|record| [record.blob, record.skeleton]))
     }
 
     /// Converts a layer unless that has been done, and holds on to it. If another process
@@ -308,6 +310,21 @@ pub(super) fn read_record<T: serde::de::DeserializeOwned>(
     serde_json::from_slice(&bytes)
         .map(Some)
         .map_err(|source| StoreError::Record { path, source })
+}
+
+/// A record; `None` if there is none, or nothing that could be used as one: what it stood
+/// for is made again. One that cannot be read is an error all the same: it may name what is
+/// needed.
+pub(super) fn usable_record<T: serde::de::DeserializeOwned>(
+    store: &Store,
+    path: PathBuf,
+) -> Result<Option<T>, StoreError> {
+    match read_record(store, path.clone(), || {
+        format!("the record {}", path.display())
+    }) {
+        Err(StoreError::Record { .. }) => Ok(None),
+        read => read,
+    }
 }
 
 /// A record that can be read and cannot be right.

@@ -11,9 +11,10 @@
 
 use std::path::PathBuf;
 
+use outboard::BlobHash;
 use serde::{Deserialize, Serialize};
 
-use super::layers::read_record;
+use super::layers::{read_record, usable_record};
 use super::records::{StoredImage, now_unix_seconds};
 use super::{Lease, Store, StoreError};
 use crate::image::digest::Digest;
@@ -68,25 +69,27 @@ impl Store {
         }
     }
 
-    /// The blobs of all images that are here in part.
-    pub(super) fn lazy_blobs(&self, id: Digest) -> Vec<(String, Vec<outboard::BlobHash>)> {
+    /// The records of an image that is here in part, by the names of their files, and the
+    /// blobs that each names.
+    pub(super) fn lazy_blobs(
+        &self,
+        id: Digest,
+    ) -> Result<Vec<(String, Vec<BlobHash>)>, StoreError> {
+        let failed = |source| self.io("reading the records of images", source);
         let prefix = format!("{}-", id.hex());
-        let entries = std::fs::read_dir(self.lazy_records()).into_iter().flatten();
-        let names = entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().into_string().ok());
-        names
-            .filter(|name| name.starts_with(&prefix))
-            .map(|name| {
-                let path = self.lazy_records().join(&name);
-                let record = read_record::<LazyImage>(self, path, String::new);
-                let blobs = record.ok().flatten().map(|lazy| {
-                    let blobs = lazy.converted.blobs().map(|blob| blob.hash);
-                    blobs.collect()
-                });
-                (name, blobs.unwrap_or_default())
-            })
-            .collect()
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(self.lazy_records()).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            if name.starts_with(&prefix) {
+                let record = usable_record::<LazyImage>(self, entry.path())?;
+                let blobs = record.iter().flat_map(|lazy| lazy.converted.blobs());
+                found.push((name, blobs.map(|blob| blob.hash).collect()));
+            }
+        }
+        Ok(found)
     }
 
     /// What is known of an image that was recorded before its blobs were here, from this

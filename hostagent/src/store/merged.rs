@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::blob::{BlobIdentity, BlobWriter};
 use super::blobs::{Blob, VerifiedReader, corruption};
 use super::error::is_out_of_space;
-use super::layers::{StoredLayer, mistaken, read_record};
+use super::layers::{StoredLayer, mistaken, read_record, usable_record};
 use super::leases::Lease;
 use super::lock::FileLock;
 use super::{Store, StoreError};
@@ -120,14 +120,14 @@ impl Store {
     }
 
     /// The blob that a merge's record names.
-    pub(super) fn merge_blob(&self, diff_ids: &[Digest]) -> Option<BlobHash> {
+    pub(super) fn merge_blob(&self, diff_ids: &[Digest]) -> Result<Option<BlobHash>, StoreError> {
         self.merge_blob_of(&self.merge_record(diff_ids))
     }
 
     /// The blob that the record of a merge at `path` names.
-    pub(super) fn merge_blob_of(&self, path: &Path) -> Option<BlobHash> {
-        let record = read_record::<Record>(self, path.to_owned(), String::new);
-        Some(record.ok()??.blob.hash)
+    pub(super) fn merge_blob_of(&self, path: &Path) -> Result<Option<BlobHash>, StoreError> {
+        let record = usable_record::<Record>(self, path.to_owned())?;
+        Ok(record.map(|record| record.blob.hash))
     }
 
     fn all_layers(&self, diff_ids: &[Digest]) -> Result<Vec<StoredLayer>, StoreError> {

@@ -39,9 +39,10 @@ impl Store {
             .collect();
         let mut kept = self.leased().map_err(failed)?;
         for image in &active {
-            let layers = image.diff_ids.iter();
-            kept.extend(layers.flat_map(|diff_id| self.layer_blobs(*diff_id)));
-            kept.extend(self.merge_blob(&image.diff_ids));
+            for diff_id in &image.diff_ids {
+                kept.extend(self.layer_blobs(*diff_id)?);
+            }
+            kept.extend(self.merge_blob(&image.diff_ids)?);
         }
         let kept: BTreeSet<String> = kept.iter().map(outboard::BlobHash::hex).collect();
         let mut usage = StoreUsage::default();
