@@ -101,8 +101,8 @@ impl RingDisk {
 
     /// One that does nothing at once, so that tests see everything in flight.
     #[cfg(test)]
-    pub fn without_shortcuts(disk: ExtentDisk) -> Result<Self, ExtentDisk> {
-        Self::with(disk, Shortcuts::None).map_err(|(disk, _)| disk)
+    pub fn without_shortcuts(disk: ExtentDisk) -> Result<Self, (ExtentDisk, io::Error)> {
+        Self::with(disk, Shortcuts::None)
     }
 
     fn with(disk: ExtentDisk, shortcuts: Shortcuts) -> Result<Self, (ExtentDisk, io::Error)> {
@@ -430,4 +430,4 @@ impl Drop for RingDisk {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

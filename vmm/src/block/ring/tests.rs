@@ -51,15 +51,19 @@ fn swapped_content() -> Vec<u8> {
 
 /// `None`, and a line that says why, where the kernel has no rings.
 fn ring(file: &Arc<File>) -> Option<RingDisk> {
-    let disk = RingDisk::new(swapped(file));
-    let disk = disk.inspect_err(|(_, error)| {
+    made(RingDisk::new(swapped(file)).map_err(|(_, error)| error))
+}
+
+/// A ring, or a line that says why there is none.
+pub(in crate::block) fn made(ring: io::Result<RingDisk>) -> Option<RingDisk> {
+    let ring = ring.inspect_err(|error| {
         let test = std::thread::current();
         let test = test.name().unwrap_or("a test");
         // Past the test harness, which shows nothing of a test that passes.
         let line = format!("skipped: {test}: cannot make a ring (io_uring): {error}\n");
         let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
     });
-    disk.ok()
+    ring.ok()
 }
 
 fn ticket(head: u16) -> Ticket {
@@ -153,7 +157,8 @@ fn everything_a_disk_does_is_done_in_the_ring_too() {
 #[test]
 fn there_is_room_for_a_queue_of_requests_and_none_for_more() {
     let file = stored_file();
-    let Ok(mut disk) = RingDisk::without_shortcuts(swapped(&file)) else {
+    let ring = RingDisk::without_shortcuts(swapped(&file)).map_err(|(_, error)| error);
+    let Some(mut disk) = made(ring) else {
         return;
     };
     let memory = memory::create(MEMORY_BYTES).unwrap();

@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::block::extents::{Extent, ExtentDisk};
 use crate::block::plain::PlainDisk;
-use crate::block::ring::RingDisk;
+use crate::block::ring::{self, RingDisk};
 use crate::block::{BlockBackend, Operation, Ticket};
 use crate::memory::{self, GuestMemory};
 
@@ -272,7 +272,8 @@ fn a_blob_whose_file_ends_early_is_corrupt() {
 fn requests_in_flight_have_a_bounded_number_of_groups_in_memory() {
     let blobs = [made(8192, 5)];
     let memory = memory::create(MEMORY_BYTES).unwrap();
-    let Ok(mut ring) = RingDisk::without_shortcuts(disk(&blobs)) else {
+    let ring = RingDisk::without_shortcuts(disk(&blobs)).map_err(|(_, error)| error);
+    let Some(mut ring) = ring::tests::made(ring) else {
         return;
     };
     for round in 0..3 {

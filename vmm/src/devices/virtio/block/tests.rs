@@ -58,7 +58,7 @@ impl Backend {
         let ring = match self {
             Self::Plain => return Box::new(PlainDisk::new(disk)),
             Self::Ring => RingDisk::new(disk).map_err(|(disk, _)| disk),
-            Self::RingOnly => RingDisk::without_shortcuts(disk),
+            Self::RingOnly => RingDisk::without_shortcuts(disk).map_err(|(disk, _)| disk),
         };
         // A host without io_uring has no ring to test.
         match ring {
