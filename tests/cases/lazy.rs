@@ -1,14 +1,17 @@
 //! Images that start before they have arrived, from Debian's docker-registry.
 
 use std::fs;
+use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use e2e::Run;
 use e2e::oci::{Layout, tar};
-use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// A shell, a few programs, a file to start with and a large one.
@@ -61,10 +64,6 @@ impl Registry {
             _directory: directory,
         }
     }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("the registry is there");
-    }
 }
 
 impl Drop for Registry {
@@ -72,6 +71,64 @@ impl Drop for Registry {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// What stands between a node and its registry.
+struct Gate {
+    host: String,
+    way: Arc<AtomicU8>,
+}
+
+/// What a [`Gate`] lets through: 2 MB/s, nothing, everything.
+const SLOWLY: u8 = 0;
+const SHUT: u8 = 1;
+const OPEN: u8 = 2;
+const PIECE: usize = 16 << 10;
+const PAUSE: Duration = Duration::from_millis(8);
+
+impl Gate {
+    fn to(registry: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let host = listener.local_addr().expect("an address").to_string();
+        let way = Arc::new(AtomicU8::new(SLOWLY));
+        let (to, shared) = (registry.to_owned(), Arc::clone(&way));
+        let turn = Arc::new(Mutex::new(()));
+        // Ends with the test's process.
+        std::thread::spawn(move || {
+            for near in listener.incoming().flatten() {
+                let Ok(far) = TcpStream::connect(&to) else {
+                    return;
+                };
+                let [mut near_in, mut far_in] =
+                    [&near, &far].map(|end| end.try_clone().expect("a descriptor"));
+                std::thread::spawn(move || io::copy(&mut near_in, &mut far_in));
+                let (way, turn) = (Arc::clone(&shared), Arc::clone(&turn));
+                std::thread::spawn(move || pass(&far, &near, &way, &turn));
+            }
+        });
+        Self { host, way }
+    }
+
+    fn be(&self, way: u8) {
+        self.way.store(way, Ordering::SeqCst);
+    }
+}
+
+/// Copies, as the gate is at present; all connections share its pace.
+fn pass(mut from: &TcpStream, mut to: &TcpStream, way: &AtomicU8, turn: &Mutex<()>) {
+    let mut bytes = [0; PIECE];
+    while let Ok(count @ 1..) = from.read(&mut bytes) {
+        while way.load(Ordering::SeqCst) == SHUT {
+            std::thread::sleep(PAUSE);
+        }
+        if way.load(Ordering::SeqCst) == SLOWLY {
+            let _turn = turn.lock().expect("nobody panics");
+            std::thread::sleep(PAUSE);
+        }
+        if to.write_all(&bytes[..count]).is_err() {
+            return;
+        }
     }
 }
 
@@ -92,19 +149,35 @@ impl Node {
         self.directory.path().join("store")
     }
 
-    fn mote(&self, arguments: &[&str]) -> Run {
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("mote");
         command
             .args(arguments)
             .env("MOTE_ROOT", self.root())
             .env("MOTE_CONFIG", self.directory.path())
             .stdin(Stdio::null());
-        Run::of(command.output().expect("mote can be started"))
+        command
+    }
+
+    fn mote(&self, arguments: &[&str]) -> Run {
+        let output = self.command(arguments).output();
+        Run::of(output.expect("mote can be started"))
     }
 
     fn shell(&self, name: &str, script: &str) -> Run {
         self.mote(&["run", name, "/bin/sh", "-c", script])
     }
+}
+
+/// Makes the image and pushes it.
+fn push(builder: &Node, name: &str) {
+    let mut layout = Layout::from_test_image().without_layers().layer(&tar(TREE));
+    let reference = layout.finish();
+    let loaded = builder.mote(&["load", "--format", "json", &reference]);
+    let loaded: Value = serde_json::from_str(&loaded.expect(0).text()).expect("JSON");
+    let id = loaded["id"].as_str().expect("an id");
+    builder.mote(&["tag", id, name]).expect(0);
+    builder.mote(&["push", name]).expect(0);
 }
 
 fn count(directory: &Path) -> usize {
@@ -115,17 +188,8 @@ fn count(directory: &Path) -> usize {
 fn an_image_runs_before_it_has_arrived_and_is_whole_in_the_end() {
     let registry = Registry::start();
     let name = format!("{}/team/app:v1", registry.host);
-    let mut layout = Layout::from_test_image().without_layers().layer(&tar(TREE));
-    let reference = layout.finish();
     let builder = Node::new();
-    let layout_name = builder
-        .mote(&["load", "--format", "json", &reference])
-        .expect(0)
-        .text();
-    let loaded: serde_json::Value = serde_json::from_str(&layout_name).expect("JSON");
-    let id = loaded["id"].as_str().expect("an id").to_owned();
-    builder.mote(&["tag", &id, &name]).expect(0);
-    builder.mote(&["push", &name]).expect(0);
+    push(&builder, &name);
 
     let node = Node::new();
     let run = node.shell(&name, "cat /opt/small").expect(0);
@@ -149,34 +213,32 @@ fn an_image_runs_before_it_has_arrived_and_is_whole_in_the_end() {
 fn a_registry_that_stalls_makes_reads_fail_with_a_reason() {
     let registry = Registry::start();
     let name = format!("{}/team/app:v1", registry.host);
-    let mut layout = Layout::from_test_image().without_layers().layer(&tar(TREE));
-    let reference = layout.finish();
-    let builder = Node::new();
-    let loaded = builder
-        .mote(&["load", "--format", "json", &reference])
-        .expect(0)
-        .text();
-    let loaded: serde_json::Value = serde_json::from_str(&loaded).expect("JSON");
-    let id = loaded["id"].as_str().expect("an id");
-    builder.mote(&["tag", id, &name]).expect(0);
-    builder.mote(&["push", &name]).expect(0);
-
+    push(&Node::new(), &name);
+    // So slowly that the large file cannot have arrived before the small one is read.
+    let gate = Gate::to(&registry.host);
+    let name = format!("{}/team/app:v1", gate.host);
     let node = Node::new();
-    // Recorded, with what it takes to say `ready`, and then the registry hangs.
-    node.shell(&name, "cat /opt/small").expect(0);
-    registry.signal(Signal::STOP);
-    let run = node.shell(&name, "cat /opt/small; cat /opt/large >/dev/null");
-    registry.signal(Signal::CONT);
-    if count(&node.root().join("partial")) == 0 {
-        // It had all arrived.
-        run.expect(0);
-        return;
-    }
-    let run = run.expect(1);
-    assert_eq!(run.text(), "first");
+    let script = "cat /opt/small; read line; cat /opt/large >/dev/null";
+    let mut run = node
+        .command(&["run", "-i", &name, "/bin/sh", "-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("mote can be started");
+    let mut first = [0; 6];
+    let stdout = run.stdout.as_mut().expect("a pipe");
+    stdout.read_exact(&mut first).expect("the guest prints");
+    assert_eq!(&first, b"first\n");
+    gate.be(SHUT);
+    let mut stdin = run.stdin.take().expect("a pipe");
+    stdin.write_all(b"\n").expect("the guest reads");
+    drop(stdin);
+    let run = Run::of(run.wait_with_output().expect("mote ends")).expect(1);
     for words in ["Input/output error", "fetching from", "team/app"] {
         assert!(run.errors().contains(words), "{}", run.errors());
     }
     // It is not for ever.
+    gate.be(OPEN);
     node.shell(&name, "cat /opt/large >/dev/null").expect(0);
 }
