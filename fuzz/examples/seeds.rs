@@ -309,11 +309,17 @@ fn answers() -> Vec<Vec<u8>> {
 }
 
 fn specs() -> Vec<Vec<u8>> {
-    let small =
-        json!({"version": 1, "kvm": 3, "vcpus": 1, "memory_bytes": 2 << 20, "boot": {"kernel": 4}});
+    // Nothing is read, so any hash will do.
+    let hash = format!("blake3:{}", "0".repeat(64));
+    let boot_blob =
+        |file: u32, outboard: u32| json!({"hash": hash, "file": file, "outboard": outboard});
+    let small = json!({
+        "version": 1, "kvm": 3, "vcpus": 1, "memory_bytes": 2 << 20,
+        "boot": {"kernel": boot_blob(4, 12)},
+    });
     let all = json!({
         "version": 1, "kvm": 3, "vcpus": 4, "memory_bytes": 64 << 20,
-        "boot": {"kernel": 4, "initrd": 12, "command_line": "console=ttyS0"},
+        "boot": {"kernel": boot_blob(4, 12), "initrd": boot_blob(36, 44), "command_line": "console=ttyS0"},
         "serial": {"output": 2, "input": 7},
         "disks": [
             {"read_only": true, "serial": "disk", "extents": [
@@ -328,6 +334,11 @@ fn specs() -> Vec<Vec<u8>> {
         "generation_id": "0123456789abcdef0123456789ABCDEF",
         "control": 13, "events": 10,
     });
+    let mut with_blobs = small.clone();
+    with_blobs["disks"] = json!([{"read_only": true, "source": 5, "extents": [
+        {"file": 52, "offset_bytes": 0, "length_bytes": 4096,
+         "blob": {"hash": hash, "outboard": 76, "partial": true}},
+    ]}]);
     let mut with_nic = small.clone();
     with_nic["nics"] =
         json!([{"mac": "02:00:00:00:00:01", "taps": [11], "mtu": 1400, "vhost": [19]}]);
@@ -348,6 +359,7 @@ fn specs() -> Vec<Vec<u8>> {
     [
         small,
         all,
+        with_blobs,
         with_nic,
         with_terminals,
         with_filesystem,

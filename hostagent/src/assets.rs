@@ -1,13 +1,20 @@
-//! The files mote is installed with: the guest kernel, its initrd, `mote-vmm`.
+//! The files mote is installed with: the guest kernel, its initrd, what these two are, and
+//! `mote-vmm`.
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::store::{BlobIdentity, BootFile, BootRecord};
 use crate::vm_process::default_program;
 
 /// The guest kernel, an ELF `vmlinux`.
 const KERNEL: &str = "vmlinux";
 /// The initramfs with the guest's init.
 const INITRD: &str = "initrd";
+/// The hashes and lengths of both, as JSON: [`BootRecord`]. Without it, or if they are not
+/// in one directory, they are read at each start to learn their hashes.
+const RECORD: &str = "boot.json";
 /// Where packages put them.
 const SYSTEM_DIRECTORY: &str = "/usr/share/mote";
 /// Names a directory with both.
@@ -28,6 +35,22 @@ pub enum AssetError {
         name: &'static str,
         /// Where it was looked for.
         searched: Vec<PathBuf>,
+    },
+    /// The guest kernel or the initrd is there and cannot be opened.
+    #[error("cannot open {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// `boot.json` is there and cannot be used.
+    #[error("cannot read {}; remove it, or install mote again", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
     },
     /// `mote-vmm`.
     #[error("mote-vmm was not found at {}; set {VMM_VARIABLE} to its path, or install it beside mote", .0.display())]
@@ -81,6 +104,37 @@ impl Assets {
         self.find(INITRD)
     }
 
+    /// What the two are, if whoever installed them has said it.
+    pub fn boot_record(&self) -> Result<Option<BootRecord>, AssetError> {
+        // Where one of them is missing, that is told when it is needed.
+        let (Ok(kernel), Ok(initrd)) = (self.kernel(), self.initrd()) else {
+            return Ok(None);
+        };
+        let Some(directory) = kernel.parent().filter(|at| initrd.parent() == Some(at)) else {
+            return Ok(None);
+        };
+        let path = directory.join(RECORD);
+        let read = match std::fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => Err(error),
+            Ok(text) => serde_json::from_slice(&text).map_err(io::Error::from),
+        };
+        read.map(Some)
+            .map_err(|source| AssetError::Record { path, source })
+    }
+
+    /// The guest kernel, to be taken into a store.
+    pub fn kernel_file(&self) -> Result<BootFile, AssetError> {
+        let record = self.boot_record()?;
+        boot_file(self.kernel()?, record.map(|record| record.kernel))
+    }
+
+    /// The initramfs with the guest's init, to be taken into a store.
+    pub fn initrd_file(&self) -> Result<BootFile, AssetError> {
+        let record = self.boot_record()?;
+        boot_file(self.initrd()?, record.map(|record| record.initrd))
+    }
+
     /// `mote-vmm`.
     pub fn vmm(&self) -> Result<PathBuf, AssetError> {
         let path = self.vmm.clone().unwrap_or_else(|| "mote-vmm".into());
@@ -102,6 +156,18 @@ impl Assets {
                 name,
                 searched: self.directories.clone(),
             })
+    }
+}
+
+/// Opens a file that a guest is to boot.
+pub fn boot_file(path: PathBuf, identity: Option<BlobIdentity>) -> Result<BootFile, AssetError> {
+    match File::open(&path) {
+        Ok(file) => Ok(BootFile {
+            what: path.display().to_string(),
+            file,
+            identity,
+        }),
+        Err(source) => Err(AssetError::Open { path, source }),
     }
 }
 
@@ -132,5 +198,26 @@ mod tests {
         let message = assets.initrd().unwrap_err().to_string();
         assert!(message.contains(one.path().to_str().unwrap()), "{message}");
         assert!(message.contains(two.path().to_str().unwrap()), "{message}");
+    }
+    #[test]
+    fn what_both_are_is_believed_where_both_are_beside_it() {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let hash = outboard::BlobHash::of(b"kernel");
+        let identity = serde_json::json!({"hash": hash, "bytes": 6});
+        let record = serde_json::json!({"kernel": identity, "initrd": identity});
+        std::fs::write(one.path().join(KERNEL), "kernel").unwrap();
+        std::fs::write(one.path().join(RECORD), record.to_string()).unwrap();
+        std::fs::write(two.path().join(INITRD), "initrd").unwrap();
+        let assets = Assets {
+            directories: vec![one.path().into(), two.path().into()],
+            vmm: None,
+        };
+        assert_eq!(assets.kernel_file().unwrap().identity, None);
+        std::fs::write(one.path().join(INITRD), "kernel").unwrap();
+        let found = assets.kernel_file().unwrap().identity.unwrap();
+        assert_eq!((found.hash, found.bytes), (hash, 6));
+        std::fs::write(one.path().join(RECORD), "{}").unwrap();
+        let error = assets.initrd_file().unwrap_err();
+        assert!(matches!(error, AssetError::Record { .. }), "{error}");
     }
 }

@@ -14,9 +14,10 @@ use std::time::Duration;
 
 use guest_protocol::Workload;
 use hostagent::guest::{BOOT_TIMEOUT, DeviceEvent, Observer, Request, Streams, Timeline};
-use hostagent::vm_process::{Disk, Extent, Machine, Program};
+use hostagent::vm_process::{BootBlob, Disk, Extent, Machine, Program};
 use jail::Cgroups;
 use libtest_mimic::{Arguments, Trial};
+use outboard::BlobHash;
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use vmm::confinement::Landlock;
@@ -95,6 +96,11 @@ fn as_mote(request: &Value) -> ExitCode {
         Some(program) => Program::vmm(program),
         None => Program::unconfined_stand_in(std::env::current_exe().unwrap()),
     };
+    let boot_blob = || BootBlob {
+        hash: BlobHash::of(b""),
+        file: null(),
+        outboard: null(),
+    };
     let machine = Machine {
         id: format!("test-{}", std::process::id()),
         kvm: null(),
@@ -102,8 +108,8 @@ fn as_mote(request: &Value) -> ExitCode {
         cpu_template: None,
         supported_cpuid: None,
         memory_bytes: 64 << 20,
-        kernel: null(),
-        initrd: Some(null()),
+        kernel: boot_blob(),
+        initrd: Some(boot_blob()),
         command_line: request["vmm"].as_str().unwrap().to_owned(),
         disks: vec![Disk {
             read_only: true,
@@ -175,7 +181,11 @@ fn as_vmm(spec_number: i32) -> ExitCode {
     let spec = unsafe { File::from_raw_fd(spec_number) };
     let spec: VmSpec = serde_json::from_reader(spec).unwrap();
     assert_eq!(spec.disks[0].limits, Some(DISK_LIMITS));
-    let numbers = [spec.kvm, spec.boot.kernel, spec.disks[0].extents[0].file];
+    let numbers = [
+        spec.kvm,
+        spec.boot.kernel.file,
+        spec.disks[0].extents[0].file,
+    ];
     for number in numbers {
         // SAFETY: the spec says that these were passed; the test fails if not.
         let passed = unsafe { OwnedFd::from_raw_fd(number) };

@@ -44,6 +44,25 @@ fn blob_of(diff_id: &str) -> PathBuf {
     store().join("blobs").join(hex)
 }
 
+/// What of the store every guest boots: `kernel` or `initrd`.
+fn boot_blob(which: &str) -> PathBuf {
+    let record = fs::read(store().join("boot.json")).expect("a guest has run");
+    let record: Value = serde_json::from_slice(&record).expect("JSON");
+    let hash = record[which]["hash"].as_str().expect("a hash");
+    let hex = hash.strip_prefix("blake3:").expect("a BLAKE3 hash");
+    store().join("blobs").join(hex)
+}
+
+/// Changes one bit in the middle of a file.
+fn flip_a_bit_in_the_middle(path: &Path) {
+    let bytes = fs::read(path).expect("the blob can be read");
+    let offset = bytes.len() / 2;
+    let file = File::options().write(true).open(path);
+    file.expect("the blob can be written")
+        .write_all_at(&[bytes[offset] ^ 1], offset as u64)
+        .expect("a byte is written");
+}
+
 /// Changes one bit where `text` is in a file.
 fn flip_a_bit(path: &Path, text: &str, from: usize) {
     let bytes = fs::read(path).expect("the blob can be read");
@@ -123,4 +142,26 @@ fn a_changed_bit_of_a_hash_tree_gives_no_wrong_data() {
         ended.errors()
     );
     assert_eq!(ended.text(), "");
+}
+
+#[test]
+fn a_kernel_or_initrd_with_a_changed_bit_is_not_booted_and_the_next_run_has_it_again() {
+    let image = image("kernel-and-initrd");
+    run(&image, "true").expect(0);
+    for which in ["kernel", "initrd"] {
+        let blob = boot_blob(which);
+        flip_a_bit_in_the_middle(&blob.join("data"));
+        let ended = run(&image, "echo booted").expect(125);
+        assert_eq!(ended.text(), "");
+        for words in [
+            &format!("no guest is booted from a wrong boot.{which}"),
+            &format!("cannot load boot.{which}"),
+            "is quarantined",
+        ] {
+            assert!(ended.errors().contains(words), "{}", ended.errors());
+        }
+        assert!(!blob.exists());
+        assert_eq!(run(&image, "echo booted").expect(0).text(), "booted");
+        assert!(blob.exists());
+    }
 }

@@ -1,7 +1,8 @@
 //! Puts kernel, initrd and command line where the Linux boot protocol wants
 //! them (Linux, Documentation/x86/boot.rst and zero-page.rst).
 
-use std::fs::File;
+pub mod blob;
+
 use std::io::{self, Read, Seek, SeekFrom};
 
 use linux_loader::bootparam::boot_params;
@@ -9,8 +10,10 @@ use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
 use crate::arch::layout;
+use crate::block::verified::Corrupt;
 use crate::config::boot::BootConfig;
 use crate::memory::GuestMemory;
+use blob::BootBlob;
 
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 const BZIMAGE_MAGIC_OFFSET: u64 = 0x202;
@@ -68,6 +71,14 @@ pub enum BootError {
         /// Why.
         source: io::Error,
     },
+    /// It is not what the spec names.
+    #[error("cannot load {what}")]
+    Corrupt {
+        /// The field of the spec.
+        what: &'static str,
+        /// What is wrong.
+        source: Corrupt,
+    },
     /// The initrd does not fit.
     #[error(
         "boot.initrd, of {bytes} bytes, does not fit above the kernel; give the guest more memory"
@@ -97,7 +108,24 @@ pub struct LoadedKernel {
 
 /// Loads the kernel. It comes before the rest that goes above 1 MiB, as the kernel
 /// decides where there is room.
-pub fn load_kernel(memory: &GuestMemory, kernel: &mut File) -> Result<LoadedKernel, BootError> {
+pub fn load_kernel(memory: &GuestMemory, kernel: &mut BootBlob) -> Result<LoadedKernel, BootError> {
+    let loaded = load_either(memory, kernel);
+    told_apart("boot.kernel", kernel, loaded)
+}
+
+/// What a blob is not says more than what came of it.
+fn told_apart<T>(
+    what: &'static str,
+    blob: &mut BootBlob,
+    outcome: Result<T, BootError>,
+) -> Result<T, BootError> {
+    outcome.map_err(|error| match blob.take_corruption() {
+        Some(source) => BootError::Corrupt { what, source },
+        None => error,
+    })
+}
+
+fn load_either(memory: &GuestMemory, kernel: &mut BootBlob) -> Result<LoadedKernel, BootError> {
     let read = |source| BootError::Read {
         what: "boot.kernel",
         source,
@@ -122,8 +150,8 @@ pub fn load_kernel(memory: &GuestMemory, kernel: &mut File) -> Result<LoadedKern
     Ok(loaded)
 }
 
-/// Whether the file was long enough to fill `bytes` from `offset`.
-fn read_at(file: &mut File, offset: u64, bytes: &mut [u8]) -> io::Result<bool> {
+/// Whether the blob was long enough to fill `bytes` from `offset`.
+fn read_at(file: &mut BootBlob, offset: u64, bytes: &mut [u8]) -> io::Result<bool> {
     file.seek(SeekFrom::Start(offset))?;
     match file.read_exact(bytes) {
         Ok(()) => Ok(true),
@@ -140,7 +168,7 @@ fn load_error(memory: &GuestMemory) -> impl FnOnce(linux_loader::loader::Error) 
     }
 }
 
-fn load_elf(memory: &GuestMemory, kernel: &mut File) -> Result<LoadedKernel, BootError> {
+fn load_elf(memory: &GuestMemory, kernel: &mut BootBlob) -> Result<LoadedKernel, BootError> {
     let lowest = Some(GuestAddress(layout::HIGH_MEMORY));
     let loaded: KernelLoaderResult =
         Elf::load(memory, None, kernel, lowest).map_err(load_error(memory))?;
@@ -154,7 +182,7 @@ fn load_elf(memory: &GuestMemory, kernel: &mut File) -> Result<LoadedKernel, Boo
     })
 }
 
-fn load_bzimage(memory: &GuestMemory, kernel: &mut File) -> Result<LoadedKernel, BootError> {
+fn load_bzimage(memory: &GuestMemory, kernel: &mut BootBlob) -> Result<LoadedKernel, BootError> {
     let lowest = Some(GuestAddress(layout::HIGH_MEMORY));
     let loaded: KernelLoaderResult =
         BzImage::load(memory, None, kernel, lowest).map_err(load_error(memory))?;
@@ -188,8 +216,9 @@ pub fn finish(
     params.hdr.type_of_loader = LOADER_UNDEFINED;
     params.acpi_rsdp_addr = rsdp.raw_value();
     write_command_line(memory, params, &boot.command_line)?;
-    if let Some(initrd) = boot.initrd {
-        let (address, bytes) = load_initrd(memory, initrd, kernel.end, params)?;
+    if let Some(mut initrd) = boot.initrd {
+        let loaded = load_initrd(memory, &mut initrd, kernel.end, params);
+        let (address, bytes) = told_apart("boot.initrd", &mut initrd, loaded)?;
         params.hdr.ramdisk_image = address;
         params.hdr.ramdisk_size = bytes;
     }
@@ -225,24 +254,19 @@ fn write_command_line(
 /// Puts the initrd at the end of low memory, and returns where and how long.
 fn load_initrd(
     memory: &GuestMemory,
-    mut initrd: File,
+    initrd: &mut BootBlob,
     kernel_end: u64,
     params: &boot_params,
 ) -> Result<(u32, u32), BootError> {
-    let read = |source| BootError::Read {
-        what: "boot.initrd",
-        source,
-    };
-    let bytes = initrd.seek(SeekFrom::End(0)).map_err(read)?;
+    let bytes = initrd.length_bytes();
     let too_large = || BootError::InitrdTooLarge { bytes };
     let low_end = low_memory_end(memory).min(u64::from(params.hdr.initrd_addr_max) + 1);
     let address = low_end.checked_sub(bytes).ok_or_else(too_large)? / PAGE_BYTES * PAGE_BYTES;
     if address < kernel_end {
         return Err(too_large());
     }
-    initrd.rewind().map_err(read)?;
     memory
-        .read_exact_volatile_from(GuestAddress(address), &mut initrd, bytes as usize)
+        .read_exact_volatile_from(GuestAddress(address), initrd, bytes as usize)
         .map_err(|source| BootError::Write {
             what: "boot.initrd",
             source,

@@ -78,6 +78,15 @@ pub enum EventKind {
         /// What is wrong with it, and where.
         reason: String,
     },
+    /// The kernel or the initrd is not what its hash says; no guest runs.
+    CorruptBoot {
+        /// `boot.kernel` or `boot.initrd`.
+        field: String,
+        /// The blob.
+        hash: BlobHash,
+        /// What is wrong with it, and where.
+        reason: String,
+    },
     /// A NIC's tap is gone: its interface was deleted. The guest sees that the
     /// link is down, and nothing brings it up again.
     LinkDown {

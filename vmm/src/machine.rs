@@ -247,9 +247,10 @@ impl Machine {
         let events = &shared.events;
         events.send(EventKind::Confined { landlock });
 
-        let kernel = boot::load_kernel(&memory, &mut boot.kernel)?;
+        let tell = |error| tell_corruption(events, error);
+        let kernel = boot::load_kernel(&memory, &mut boot.kernel).map_err(tell)?;
         let rsdp = acpi::write_tables(&memory, &hardware)?;
-        let entry = boot::finish(&memory, kernel, boot, rsdp)?;
+        let entry = boot::finish(&memory, kernel, boot, rsdp).map_err(tell)?;
         for line in &self.start_lines {
             line.start(Start {
                 entry,
@@ -271,6 +272,18 @@ impl Machine {
         }
         Ok(reason)
     }
+}
+
+/// Tells the agent of a kernel or initrd that is not what the spec names.
+fn tell_corruption(events: &EventSink, error: BootError) -> BootError {
+    if let BootError::Corrupt { what, source } = &error {
+        events.send(EventKind::CorruptBoot {
+            field: (*what).to_owned(),
+            hash: source.hash,
+            reason: source.to_string(),
+        });
+    }
+    error
 }
 
 /// A thread for each vCPU, which makes it when the machine is equipped. Returns where they

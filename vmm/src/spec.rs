@@ -109,13 +109,25 @@ pub struct CpuidSpec {
 #[serde(deny_unknown_fields)]
 pub struct BootSpec {
     /// An ELF `vmlinux` or a `bzImage`, told apart by their magic numbers.
-    pub kernel: Descriptor,
+    pub kernel: BootBlobSpec,
     /// A newc archive, compressed or not, handed to the kernel as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub initrd: Option<Descriptor>,
+    pub initrd: Option<BootBlobSpec>,
     /// The kernel command line, at most 2047 bytes.
     #[serde(default)]
     pub command_line: String,
+}
+
+/// A blob that is loaded into guest memory; what of it is loaded is verified.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootBlobSpec {
+    /// Its BLAKE3 hash: `blake3:` and 64 hexadecimal digits.
+    pub hash: BlobHash,
+    /// A regular file with all of it, and nothing else.
+    pub file: Descriptor,
+    /// A regular file with its hash tree, as crate `outboard` describes it.
+    pub outboard: Descriptor,
 }
 
 /// The serial console. Its descriptors are made non-blocking, for everyone who shares

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! bin/mote  bin/mote-vmm
-//! share/mote/vmlinux  share/mote/initrd
+//! share/mote/vmlinux  share/mote/initrd  share/mote/boot.json
 //! ```
 
 use std::fs;
@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use initramfs::{Archive, DeviceKind};
+use outboard::BlobHash;
+use serde_json::json;
 
 use crate::background::Background;
 use crate::cargo::{self, Executable};
@@ -73,6 +75,7 @@ pub fn build() -> Result<Distribution> {
     replace(&share.join("initrd"), &initrd(&init)?)?;
     drop(step);
     place(&kernel.wait()?.vmlinux, &share.join("vmlinux"))?;
+    replace(&share.join("boot.json"), &boot_record(&share)?)?;
     Ok(Distribution { programs })
 }
 
@@ -90,6 +93,18 @@ fn initrd(init: &[u8]) -> Result<Vec<u8>> {
     archive.device("/dev/console", 0o600, DeviceKind::Character(5, 1))?;
     archive.file("/init", 0o755, init)?;
     Ok(archive.finish()?)
+}
+
+/// Says what the kernel and the initrd are, so that no start has to read them to know it.
+fn boot_record(share: &Path) -> Result<Vec<u8>> {
+    let identity = |name: &str| {
+        let path = share.join(name);
+        let read = fs::File::open(&path).and_then(BlobHash::of_reader);
+        let (hash, bytes) = read.with_context(|| format!("cannot read {}", path.display()))?;
+        anyhow::Ok(json!({"hash": hash.to_string(), "bytes": bytes}))
+    };
+    let record = json!({"kernel": identity("vmlinux")?, "initrd": identity("initrd")?});
+    Ok(format!("{record:#}\n").into_bytes())
 }
 
 /// Makes `to` a copy of `from`. A `to` that is in use lives on for who uses it.

@@ -1,7 +1,10 @@
 //! What a monitor runs.
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
+use outboard::{BlobHash, Builder};
 use tempfile::TempDir;
 
 use crate::error::{BenchError, host};
@@ -13,6 +16,8 @@ pub struct Guest {
     directory: TempDir,
     /// An ELF file.
     pub kernel: PathBuf,
+    /// By which we verify it.
+    pub(super) kernel_hash: BlobHash,
     /// Its command line.
     pub command_line: String,
     /// Its memory.
@@ -48,6 +53,23 @@ pub struct Nic {
 /// The address of [`Nic`]: any that is locally administered.
 pub const MAC: &str = "02:00:00:00:00:01";
 
+const KERNEL_OUTBOARD: &str = "kernel.outboard";
+
+fn temporary_directory() -> Result<TempDir, BenchError> {
+    tempfile::tempdir().map_err(host("make a temporary directory"))
+}
+
+fn hash_tree(content: &Path, outboard: &Path) -> io::Result<BlobHash> {
+    let mut options = File::options();
+    let outboard = options
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(outboard)?;
+    let built = Builder::new(outboard).build(File::open(content)?)?;
+    Ok(built.hash)
+}
+
 impl Guest {
     /// A program without an operating system.
     pub fn bare_metal(
@@ -55,11 +77,13 @@ impl Guest {
         command_line: impl Into<String>,
         memory_mib: u64,
     ) -> Result<Self, BenchError> {
-        let mut guest = Self::new(Path::new(""), command_line.into(), memory_mib)?;
-        guest.kernel = guest.directory.path().join("guest");
-        std::fs::write(&guest.kernel, program)
-            .and_then(|()| guest.write_firecracker_config())
-            .map_err(host("write the guest to a temporary directory"))?;
+        let directory = temporary_directory()?;
+        let kernel = directory.path().join("guest");
+        std::fs::write(&kernel, program).map_err(host("write the guest"))?;
+        let guest = Self::new(directory, kernel, command_line.into(), memory_mib)?;
+        guest
+            .write_firecracker_config()
+            .map_err(host("write a configuration"))?;
         Ok(guest)
     }
 
@@ -69,15 +93,25 @@ impl Guest {
         command_line: impl Into<String>,
         memory_mib: u64,
     ) -> Result<Self, BenchError> {
-        let mut guest = Self::new(kernel, command_line.into(), memory_mib)?;
+        let directory = temporary_directory()?;
+        let mut guest = Self::new(directory, kernel.into(), command_line.into(), memory_mib)?;
         guest.acpi = true;
         Ok(guest)
     }
 
-    fn new(kernel: &Path, command_line: String, memory_mib: u64) -> Result<Self, BenchError> {
+    fn new(
+        directory: TempDir,
+        kernel: PathBuf,
+        command_line: String,
+        memory_mib: u64,
+    ) -> Result<Self, BenchError> {
+        let outboard = directory.path().join(KERNEL_OUTBOARD);
+        let kernel_hash =
+            hash_tree(&kernel, &outboard).map_err(host("make the hash tree of a guest"))?;
         Ok(Self {
-            directory: tempfile::tempdir().map_err(host("make a temporary directory"))?,
-            kernel: kernel.to_owned(),
+            directory,
+            kernel,
+            kernel_hash,
             command_line,
             memory_mib,
             acpi: false,
@@ -85,6 +119,11 @@ impl Guest {
             disks: Vec::new(),
             nic: None,
         })
+    }
+
+    /// The hash tree over the kernel, which an agent has in its store.
+    pub(super) fn kernel_outboard(&self) -> PathBuf {
+        self.directory.path().join(KERNEL_OUTBOARD)
     }
 
     /// Firecracker is told by a file, which is there before any clock runs.

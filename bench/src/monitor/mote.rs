@@ -13,8 +13,8 @@ use jail::{Cgroup, Cgroups, Jail, NewNamespaces};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use vmm::host_cpuid;
 use vmm::spec::{
-    BootSpec, CpuidSpec, Descriptor, DiskSpec, ExtentSpec, MetricsSpec, NicSpec, SPEC_VERSION,
-    SerialSpec, VmSpec,
+    BootBlobSpec, BootSpec, CpuidSpec, Descriptor, DiskSpec, ExtentSpec, MetricsSpec, NicSpec,
+    SPEC_VERSION, SerialSpec, VmSpec,
 };
 
 use super::guest::{Disk, Guest, MAC, Nic};
@@ -124,7 +124,12 @@ pub(super) fn start(
     let kvm = rustix::fs::open("/dev/kvm", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| BenchError::Kvm(error.into()))?;
     let kvm = passed.pass(kvm);
-    let kernel = passed.open(&guest.kernel, OFlags::RDONLY, "open the guest")?;
+    let outboard = guest.kernel_outboard();
+    let kernel = BootBlobSpec {
+        hash: guest.kernel_hash,
+        file: passed.open(&guest.kernel, OFlags::RDONLY, "open the guest")?,
+        outboard: passed.open(&outboard, OFlags::RDONLY, "open the guest's hash tree")?,
+    };
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(host("open /dev/null"))?;
     let program = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());

@@ -1,7 +1,7 @@
 //! Writing an outboard.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
 use blake3::hazmat::ChainingValue;
@@ -62,6 +62,19 @@ impl Builder {
         self.spans.push(value);
         self.blob_bytes += span.len() as u64;
         Ok(())
+    }
+
+    /// Adds all that `content` has, span by span, and finishes.
+    pub fn build(mut self, mut content: impl Read) -> io::Result<Built> {
+        let mut span = Vec::new();
+        loop {
+            span.clear();
+            content.by_ref().take(SPAN_BYTES).read_to_end(&mut span)?;
+            if span.is_empty() {
+                return self.finish();
+            }
+            self.push(&span)?;
+        }
     }
 
     /// Puts a span in the place of the one that was added before as `index`; it has as many

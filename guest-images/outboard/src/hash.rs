@@ -1,6 +1,7 @@
 //! What a blob is named by.
 
 use std::fmt;
+use std::io;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -21,6 +22,13 @@ impl BlobHash {
     /// The hash of these bytes.
     pub fn of(bytes: &[u8]) -> Self {
         blake3::hash(bytes).into()
+    }
+
+    /// The hash of all that `content` has, and how long that is in bytes.
+    pub fn of_reader(content: impl io::Read) -> io::Result<(Self, u64)> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(content)?;
+        Ok((hasher.finalize().into(), hasher.count()))
     }
 
     /// Its 64 digits alone, as file names have them.

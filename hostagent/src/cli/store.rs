@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use hostagent::assets::Assets;
 use hostagent::image::name::ImageName;
 use hostagent::image::progress::Progress;
 use hostagent::peer::{self, PeerError};
@@ -62,6 +63,7 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let Some(mut report) = store.verify_all(&progress)? else {
         return Err(ImportError::Cancelled.into());
     };
+    let booted = mend_boot(&store)?;
     let mut mended = Vec::new();
     if !args.no_fetch && !report.broken.is_empty() {
         // Peers first: what they have needs no conversion.
@@ -97,8 +99,8 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     }
     drop(progress);
     match args.format {
-        Format::Json => print_json(&as_json(&report, &mended))?,
-        Format::Table => print(&as_text(&report, &mended))?,
+        Format::Json => print_json(&as_json(&report, &mended, &booted))?,
+        Format::Table => print(&as_text(&report, &mended, &booted))?,
     }
     Ok(match report.broken.is_empty() {
         true => ExitCode::SUCCESS,
@@ -122,7 +124,32 @@ fn mend(store: &Store, image: &StoredImage, progress: &TerminalProgress) -> anyh
     failed.map_or(Ok(false), Err)
 }
 
-fn as_json(report: &Report, mended: &[StoredImage]) -> serde_json::Value {
+/// Takes the guests' kernel and initrd in again if they are not there any more, and this
+/// mote is installed with the same ones; returns from which files.
+fn mend_boot(store: &Store) -> anyhow::Result<Vec<String>> {
+    let Some(record) = store.boot_record()? else {
+        return Ok(Vec::new());
+    };
+    let assets = Assets::locate();
+    let lease = store.lease()?;
+    let mut taken = Vec::new();
+    for (identity, file) in [
+        (record.kernel, assets.kernel_file()),
+        (record.initrd, assets.initrd_file()),
+    ] {
+        // Of another, the next run takes in what it boots.
+        if let Ok(mut file) = file
+            && file.identity == Some(identity)
+            && store.is_damaged(identity)?
+        {
+            store.obtain_boot(&mut file, &lease)?;
+            taken.push(file.what);
+        }
+    }
+    Ok(taken)
+}
+
+fn as_json(report: &Report, mended: &[StoredImage], booted: &[String]) -> serde_json::Value {
     let wrong = report.wrong.iter();
     let broken = report.broken.iter();
     json!({
@@ -132,6 +159,7 @@ fn as_json(report: &Report, mended: &[StoredImage]) -> serde_json::Value {
             .map(|wrong| json!({"what": wrong.what, "problem": wrong.problem}))
             .collect::<Vec<_>>(),
         "merged_again": report.merged,
+        "taken_in_again": booted,
         "fetched_again": mended.iter().map(called).collect::<Vec<_>>(),
         "broken": broken
             .map(|(image, error)| json!({
@@ -143,13 +171,16 @@ fn as_json(report: &Report, mended: &[StoredImage]) -> serde_json::Value {
     })
 }
 
-fn as_text(report: &Report, mended: &[StoredImage]) -> String {
+fn as_text(report: &Report, mended: &[StoredImage], booted: &[String]) -> String {
     let mut text = String::new();
     for wrong in &report.wrong {
         text.push_str(&format!("Quarantined: {wrong}\n"));
     }
     if report.merged > 0 {
         text.push_str(&format!("Merged again: {}\n", report.merged));
+    }
+    for file in booted {
+        text.push_str(&format!("Taken in again: {file}\n"));
     }
     for image in mended {
         text.push_str(&format!("Fetched again: {}\n", called(image)));

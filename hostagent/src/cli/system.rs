@@ -40,7 +40,11 @@ pub fn main(args: &SystemArgs) -> anyhow::Result<ExitCode> {
 fn df(args: &DfArgs) -> anyhow::Result<ExitCode> {
     let store = Store::open(&Store::default_root())?;
     let usage = store.usage(&in_use(&store)?.into_keys().collect())?;
-    let kinds = [("Images", usage.images), ("Quarantine", usage.quarantine)];
+    let kinds = [
+        ("Images", usage.images),
+        ("Guest kernels", usage.boot),
+        ("Quarantine", usage.quarantine),
+    ];
     match args.format {
         Format::Json => {
             for (kind, usage) in kinds {

@@ -49,6 +49,9 @@ fn found(file: Result<PathBuf, AssetError>, advice: &str) -> Finding {
         Err(AssetError::Vmm(path)) => {
             Finding::missing(format!("not at {}", path.display()), advice)
         }
+        Err(error @ (AssetError::Record { .. } | AssetError::Open { .. })) => {
+            Finding::missing(error.to_string(), advice)
+        }
     }
 }
 

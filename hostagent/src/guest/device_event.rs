@@ -35,6 +35,13 @@ pub enum DeviceEventKind {
         /// What is wrong with it, and where.
         reason: String,
     },
+    /// The guest cannot be booted: its kernel or initrd is not what its hash says.
+    CorruptBoot {
+        /// The blob.
+        hash: BlobHash,
+        /// What is wrong with it, and where.
+        reason: String,
+    },
     /// Its tap interface is gone.
     LinkDown {
         /// What the tap answered.
@@ -58,6 +65,14 @@ impl DeviceEvent {
             } => {
                 let (hash, reason) = (*hash, reason.clone());
                 (device, DeviceEventKind::CorruptBlob { hash, reason })
+            }
+            EventKind::CorruptBoot {
+                field,
+                hash,
+                reason,
+            } => {
+                let (hash, reason) = (*hash, reason.clone());
+                (field, DeviceEventKind::CorruptBoot { hash, reason })
             }
             EventKind::LinkDown { device, reason } => {
                 let reason = reason.clone();
@@ -94,6 +109,10 @@ impl fmt::Display for DeviceEvent {
                     "the guest gets an I/O error from {device} instead of wrong data: {reason}"
                 )
             }
+            DeviceEventKind::CorruptBoot { reason, .. } => {
+                let reason = printable(reason);
+                write!(f, "no guest is booted from a wrong {device}: {reason}")
+            }
             DeviceEventKind::LinkDown { reason } => {
                 let reason = printable(reason);
                 write!(
@@ -122,6 +141,11 @@ mod tests {
             },
             EventKind::CorruptBlob {
                 device: device.clone(),
+                hash: BlobHash::of(b""),
+                reason: reason.clone(),
+            },
+            EventKind::CorruptBoot {
+                field: device.clone(),
                 hash: BlobHash::of(b""),
                 reason: reason.clone(),
             },

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use outboard::BlobHash;
 
+use super::boot::BootRecord;
 use super::staging::Staging;
 use super::{Store, StoreError};
 use crate::image::digest::Digest;
@@ -99,6 +100,10 @@ impl Store {
                 .map_err(|source| self.io("reading the leases", source))?,
             ..Needed::default()
         };
+        let boot = self.boot_record()?;
+        needed
+            .blobs
+            .extend(boot.iter().flat_map(BootRecord::hashes));
         for image in self.images()? {
             needed.content.insert(image.id.hex());
             needed.images.insert(format!("{}.json", image.id.hex()));

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use outboard::BlobHash;
 use rustix::io::Errno;
 
+use super::blob::BlobIdentity;
 use super::blobs::BlobError;
 use crate::image::digest::Digest;
 
@@ -87,6 +88,20 @@ pub enum StoreError {
         what: String,
         /// What is wrong where.
         source: BlobError,
+    },
+    /// A file that mote was installed with, or that the user named, is another than it
+    /// should be.
+    #[error(
+        "{what} is {} of {} bytes, not {} of {} bytes as boot.json beside it says; install mote again",
+        found.hash, found.bytes, expected.hash, expected.bytes
+    )]
+    OtherFile {
+        /// Such as `/usr/share/mote/vmlinux`.
+        what: String,
+        /// What it should be.
+        expected: BlobIdentity,
+        /// What it is.
+        found: BlobIdentity,
     },
     /// A blob costs more than this host's administrator allows.
     #[error(

@@ -11,6 +11,7 @@
 //! ├── layers/vN/DIFF_ID.json           which blob a layer was converted to
 //! ├── disks/vN/KEY.json                which blob is the tree over an image's layers
 //! ├── partial/HASH                    blobs that are not all here yet (see [`partial`])
+//! ├── boot.json                       which blobs are the guests' kernel and initrd
 //! ├── lazy/, accesses/                images of such blobs (see [`lazy`])
 //! ├── quarantine/HASH                  blobs that were not what they should be
 //! ├── leases/                         what each living process needs
@@ -34,6 +35,7 @@
 
 pub mod blob;
 pub mod blobs;
+mod boot;
 mod collect;
 mod durable;
 mod error;
@@ -57,6 +59,7 @@ use std::path::{Path, PathBuf};
 
 pub use blob::BlobIdentity;
 pub use blobs::{Blob, BlobError, StreamReader};
+pub use boot::{BootFile, BootRecord};
 pub use collect::Collected;
 pub use error::StoreError;
 pub use import::{ImportError, Imported};

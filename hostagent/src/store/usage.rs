@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::boot::BootRecord;
 use super::collect::disk_bytes;
 use super::{Store, StoreError};
 use crate::image::digest::Digest;
@@ -24,6 +25,8 @@ pub struct Usage {
 pub struct StoreUsage {
     /// Images, and the blobs that no image needs any more.
     pub images: Usage,
+    /// The guests' kernel and initrd.
+    pub boot: Usage,
     /// Blobs that were not what they should be.
     pub quarantine: Usage,
 }
@@ -44,6 +47,10 @@ impl Store {
             }
             kept.extend(self.merge_blob(&image.diff_ids)?);
         }
+        let boot = self.boot_record()?;
+        let boot: Vec<_> = boot.iter().flat_map(BootRecord::hashes).collect();
+        let running = boot.iter().any(|hash| kept.contains(hash));
+        let boot: BTreeSet<String> = boot.iter().map(outboard::BlobHash::hex).collect();
         let kept: BTreeSet<String> = kept.iter().map(outboard::BlobHash::hex).collect();
         let mut usage = StoreUsage::default();
         usage.images.total = images.len();
@@ -51,12 +58,16 @@ impl Store {
         for entry in std::fs::read_dir(self.blobs()).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let bytes = disk_bytes(&entry.path());
+            let name = entry.file_name();
+            let name = name.to_str().unwrap_or_default();
+            if boot.contains(name) {
+                usage.boot.total += 1;
+                usage.boot.active += usize::from(running);
+                usage.boot.bytes += bytes;
+                continue;
+            }
             usage.images.bytes += bytes;
-            if !entry
-                .file_name()
-                .to_str()
-                .is_some_and(|name| kept.contains(name))
-            {
+            if !kept.contains(name) {
                 usage.images.reclaimable_bytes += bytes;
             }
         }

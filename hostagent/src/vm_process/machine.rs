@@ -6,8 +6,9 @@ use std::sync::Arc;
 use jail::{IoLimit, NewNamespaces};
 use outboard::BlobHash;
 use vmm::spec::{
-    BalloonSpec, BlobSpec, BootSpec, CpuidSpec, DiskSpec, ExtentSpec, FilesystemSpec, LimitsSpec,
-    MetricsSpec, NicLimitsSpec, NicSpec, SPEC_VERSION, SerialSpec, VmSpec, VsockSpec,
+    BalloonSpec, BlobSpec, BootBlobSpec, BootSpec, CpuidSpec, Descriptor, DiskSpec, ExtentSpec,
+    FilesystemSpec, LimitsSpec, MetricsSpec, NicLimitsSpec, NicSpec, SPEC_VERSION, SerialSpec,
+    VmSpec, VsockSpec,
 };
 
 use super::descriptors::InheritedDescriptors;
@@ -41,9 +42,9 @@ pub struct Machine {
     /// Guest memory in bytes, a multiple of 4096.
     pub memory_bytes: u64,
     /// An ELF `vmlinux` or a `bzImage`.
-    pub kernel: OwnedFd,
+    pub kernel: BootBlob,
     /// A newc archive.
-    pub initrd: Option<OwnedFd>,
+    pub initrd: Option<BootBlob>,
     /// The kernel command line.
     pub command_line: String,
     /// In the order the guest sees them. The init takes the first one, `vda`,
@@ -61,6 +62,17 @@ pub struct Machine {
     pub io_limits: Vec<IoLimit>,
     /// In the order the guest sees them.
     pub filesystems: Vec<Filesystem>,
+}
+
+/// A blob that the guest is booted with, which its VMM verifies.
+#[derive(Debug)]
+pub struct BootBlob {
+    /// Its hash.
+    pub hash: BlobHash,
+    /// Its bytes, all of this file.
+    pub file: OwnedFd,
+    /// Its hash tree.
+    pub outboard: OwnedFd,
 }
 
 /// A directory of the host's.
@@ -152,8 +164,11 @@ impl Machine {
             supported_cpuid: self.supported_cpuid,
             memory_bytes: self.memory_bytes,
             boot: BootSpec {
-                kernel: pass(self.kernel)?,
-                initrd: self.initrd.map(&mut pass).transpose()?,
+                kernel: self.kernel.into_spec(&mut pass)?,
+                initrd: self
+                    .initrd
+                    .map(|initrd| initrd.into_spec(&mut pass))
+                    .transpose()?,
                 command_line: self.command_line,
             },
             serial: Some(SerialSpec {
@@ -211,6 +226,19 @@ impl Machine {
                 .into_iter()
                 .map(|disk| disk.into_spec(inherited))
                 .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl BootBlob {
+    fn into_spec(
+        self,
+        mut pass: impl FnMut(OwnedFd) -> rustix::io::Result<Descriptor>,
+    ) -> rustix::io::Result<BootBlobSpec> {
+        Ok(BootBlobSpec {
+            hash: self.hash,
+            file: pass(self.file)?,
+            outboard: pass(self.outboard)?,
         })
     }
 }

@@ -17,6 +17,6 @@ mod tail;
 pub use channel::{Channel, ChannelError, Connection};
 pub use descriptors::InheritedDescriptors;
 pub use ending::{Ending, OutOfMemory};
-pub use machine::{BlobTree, Disk, Extent, Filesystem, Machine, Nic};
+pub use machine::{BlobTree, BootBlob, Disk, Extent, Filesystem, Machine, Nic};
 pub use process::{Program, SpawnError, VmProcess, Wakeup, WatchError, default_program};
 pub use tail::{Tail, printable, printable_lines};

@@ -1,31 +1,27 @@
 //! What runs first.
 
-use std::fs::File;
+use outboard::Tree;
 
-use super::descriptor::{readable, stored_size};
+use super::descriptor::{check_outboard, readable, stored_size};
 use super::error::{ConfigError, kind};
 use crate::arch::layout;
+use crate::boot::blob::BootBlob;
 use crate::descriptors::Descriptors;
-use crate::spec::BootSpec;
+use crate::spec::{BootBlobSpec, BootSpec};
 
 /// The kernel and what it is given.
 #[derive(Debug)]
 pub struct BootConfig {
     /// An ELF file or a bzImage.
-    pub kernel: File,
+    pub kernel: BootBlob,
     /// A newc archive.
-    pub initrd: Option<File>,
+    pub initrd: Option<BootBlob>,
     /// No longer than the guest takes, without zero bytes.
     pub command_line: String,
 }
 
 /// Validates what runs first.
 pub fn boot(spec: BootSpec, fds: &mut Descriptors) -> Result<BootConfig, ConfigError> {
-    let regular = |number, field: &str, fds: &mut Descriptors| {
-        let file = readable(number, field, fds)?;
-        stored_size(&file).ok_or_else(|| kind(field, "a regular file"))?;
-        Ok::<_, ConfigError>(file)
-    };
     let field = "boot.command_line";
     if spec.command_line.len() >= layout::COMMAND_LINE_MAX_BYTES {
         return Err(ConfigError::Text {
@@ -40,11 +36,22 @@ pub fn boot(spec: BootSpec, fds: &mut Descriptors) -> Result<BootConfig, ConfigE
         });
     }
     Ok(BootConfig {
-        kernel: regular(spec.kernel, "boot.kernel", fds)?,
+        kernel: blob(spec.kernel, "boot.kernel", fds)?,
         initrd: spec
             .initrd
-            .map(|number| regular(number, "boot.initrd", fds))
+            .map(|initrd| blob(initrd, "boot.initrd", fds))
             .transpose()?,
         command_line: spec.command_line,
     })
+}
+
+fn blob(spec: BootBlobSpec, field: &str, fds: &mut Descriptors) -> Result<BootBlob, ConfigError> {
+    let file_field = format!("{field}.file");
+    let data = readable(spec.file, &file_field, fds)?;
+    let bytes = stored_size(&data).ok_or_else(|| kind(file_field, "a regular file"))?;
+    let field = format!("{field}.outboard");
+    let outboard = readable(spec.outboard, &field, fds)?;
+    let tree = Tree::new(spec.hash, bytes);
+    check_outboard(&outboard, &tree, &field)?;
+    Ok(BootBlob::new(tree, data, outboard))
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
+use outboard::Tree;
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl};
 
 use super::error::{ConfigError, kind};
@@ -34,6 +35,21 @@ pub fn non_blocking(file: File, field: &str) -> Result<File, ConfigError> {
     let set = flags.and_then(|flags| fcntl_setfl(&file, flags | OFlags::NONBLOCK));
     set.map_err(|_| kind(field, "a descriptor that can be made non-blocking"))?;
     Ok(file)
+}
+
+/// Whether `outboard` has the size of the hash tree of a blob.
+pub fn check_outboard(outboard: &File, tree: &Tree, field: &str) -> Result<(), ConfigError> {
+    let found = stored_size(outboard).ok_or_else(|| kind(field, "a regular file"))?;
+    let geometry = tree.geometry();
+    let wanted = geometry.outboard_bytes();
+    if found == wanted {
+        return Ok(());
+    }
+    Err(ConfigError::Range {
+        field: format!("the size of {field}"),
+        found,
+        wanted: format!("{wanted}, for a blob of {} bytes", geometry.blob_bytes()),
+    })
 }
 
 /// A socket that keeps messages apart and has another end.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use outboard::Tree;
 use rustix::fs::OFlags;
 
-use super::descriptor::{seqpacket, stored_size};
+use super::descriptor::{check_outboard, seqpacket, stored_size};
 use super::error::{ConfigError, in_range, kind};
 use super::limits::limits;
 use crate::block::extents::{Extent, ExtentDisk};
@@ -131,15 +131,7 @@ fn blob(
         return Err(kind(field, "open for reading"));
     }
     let tree = Tree::new(spec.hash, blob_bytes);
-    let size = stored_size(&outboard).ok_or_else(|| kind(field.clone(), "a regular file"))?;
-    let wanted = tree.geometry().outboard_bytes();
-    if size != wanted {
-        return Err(ConfigError::Range {
-            field: format!("the size of {field}"),
-            found: size,
-            wanted: format!("{wanted}, for a blob of {blob_bytes} bytes"),
-        });
-    }
+    check_outboard(&outboard, &tree, &field)?;
     Ok(Blob {
         tree,
         outboard,

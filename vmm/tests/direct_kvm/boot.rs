@@ -3,7 +3,10 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use crate::machine::{HOST_FAILURE, WRONG_USE, memory_file, pattern, probe};
+use vmm::event::EventKind;
+use vmm::spec::BootBlobSpec;
+
+use crate::machine::{HOST_FAILURE, WRONG_USE, hash_tree, memory_file, pattern, probe};
 use crate::served_file::ServedFile;
 
 #[test]
@@ -22,7 +25,12 @@ fn every_thread_is_behind_its_filter_when_the_kernel_is_read() {
     let Some(kernel) = ServedFile::new(probe_guests::PROBE.to_vec()) else {
         return;
     };
-    machine.spec.boot.kernel = machine.pass(kernel.file.try_clone().unwrap());
+    let (hash, outboard) = hash_tree(&memory_file(probe_guests::PROBE));
+    machine.spec.boot.kernel = BootBlobSpec {
+        hash,
+        file: machine.pass(kernel.file.try_clone().unwrap()),
+        outboard: machine.pass(outboard),
+    };
     let running = machine.vcpus(32).start();
     kernel.wait_until_asked();
     let threads = format!("/proc/{}/task", running.child.id());
@@ -211,9 +219,59 @@ fn the_kernel_file_is_only_read() {
         return;
     };
     let kernel = memory_file(probe_guests::PROBE);
-    machine.spec.boot.kernel = machine.pass(kernel.try_clone().unwrap());
+    machine.spec.boot.kernel = machine.pass_blob(kernel.try_clone().unwrap());
     machine.run().expect_success("hello");
     let mut content = vec![0; probe_guests::PROBE.len()];
     kernel.read_exact_at(&mut content, 0).unwrap();
     assert_eq!(content, probe_guests::PROBE);
+}
+
+/// Boots with a file in which one bit is another than when it was named.
+#[track_caller]
+fn refused_with_a_changed_bit(field: &str, content: &[u8], at: u64) {
+    let Some(mut machine) = probe("initrd seed=5") else {
+        return;
+    };
+    let file = memory_file(content);
+    let changed = file.try_clone().unwrap();
+    let blob = machine.pass_blob(file);
+    let hash = blob.hash;
+    changed
+        .write_all_at(&[content[at as usize] ^ 0x10], at)
+        .unwrap();
+    match field {
+        "boot.kernel" => machine.spec.boot.kernel = blob,
+        _ => machine.spec.boot.initrd = Some(blob),
+    }
+    let outcome = machine.run();
+    outcome.expect_error(
+        HOST_FAILURE,
+        &[
+            &format!("cannot load {field}"),
+            &format!("blob {hash} is corrupt"),
+        ],
+    );
+    let told = outcome.events.iter().any(|event| {
+        matches!(&event.kind, EventKind::CorruptBoot { field: told, hash: which, .. }
+            if told == field && *which == hash)
+    });
+    assert!(told, "{outcome:#?}");
+    assert_eq!(outcome.console, "");
+}
+
+#[test]
+fn a_kernel_that_is_not_what_the_spec_names_is_not_booted() {
+    let kernel = probe_guests::PROBE;
+    // In its header, at its entry, in the last group that is loaded.
+    for at in [5, 4096, kernel.len() as u64 / 2] {
+        refused_with_a_changed_bit("boot.kernel", kernel, at);
+    }
+}
+
+#[test]
+fn an_initrd_that_is_not_what_the_spec_names_is_not_booted() {
+    let initrd = &pattern(5, 3000)[..1_000_001];
+    for at in [0, 500_000, 1_000_000] {
+        refused_with_a_changed_bit("boot.initrd", initrd, at);
+    }
 }

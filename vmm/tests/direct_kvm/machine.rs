@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use jail::{Ended, Jail, Jailed};
+use outboard::{BlobHash, Builder};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -16,9 +17,9 @@ use vmm::event::{Event, EventKind};
 use vmm::metrics;
 use vmm::metrics::reader::Snapshot;
 use vmm::spec::{
-    BalloonSpec, BootSpec, ConsoleSpec, Descriptor, DiskSpec, ExtentSpec, FilesystemSpec,
-    LimitsSpec, MetricsSpec, NicLimitsSpec, NicSpec, PmemSpec, SPEC_VERSION, SerialSpec, VmSpec,
-    VsockSpec,
+    BalloonSpec, BootBlobSpec, BootSpec, ConsoleSpec, Descriptor, DiskSpec, ExtentSpec,
+    FilesystemSpec, LimitsSpec, MetricsSpec, NicLimitsSpec, NicSpec, PmemSpec, SPEC_VERSION,
+    SerialSpec, VmSpec, VsockSpec,
 };
 
 use crate::agent::Agent;
@@ -78,9 +79,23 @@ pub fn probe(command_line: &str) -> Option<Machine> {
     Some(Machine::new(kvm, command_line))
 }
 
+/// The hash of a file, and a file with the hash tree over it.
+pub fn hash_tree(mut file: &File) -> (BlobHash, File) {
+    let outboard = memory_file(b"");
+    let builder = Builder::new(outboard.try_clone().unwrap());
+    file.rewind().unwrap();
+    let built = builder.build(file).unwrap();
+    (built.hash, outboard)
+}
+
 impl Machine {
     /// The probe guest on what pretends to be, or is, `/dev/kvm`.
     pub fn new(kvm: File, command_line: &str) -> Self {
+        let no_blob = BootBlobSpec {
+            hash: BlobHash::of(b""),
+            file: -1,
+            outboard: -1,
+        };
         let spec = VmSpec {
             version: SPEC_VERSION,
             kvm: -1,
@@ -89,7 +104,7 @@ impl Machine {
             supported_cpuid: None,
             memory_bytes: 64 * MIB,
             boot: BootSpec {
-                kernel: -1,
+                kernel: no_blob,
                 initrd: None,
                 command_line: command_line.to_owned(),
             },
@@ -119,7 +134,7 @@ impl Machine {
             metrics: metrics::create().unwrap(),
         };
         machine.spec.kvm = machine.pass(kvm);
-        machine.spec.boot.kernel = machine.pass(memory_file(probe_guests::PROBE));
+        machine.spec.boot.kernel = machine.pass_blob(memory_file(probe_guests::PROBE));
         let (reader, writer) = io::pipe().unwrap();
         let output = machine.pass(writer);
         machine.spec.serial = Some(SerialSpec {
@@ -146,6 +161,16 @@ impl Machine {
         number
     }
 
+    /// The same with a file that becomes the kernel or the initrd, and its hash tree.
+    pub fn pass_blob(&mut self, file: File) -> BootBlobSpec {
+        let (hash, outboard) = hash_tree(&file);
+        BootBlobSpec {
+            hash,
+            file: self.pass(file),
+            outboard: self.pass(outboard),
+        }
+    }
+
     pub fn vcpus(mut self, count: u32) -> Self {
         self.spec.vcpus = count;
         self
@@ -157,12 +182,12 @@ impl Machine {
     }
 
     pub fn kernel(mut self, content: &[u8]) -> Self {
-        self.spec.boot.kernel = self.pass(memory_file(content));
+        self.spec.boot.kernel = self.pass_blob(memory_file(content));
         self
     }
 
     pub fn initrd(mut self, file: File) -> Self {
-        self.spec.boot.initrd = Some(self.pass(file));
+        self.spec.boot.initrd = Some(self.pass_blob(file));
         self
     }
 

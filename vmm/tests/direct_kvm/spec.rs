@@ -41,8 +41,7 @@ fn whole() -> Machine {
 }
 
 /// Starts the machine after `spoil` has changed its spec's JSON.
-fn run_spoiled(mut machine: Machine, spoil: impl FnOnce(&mut Value)) -> Outcome {
-    machine.spec.boot.initrd.get_or_insert(-1);
+fn run_spoiled(machine: Machine, spoil: impl FnOnce(&mut Value)) -> Outcome {
     let mut spec = serde_json::to_value(&machine.spec).unwrap();
     spoil(&mut spec);
     let text = serde_json::to_vec(&spec).unwrap();
@@ -183,10 +182,12 @@ fn context_ids_out_of_range_are_refused() {
     }
 }
 
-const DESCRIPTORS: [(&str, &str); 14] = [
+const DESCRIPTORS: [(&str, &str); 16] = [
     ("/kvm", "kvm"),
-    ("/boot/kernel", "boot.kernel"),
-    ("/boot/initrd", "boot.initrd"),
+    ("/boot/kernel/file", "boot.kernel.file"),
+    ("/boot/kernel/outboard", "boot.kernel.outboard"),
+    ("/boot/initrd/file", "boot.initrd.file"),
+    ("/boot/initrd/outboard", "boot.initrd.outboard"),
     ("/serial/output", "serial.output"),
     ("/serial/input", "serial.input"),
     ("/disks/0/extents/0/file", "disks[0].extents[0].file"),
@@ -238,9 +239,15 @@ fn descriptors_of_the_wrong_kind_are_refused_by_name() {
     let null = || File::open("/dev/null").unwrap();
     let write_only = || File::options().write(true).open("/dev/null").unwrap();
     let pipe = || std::os::fd::OwnedFd::from(std::io::pipe().unwrap().0);
-    refused_descriptor("/boot/kernel", pipe(), &["boot.kernel", "regular file"]);
-    refused_descriptor("/boot/kernel", write_only(), &["boot.kernel", "reading"]);
-    refused_descriptor("/boot/initrd", null(), &["boot.initrd", "regular file"]);
+    let kernel = "/boot/kernel/file";
+    refused_descriptor(kernel, pipe(), &["boot.kernel.file", "regular file"]);
+    refused_descriptor(kernel, write_only(), &["boot.kernel.file", "reading"]);
+    let tree = "/boot/kernel/outboard";
+    refused_descriptor(tree, pipe(), &["boot.kernel.outboard", "regular file"]);
+    let short = memory_file(b"short");
+    refused_descriptor(tree, short, &["the size of boot.kernel.outboard is 5"]);
+    let initrd = "/boot/initrd/file";
+    refused_descriptor(initrd, null(), &["boot.initrd.file", "regular file"]);
     refused_descriptor("/serial/output", null(), &["serial.output", "writing"]);
     refused_descriptor("/serial/input", memory_file(b""), &["serial.input", "pipe"]);
     refused_descriptor("/serial/input", write_only(), &["serial.input", "reading"]);

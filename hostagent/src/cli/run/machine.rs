@@ -1,13 +1,14 @@
 //! The machine a workload runs in: kernel, initrd, CPUs, memory, disk.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::Context;
-use hostagent::assets::Assets;
+use hostagent::assets::{Assets, boot_file};
 use hostagent::guest_kernel::{KernelKind, identify, initrd_with_modules, module_tree};
-use hostagent::vm_process::{Disk, Filesystem, Machine, Nic};
+use hostagent::store::{Blob, BlobIdentity, BootFile, BootRecord, Lease, Store, StoreError};
+use hostagent::vm_process::{BootBlob, Disk, Filesystem, Machine, Nic};
 use vmm::host_cpuid;
 use vmm::spec::CpuidSpec;
 
@@ -47,8 +48,10 @@ impl Kvm {
 pub struct Boot {
     /// What is wrong with it is told when it is needed: without it an image can be fetched.
     kvm: anyhow::Result<Kvm>,
-    kernel: File,
-    initrd: File,
+    kernel: BootFile,
+    initrd: BootFile,
+    /// Both, if they are what every guest boots.
+    record: Option<BootRecord>,
 }
 
 impl Boot {
@@ -59,27 +62,56 @@ impl Boot {
         kernel: Option<&Path>,
         modules: Option<&Path>,
     ) -> anyhow::Result<Self> {
-        let kind = kernel.map(identify).transpose()?;
-        let kernel = match kernel {
-            Some(kernel) => kernel.to_owned(),
-            None => assets.kernel()?,
-        };
-        let initrd = assets.initrd()?;
-        let open = |path: &Path| {
-            File::open(path).with_context(|| format!("cannot open {}", path.display()))
-        };
-        let initrd = match (kind, modules) {
-            (Some(KernelKind::BzImage { version }), modules) => {
-                let tree = module_tree(&kernel, &version, modules)?;
-                initrd_with_modules(&kernel, &initrd, &tree)?
+        let initrd = match (kernel.map(identify).transpose()?, kernel) {
+            (Some(KernelKind::BzImage { version }), Some(kernel)) => {
+                let (tree, initrd) = (module_tree(kernel, &version, modules)?, assets.initrd()?);
+                BootFile {
+                    what: format!("{} with modules", initrd.display()),
+                    file: initrd_with_modules(kernel, &initrd, &tree)?,
+                    identity: None,
+                }
             }
-            _ => open(&initrd)?,
+            _ => assets.initrd_file()?,
+        };
+        let (kernel, record) = match kernel {
+            Some(kernel) => (boot_file(kernel.to_owned(), None)?, None),
+            None => (assets.kernel_file()?, assets.boot_record()?),
         };
         Ok(Self {
             kvm: Kvm::open(),
-            kernel: open(&kernel)?,
+            kernel,
+            initrd,
+            record,
+        })
+    }
+
+    /// The same as blobs of `store`, which stay there as long as `lease`.
+    pub fn stored(mut self, store: &Store, lease: &Lease) -> Result<StoredBoot, StoreError> {
+        let kernel = store.obtain_boot(&mut self.kernel, lease)?;
+        let initrd = store.obtain_boot(&mut self.initrd, lease)?;
+        if let Some(record) = &self.record {
+            store.record_boot(record)?;
+        }
+        Ok(StoredBoot {
+            kvm: self.kvm,
+            kernel,
             initrd,
         })
+    }
+}
+
+/// What the machine boots, in the store, and what runs it.
+#[derive(Debug)]
+pub struct StoredBoot {
+    kvm: anyhow::Result<Kvm>,
+    kernel: Blob,
+    initrd: Blob,
+}
+
+impl StoredBoot {
+    /// The blobs it is booted with.
+    pub fn blobs(&self) -> [BlobIdentity; 2] {
+        [self.kernel.identity, self.initrd.identity]
     }
 
     /// The whole machine.
@@ -101,8 +133,8 @@ impl Boot {
             cpu_template: None,
             supported_cpuid: Some(kvm.supported_cpuid),
             memory_bytes,
-            kernel: OwnedFd::from(self.kernel),
-            initrd: Some(OwnedFd::from(self.initrd)),
+            kernel: boot_blob(self.kernel),
+            initrd: Some(boot_blob(self.initrd)),
             command_line: COMMAND_LINE.to_owned(),
             disks: vec![image],
             entropy: Some(entropy.into()),
@@ -112,5 +144,13 @@ impl Boot {
             io_limits: Vec::new(),
             filesystems,
         })
+    }
+}
+
+fn boot_blob(blob: Blob) -> BootBlob {
+    BootBlob {
+        hash: blob.identity.hash,
+        file: blob.data.into(),
+        outboard: blob.outboard.into(),
     }
 }

@@ -263,6 +263,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         mut disk,
         fetching,
     } = obtain(&store, &reference, args.pull, &lease, &progress)?;
+    let boot = boot.stored(&store, &lease)?;
     let config = store.config(stored.id)?;
     let stop_signal = match &config.stop_signal {
         Some(text) => stop_signal::parse(text)?,
@@ -270,7 +271,8 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     };
     let workload = options.apply(&config)?;
     disk.limits = args.disk;
-    let blobs = disk::blobs(&disk);
+    let mut blobs = disk::blobs(&disk);
+    blobs.extend(boot.blobs());
     let partials = fetching.as_ref().map(Running::partials).unwrap_or_default();
     if progress.cancelled() {
         return Err(ImportError::Cancelled.into());

@@ -17,7 +17,7 @@ pub struct RunObserver {
     registration: Registration,
     messages: Messages,
     store: Arc<Store>,
-    /// The blobs of its disk that nothing has been said about.
+    /// The blobs of its disk, its kernel and its initrd that nothing has been said about.
     blobs: Vec<BlobIdentity>,
     /// Those of them that are here in part.
     partials: Vec<Arc<PartialBlob>>,
@@ -40,10 +40,10 @@ impl RunObserver {
         }
     }
 
-    /// Looks whether a blob is corrupt, as a VMM says, whose word alone takes nothing out
-    /// of use: others may run on it. Takes as long as reading it, and so has a thread of
-    /// its own.
-    fn check(&self, blob: BlobIdentity) {
+    /// Looks whether a blob of the disk is corrupt, as a VMM says, whose word alone takes
+    /// nothing out of use: others may run on it. Takes as long as reading it, and so has a
+    /// thread of its own.
+    fn check_beside(&self, blob: BlobIdentity) {
         let store = Arc::clone(&self.store);
         let mut partials = self.partials.iter();
         let partial = partials.find(|partial| partial.identity() == blob && partial.missing() > 0);
@@ -52,18 +52,12 @@ impl RunObserver {
         let look = move || {
             let mut messages = Messages::about("a blob");
             let hash = blob.hash;
-            if let Some(partial) = partial {
-                return match store.mend_partial(&partial) {
-                    Ok(true) => messages.tell(format_args!(
-                        "what is wrong of blob {hash} is fetched again in the next run"
-                    )),
-                    Ok(false) => messages.tell(whole(hash)),
-                    Err(error) => messages.tell(error),
-                };
-            }
-            match store.quarantine_if_corrupt(blob) {
+            let Some(partial) = partial else {
+                return check(&store, blob, "load or pull the image again", &mut messages);
+            };
+            match store.mend_partial(&partial) {
                 Ok(true) => messages.tell(format_args!(
-                    "blob {hash} is quarantined; load or pull the image again"
+                    "what is wrong of blob {hash} is fetched again in the next run"
                 )),
                 Ok(false) => messages.tell(whole(hash)),
                 Err(error) => messages.tell(error),
@@ -73,6 +67,16 @@ impl RunObserver {
         let _ = std::thread::Builder::new()
             .name("verify".to_owned())
             .spawn(look);
+    }
+}
+
+/// Reads all of a blob, and quarantines it if it is corrupt.
+fn check(store: &Store, blob: BlobIdentity, advice: &str, messages: &mut Messages) {
+    let hash = blob.hash;
+    match store.quarantine_if_corrupt(blob) {
+        Ok(true) => messages.tell(format_args!("blob {hash} is quarantined; {advice}")),
+        Ok(false) => messages.tell(whole(hash)),
+        Err(error) => messages.tell(error),
     }
 }
 
@@ -91,12 +95,20 @@ impl Observer for RunObserver {
 
     fn device_event(&mut self, event: &DeviceEvent) {
         self.messages.tell(event);
-        if let DeviceEventKind::CorruptBlob { hash, .. } = event.kind {
-            let known = self.blobs.iter().position(|blob| blob.hash == hash);
-            if let Some(index) = known {
-                let blob = self.blobs.swap_remove(index);
-                self.check(blob);
+        let (hash, boots) = match event.kind {
+            DeviceEventKind::CorruptBlob { hash, .. } => (hash, false),
+            DeviceEventKind::CorruptBoot { hash, .. } => (hash, true),
+            _ => return,
+        };
+        let known = self.blobs.iter().position(|blob| blob.hash == hash);
+        match known.map(|index| self.blobs.swap_remove(index)) {
+            // There is no guest to wait for it, and the next one must not meet it.
+            Some(blob) if boots => {
+                let advice = "the next run takes it in again from its file";
+                check(&self.store, blob, advice, &mut self.messages);
             }
+            Some(blob) => self.check_beside(blob),
+            None => {}
         }
     }
 }
