@@ -19,6 +19,7 @@ pub mod event_loop;
 pub mod exit;
 pub mod fetch;
 pub mod host_cpuid;
+pub mod json_path;
 pub mod kvm;
 pub mod limits;
 pub mod machine;

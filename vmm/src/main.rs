@@ -21,6 +21,7 @@ use vmm::confinement;
 use vmm::descriptors::{self, Descriptors};
 use vmm::event::{EventKind, EventSink};
 use vmm::exit::ExitReason;
+use vmm::json_path;
 use vmm::machine::Machine;
 use vmm::panics;
 use vmm::probe;
@@ -136,12 +137,10 @@ fn read_spec(number: i32) -> anyhow::Result<Config> {
 
 fn parse_spec(text: &[u8]) -> anyhow::Result<VmSpec> {
     serde_json::from_slice(text).map_err(|error| {
-        // Once more, to find out which field it was. A good spec does not pay
-        // for that.
-        let json = &mut serde_json::Deserializer::from_slice(text);
-        match serde_path_to_error::deserialize::<_, VmSpec>(json) {
-            Err(located) if located.path().iter().len() > 0 => located.into(),
-            _ => error.into(),
+        let field = json_path::of_position(text, error.line(), error.column());
+        match field.is_empty() {
+            true => error.into(),
+            false => anyhow::Error::new(error).context(field),
         }
     })
 }

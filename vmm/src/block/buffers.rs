@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::AtomicU8;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, VolatileSlice};
 
@@ -14,8 +15,9 @@ const MAX_PIECES_A_CALL: usize = 1024;
 /// offsets: one pair of system calls is enough for all.
 const NO_OFFSET: libc::off_t = -1;
 
-/// What [`Buffers::zeroes`] is made of.
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+/// What [`Buffers::zeroes`] is made of; never written. Could it not be written, it would lie
+/// in the program's file.
+static ZEROES: [AtomicU8; 64 << 10] = [const { AtomicU8::new(0) }; 64 << 10];
 
 /// A list of guest memory pieces. It may be kept while the kernel works on it:
 /// guest memory stays mapped until the process ends (see [`crate::memory::create`]).
