@@ -66,7 +66,7 @@ pub use lazy::LazyImage;
 pub use leases::Lease;
 pub use merged::MergedImage;
 pub use partial::PartialBlob;
-pub use records::StoredImage;
+pub use records::{Removed, StoredImage};
 pub use spool::is_compressed;
 pub use usage::{StoreUsage, Usage};
 pub use verify::{Report, Verified, Wrong};
