@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::durable::{publish, write_file};
+use super::durable::{publish, sync_directory, write_file};
 use super::lock::FileLock;
 use super::{Store, StoreError};
 use crate::image::config::ImageConfig;
@@ -202,6 +202,8 @@ impl Store {
         let mut records = before.clone();
         let outcome = change(&mut records);
         if records == before {
+            // Whoever wrote what is there may have been killed before it was on disk.
+            sync_directory(&self.root).map_err(failed)?;
             return Ok(outcome);
         }
         let staging = self.scratch()?;
