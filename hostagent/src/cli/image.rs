@@ -281,14 +281,8 @@ fn prune(args: &PruneArgs) -> anyhow::Result<ExitCode> {
         if is_wanted {
             continue;
         }
-        for name in image.names {
-            if store.untag(image.id, &name)? {
-                changes.push(Change::Untagged(name));
-            }
-        }
-        if store.forget(image.id)? {
-            changes.push(Change::Deleted(image.id));
-        }
+        let removed = store.remove(image.id, &image.names)?;
+        changes.extend(Change::all(image.id, removed));
     }
     let collected = store.collect()?;
     let emptied = store.empty_quarantine()?;

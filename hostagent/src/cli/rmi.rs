@@ -7,7 +7,7 @@ use clap::Args;
 use hostagent::image::digest::Digest;
 use hostagent::image::name::ImageName;
 use hostagent::image::reference::StoredReference;
-use hostagent::store::{Store, StoredImage};
+use hostagent::store::{Removed, Store, StoredImage};
 use serde_json::json;
 
 use super::output::{Format, print, print_json};
@@ -60,6 +60,15 @@ pub enum Change {
     Deleted(Digest),
 }
 
+impl Change {
+    /// What was done when this was removed of an image.
+    pub fn all(id: Digest, removed: Removed) -> Vec<Self> {
+        let names = removed.names.into_iter().map(Self::Untagged);
+        let image = removed.image.then_some(Self::Deleted(id));
+        names.chain(image).collect()
+    }
+}
+
 /// Prints changes as Docker does.
 pub fn print_changes(changes: &[Change], format: Format) -> anyhow::Result<()> {
     for change in changes {
@@ -110,20 +119,12 @@ fn remove(store: &Store, text: &str, args: &RmiArgs) -> anyhow::Result<()> {
         ),
         None => image.names.clone(),
     };
-    let is_last = names.len() == image.names.len();
-    if is_last {
+    if names.len() == image.names.len() {
         refuse_in_use(store, &image)?;
     }
-    let mut changes = Vec::new();
-    for name in names {
-        if store.untag(image.id, &name)? {
-            changes.push(Change::Untagged(name));
-        }
-    }
-    if is_last && store.forget(image.id)? {
-        changes.push(Change::Deleted(image.id));
-    }
-    print_changes(&changes, args.format)
+    // The image goes with its last name.
+    let removed = store.remove(image.id, &names)?;
+    print_changes(&Change::all(image.id, removed), args.format)
 }
 
 fn refuse_in_use(store: &Store, image: &StoredImage) -> anyhow::Result<()> {

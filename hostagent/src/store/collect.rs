@@ -122,7 +122,7 @@ impl Store {
         Ok(needed)
     }
 
-    fn contents(&self) -> std::path::PathBuf {
+    pub(super) fn contents(&self) -> std::path::PathBuf {
         self.root.join("content/sha256")
     }
 }
@@ -147,8 +147,10 @@ impl Needed {
             let blobs = digits
                 .map(|diff_id| store.layer_blobs(diff_id))
                 .transpose()?;
-            let mut blobs = blobs.into_iter().flatten();
-            if blobs.any(|blob| self.blobs.contains(&blob)) {
+            let blobs = blobs.unwrap_or_default();
+            // Layers that differ in what their files hold alone share a skeleton: of a layer
+            // that nobody needs one blob may stay.
+            if !blobs.is_empty() && blobs.iter().all(|blob| self.blobs.contains(blob)) {
                 self.layers.insert(name.to_owned());
             }
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::durable::{publish, write_file};
+use super::durable::{publish, sync_directory, write_file};
 use super::layers::{ConvertError, Obtained};
 use super::leases::Lease;
 use super::records::{StoredImage, now_unix_seconds};
@@ -80,6 +80,7 @@ impl Store {
             loaded_unix_seconds: now_unix_seconds(),
             sources: source.origin.iter().cloned().collect(),
         };
+        self.sync_names()?;
         // Nothing collects the documents before the image is recorded that needs them.
         self.hold(lease, || {
             self.keep(&source.config_document)?;
@@ -156,12 +157,22 @@ impl Store {
         Ok(())
     }
 
+    /// Brings to disk the names of all that an image is made of. What was there already may
+    /// have been put there by a process that was killed before it came to that.
+    fn sync_names(&self) -> Result<(), StoreError> {
+        [self.blobs(), self.layers(), self.disks()]
+            .iter()
+            .try_for_each(|directory| sync_directory(directory))
+            .map_err(|error| self.io("bringing the image to disk", error))
+    }
+
     /// Keeps a manifest or configuration as it came.
     pub(super) fn keep(&self, document: &VerifiedDocument) -> Result<(), StoreError> {
         let path = self.content(document.digest);
-        // A damaged one is replaced.
+        // A damaged one is replaced; of one that is there the name may not be on disk yet.
         if std::fs::read(&path).is_ok_and(|bytes| bytes == document.bytes) {
-            return Ok(());
+            return sync_directory(&self.contents())
+                .map_err(|error| self.io(format!("storing {}", document.digest), error));
         }
         let staging = self.scratch()?;
         let part = staging.path().join("document");

@@ -69,14 +69,14 @@ pub use lazy::LazyImage;
 pub use leases::Lease;
 pub use merged::MergedImage;
 pub use partial::PartialBlob;
-pub use records::StoredImage;
+pub use records::{Removed, StoredImage};
 pub use spool::is_compressed;
 pub use usage::{StoreUsage, Usage};
 pub use verify::{Report, Verified, Wrong};
 
 use crate::image::digest::Digest;
 use crate::running::Registry;
-use durable::{create_directory, publish, write_file, write_secret_file};
+use durable::{create_directory, publish, sync_directory, write_file, write_secret_file};
 use lock::FileLock;
 use staging::Staging;
 
@@ -227,6 +227,10 @@ impl Store {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|source| StoreError::Record { path, source })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // Whoever made what is there may have been killed before it was on disk.
+                for directory in ["content", "layers", "disks"] {
+                    sync_directory(&self.root.join(directory)).map_err(failed)?;
+                }
                 let staging = self.scratch()?;
                 let part = staging.path().join("format");
                 write_file(&part, format!("{FORMAT}\n").as_bytes()).map_err(failed)?;

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::durable::{publish, write_file};
+use super::durable::{publish, sync_directory, write_file};
 use super::lock::FileLock;
 use super::{Store, StoreError};
 use crate::image::config::ImageConfig;
@@ -57,6 +57,15 @@ pub struct StoredImage {
     /// `repository@digest`, wherever it was pulled from; the digest may be that of an
     /// index.
     pub sources: Vec<ImageName>,
+}
+
+/// What was removed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Names.
+    pub names: Vec<ImageName>,
+    /// Whether the image is gone.
+    pub image: bool,
 }
 
 impl Store {
@@ -160,23 +169,24 @@ impl Store {
         })
     }
 
-    /// Takes a name away, if it is that of this image. The image stays.
-    pub fn untag(&self, id: Digest, name: &ImageName) -> Result<bool, StoreError> {
-        self.change_records("taking the name from the image", |records| {
-            let Some(name) = name.tagged() else {
-                return false;
-            };
-            let is_its = records.names.get(&name) == Some(&id);
-            is_its && records.names.remove(&name).is_some()
-        })
-    }
-
-    /// Removes an image that has no names, unless there is none; [`Store::collect`] then
-    /// removes what it alone needed. Returns whether it did.
-    pub fn forget(&self, id: Digest) -> Result<bool, StoreError> {
+    /// Takes these names from an image, as far as they are its, and removes it if it has no
+    /// other: in one change, so that nothing comes between. [`Store::collect`] then removes
+    /// what it alone needed.
+    pub fn remove(&self, id: Digest, names: &[ImageName]) -> Result<Removed, StoreError> {
         self.change_records("removing the image", |records| {
+            let mut removed = Removed::default();
+            for name in names {
+                let Some(tagged) = name.tagged() else {
+                    continue;
+                };
+                if records.names.get(&tagged) == Some(&id) {
+                    records.names.remove(&tagged);
+                    removed.names.push(name.clone());
+                }
+            }
             let named = records.names.values().any(|named| *named == id);
-            !named && records.images.remove(&id).is_some()
+            removed.image = !named && records.images.remove(&id).is_some();
+            removed
         })
     }
 
@@ -192,6 +202,8 @@ impl Store {
         let mut records = before.clone();
         let outcome = change(&mut records);
         if records == before {
+            // Whoever wrote what is there may have been killed before it was on disk.
+            sync_directory(&self.root).map_err(failed)?;
             return Ok(outcome);
         }
         let staging = self.scratch()?;
@@ -374,14 +386,17 @@ mod tests {
         let (one, other) = (image("one", &["demo"]), image("other", &[]));
         store.record(&one).unwrap();
         let name = |text: &str| text.parse::<ImageName>().unwrap();
+        let remove = |id, names: &[ImageName]| store.remove(id, names).unwrap();
         assert!(store.tag(one.id, &name("second:v1")).unwrap());
-        assert!(!store.tag(other.id, &name("third")).unwrap());
-        assert!(!store.untag(other.id, &name("demo")).unwrap());
-        assert!(!store.forget(one.id).unwrap());
-        assert!(store.untag(one.id, &name("demo")).unwrap());
-        assert!(!store.forget(one.id).unwrap());
-        assert!(store.untag(one.id, &name("second:v1")).unwrap());
-        assert!(store.forget(one.id).unwrap());
+        assert!(store.tag(one.id, &name("third")).unwrap());
+        assert!(!store.tag(other.id, &name("fourth")).unwrap());
+        assert_eq!(remove(other.id, &[name("demo")]), Removed::default());
+        assert_eq!(remove(one.id, &[]), Removed::default());
+        assert!(!remove(one.id, &[name("demo")]).image);
+        let names = [name("second:v1"), name("other"), name("third")];
+        let removed = remove(one.id, &names);
+        assert_eq!(removed.names, [name("second:v1"), name("third")]);
+        assert!(removed.image);
         assert!(store.images().unwrap().is_empty());
     }
 

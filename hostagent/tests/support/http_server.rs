@@ -176,6 +176,8 @@ fn serve(
 ) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
+    // The body does not wait for the head to be acknowledged.
+    stream.set_nodelay(true)?;
     let mut writer = stream.try_clone()?;
     let mut reader = BufReader::new(stream);
     // What is no HTTP, such as the beginning of TLS, ends the connection.

@@ -1,0 +1,98 @@
+//! Power that fails while `mote` works on its store: what was not synced is lost, or a part
+//! of it. What a command has said to have done is there all the same, and all of the
+//! images; the next command works.
+//!
+//! Which changes are on disk for certain is a matter of what was synced, and is modelled
+//! here for any file system ([`disk`]); the changes are those of the real `mote`.
+
+#[path = "power_loss/disk.rs"]
+mod disk;
+#[path = "power_loss/history.rs"]
+mod history;
+mod support;
+#[path = "support/tracer.rs"]
+#[allow(dead_code, reason = "each test program uses a part")]
+mod tracer;
+
+use std::process::ExitCode;
+
+use history::History;
+use libtest_mimic::{Arguments, Failed, Trial};
+use support::{Layout, Stored, layer, noise};
+
+type Test = (&'static str, fn() -> Result<(), Failed>);
+
+const TESTS: &[Test] = &[
+    (
+        "after_a_power_loss_images_are_whole_and_what_was_done_is_done",
+        power_loss,
+    ),
+    (
+        "what_a_killed_command_left_is_on_disk_when_the_next_one_relies_on_it",
+        killed_before,
+    ),
+];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let possible = tracer::is_possible();
+    if !possible {
+        println!("ignored: this user may not trace processes (ptrace)");
+    }
+    let trials = TESTS
+        .iter()
+        .map(|(name, test)| Trial::test(*name, test).with_ignored_flag(!possible));
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+/// Two images that share a layer.
+fn layouts() -> [Layout; 2] {
+    let shared = layer(&[("shared", &noise(1, 40_000))]);
+    let own = |seed, bytes| layer(&[("own", &noise(seed, bytes))]);
+    let one = [shared.clone(), own(2, 1_200_000), own(3, 3_000)];
+    let two = [shared, own(4, 20_000)];
+    [
+        Layout::with_image(&one, Stored::Gzip, "one:v1"),
+        Layout::with_image(&two, Stored::Gzip, "two:v1"),
+    ]
+}
+
+fn power_loss() -> Result<(), Failed> {
+    let [one, two] = layouts();
+    let [one, two] = [one.reference("one:v1"), two.reference("two:v1")];
+    let mut history = History::new();
+    history.run(&["load", &one], &["one:v1"]);
+    history.run(&["load", &two], &["one:v1", "two:v1"]);
+    history.run(&["rmi", "one:v1"], &["two:v1"]);
+    history.run(&["image", "prune", "--force"], &["two:v1"]);
+    history.run(&["load", &one], &["one:v1", "two:v1"]);
+    let failures = history.failures();
+    let states = history.check(&failures, &one);
+    println!("{} losses of power, {states} states", failures.len());
+    match states >= 150 {
+        true => Ok(()),
+        false => Err("too few: the changes are not all seen".into()),
+    }
+}
+
+fn killed_before() -> Result<(), Failed> {
+    // Of one layer: with several, what other threads do when it is killed is not seen.
+    let layers = [layer(&[("own", &noise(2, 50_000))])];
+    let layout = Layout::with_image(&layers, Stored::Gzip, "one:v1");
+    let reference = layout.reference("one:v1");
+    let mut states = 0;
+    for placed in 1.. {
+        let mut history = History::new();
+        let arguments = ["load", &reference];
+        if !history.run_killed(&arguments, &["one:v1"], placed) {
+            break;
+        }
+        history.run(&arguments, &["one:v1"]);
+        states += history.check(&history.ends(), &reference);
+    }
+    println!("killed before that: {states} states");
+    match states >= 10 {
+        true => Ok(()),
+        false => Err("too few: the changes are not all seen".into()),
+    }
+}
