@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use hostagent::image::digest::Digest;
 use hostagent::image::name::ImageName;
-use hostagent::store::{Store, StoredImage};
+use hostagent::store::{BlobIdentity, Store, StoredImage};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -135,7 +135,7 @@ fn described(store: &Store, image: &StoredImage) -> anyhow::Result<Value> {
     let bytes = store.config_document(image.id)?;
     let config: Value = serde_json::from_slice(&bytes)
         .with_context(|| format!("cannot read the configuration of image {}", image.id))?;
-    let merged = store.merged(&image.diff_ids)?;
+    let parts = store.parts(image)?;
     let field = |name: &str| config.get(name).cloned().unwrap_or_default();
     let repositories: BTreeSet<&str> = image
         .names
@@ -151,8 +151,8 @@ fn described(store: &Store, image: &StoredImage) -> anyhow::Result<Value> {
                 .map(move |name| format!("{name}@{manifest}"))
         }));
     }
-    let blob = |blob: &hostagent::store::Blob| json!({"Hash": blob.identity.hash, "Size": blob.identity.bytes});
-    let layers = merged.layers.iter().map(|layer| {
+    let blob = |blob: &BlobIdentity| json!({"Hash": blob.hash, "Size": blob.bytes});
+    let layers = parts.layers.iter().map(|layer| {
         json!({
             "DiffId": layer.diff_id,
             "TarSize": layer.tar_bytes,
@@ -160,6 +160,15 @@ fn described(store: &Store, image: &StoredImage) -> anyhow::Result<Value> {
             "Skeleton": blob(&layer.skeleton),
         })
     });
+    let mut stored = json!({
+        "LoadedUnixSeconds": image.loaded_unix_seconds,
+        "Metadata": blob(&parts.metadata),
+        "Layers": layers.collect::<Vec<_>>(),
+    });
+    if let Some((repository, missing)) = &parts.lazy {
+        stored["ConvertedBy"] = json!(repository);
+        stored["MissingBytes"] = json!(missing);
+    }
     Ok(json!({
         "Id": image.id,
         "RepoTags": image.names.iter().map(ImageName::to_string).collect::<Vec<_>>(),
@@ -171,11 +180,7 @@ fn described(store: &Store, image: &StoredImage) -> anyhow::Result<Value> {
         "Size": image.bytes,
         "Config": field("config"),
         "RootFS": {"Type": "layers", "Layers": image.diff_ids},
-        "Store": {
-            "LoadedUnixSeconds": image.loaded_unix_seconds,
-            "Metadata": blob(&merged.metadata),
-            "Layers": layers.collect::<Vec<_>>(),
-        },
+        "Store": stored,
     }))
 }
 
@@ -199,8 +204,8 @@ fn history(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
     let bytes = store.config_document(image.id)?;
     let document: Document = serde_json::from_slice(&bytes)
         .with_context(|| format!("cannot read the history of image {}", image.id))?;
-    let merged = store.merged(&image.diff_ids)?;
-    let mut sizes = merged.layers.iter().map(|layer| layer.blob.identity.bytes);
+    let parts = store.parts(&image)?;
+    let mut sizes = parts.layers.iter().map(|layer| layer.blob.bytes);
     let mut steps: Vec<(Step, u64)> = Vec::new();
     for step in document.history.unwrap_or_default() {
         let bytes = match step.empty_layer {

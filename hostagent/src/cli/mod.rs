@@ -20,6 +20,7 @@ mod source;
 mod stats;
 mod store;
 mod system;
+mod whole;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -62,7 +62,7 @@ pub use error::StoreError;
 pub use import::{ImportError, Imported};
 pub(crate) use layers::TarParts;
 pub use layers::{CONVERTER_VERSION, ConvertError, StoredLayer};
-pub use lazy::LazyImage;
+pub use lazy::{ImageParts, LayerParts, LazyImage};
 pub use leases::Lease;
 pub use merged::MergedImage;
 pub use partial::PartialBlob;

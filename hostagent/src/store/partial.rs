@@ -139,6 +139,18 @@ impl Store {
         Ok(partials)
     }
 
+    /// How many bytes of a blob are not here, up to the next whole group.
+    pub(super) fn missing_bytes(&self, identity: BlobIdentity) -> u64 {
+        if self.blob_directory(identity.hash).exists() {
+            return 0;
+        }
+        let place = self.partial_directory(identity.hash);
+        match PartialBlob::find(identity, &place) {
+            Ok(Found::Usable(partial)) => identity.bytes.min(partial.missing() * GROUP_BYTES),
+            _ => identity.bytes,
+        }
+    }
+
     /// Drops what is here of a blob, unless it has been begun anew in another directory than
     /// this one.
     fn drop_partial(&self, hash: outboard::BlobHash, directory: &File) -> Result<(), StoreError> {

@@ -22,7 +22,7 @@ pub struct Usage {
 /// What the store takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StoreUsage {
-    /// Images, and the blobs that no image needs any more.
+    /// Images, what is here in part, and the blobs that no image needs any more.
     pub images: Usage,
     /// Blobs that were not what they should be.
     pub quarantine: Usage,
@@ -43,12 +43,19 @@ impl Store {
                 kept.extend(self.layer_blobs(*diff_id)?);
             }
             kept.extend(self.merge_blob(&image.diff_ids)?);
+            kept.extend(
+                self.lazy_blobs(image.id)?
+                    .into_iter()
+                    .flat_map(|(_, blobs)| blobs),
+            );
         }
         let kept: BTreeSet<String> = kept.iter().map(outboard::BlobHash::hex).collect();
         let mut usage = StoreUsage::default();
         usage.images.total = images.len();
         usage.images.active = active.len();
-        for entry in std::fs::read_dir(self.blobs()).map_err(failed)? {
+        let whole = std::fs::read_dir(self.blobs()).map_err(failed)?;
+        let partial = std::fs::read_dir(self.partials()).map_err(failed)?;
+        for entry in whole.chain(partial) {
             let entry = entry.map_err(failed)?;
             let bytes = disk_bytes(&entry.path());
             usage.images.bytes += bytes;
