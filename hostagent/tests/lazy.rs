@@ -636,7 +636,7 @@ fn commands() -> Result<(), Failed> {
     let (node, image) = in_part(&registry, &name)?;
     // None of this asks the registry.
     drop(registry);
-    assert_eq!(node.mote.images(), [name.clone()]);
+    assert_eq!(node.mote.images(), std::slice::from_ref(&name));
     let ask = |mote: &Mote, command: &[&str]| {
         let run = mote.run(&[&["image"], command, &["--format", "json", &name]].concat());
         run.expect(0).json()

@@ -2,6 +2,7 @@
 
 mod control;
 mod doctor;
+mod filter;
 mod image;
 mod images;
 mod inspect;

@@ -52,7 +52,7 @@ pub fn main(args: &PushArgs) -> anyhow::Result<ExitCode> {
     let store = Arc::new(store);
     let image = store.find(&StoredReference::Name(name.clone()))?;
     let lease = store.lease()?;
-    let progress = TerminalProgress::new();
+    let progress = TerminalProgress::unless(args.quiet);
     whole::obtain(&store, &image, &lease, &progress)?;
     let client = Client::of_this_machine()?;
     let cancel = cancel();

@@ -68,7 +68,7 @@ pub use merged::MergedImage;
 pub use partial::PartialBlob;
 pub use records::StoredImage;
 pub use spool::is_compressed;
-pub use usage::{StoreUsage, Usage};
+pub use usage::{ImageUsage, StoreUsage, Usage};
 pub use verify::{Report, Verified, Wrong};
 
 use crate::image::digest::Digest;

@@ -1,8 +1,11 @@
 //! What the store takes on disk.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+use outboard::BlobHash;
 
 use super::collect::disk_bytes;
+use super::records::StoredImage;
 use super::{Store, StoreError};
 use crate::image::digest::Digest;
 
@@ -28,7 +31,54 @@ pub struct StoreUsage {
     pub quarantine: Usage,
 }
 
+/// What one image takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageUsage {
+    /// The image.
+    pub image: StoredImage,
+    /// Bytes on disk of blobs that other images have too.
+    pub shared_bytes: u64,
+    /// Bytes on disk of those it has alone.
+    pub unique_bytes: u64,
+}
+
 impl Store {
+    /// What each image takes, the latest loaded first.
+    pub fn usage_of_images(&self) -> Result<Vec<ImageUsage>, StoreError> {
+        let mut owners: BTreeMap<BlobHash, usize> = BTreeMap::new();
+        let mut all = Vec::new();
+        for image in self.images()? {
+            let mut blobs: BTreeSet<BlobHash> = BTreeSet::new();
+            for diff_id in &image.diff_ids {
+                blobs.extend(self.layer_blobs(*diff_id)?);
+            }
+            blobs.extend(self.merge_blob(&image.diff_ids)?);
+            let lazy = self.lazy_blobs(image.id)?.into_iter();
+            blobs.extend(lazy.flat_map(|(_, blobs)| blobs));
+            for blob in &blobs {
+                *owners.entry(*blob).or_default() += 1;
+            }
+            all.push((image, blobs));
+        }
+        let usage = all.into_iter().map(|(image, blobs)| {
+            let (mut shared_bytes, mut unique_bytes) = (0, 0);
+            for blob in blobs {
+                let partial = self.partials().join(blob.hex());
+                let bytes = disk_bytes(&self.blob_directory(blob)) + disk_bytes(&partial);
+                match owners.get(&blob) {
+                    Some(1) => unique_bytes += bytes,
+                    _ => shared_bytes += bytes,
+                }
+            }
+            ImageUsage {
+                image,
+                shared_bytes,
+                unique_bytes,
+            }
+        });
+        Ok(usage.collect())
+    }
+
     /// What the store takes, where the images `running` are in use.
     pub fn usage(&self, running: &BTreeSet<Digest>) -> Result<StoreUsage, StoreError> {
         let failed = |source| self.io("measuring what it takes", source);
