@@ -21,6 +21,9 @@ fn main() -> io::Result<()> {
         ("control", conversations()),
         ("boot", kernels()),
         ("vhost_user", answers()),
+        ("peer_messages", said_by_peers()),
+        ("registry_headers", headers()),
+        ("signatures", signatures()),
         ("acpi", vec![vec![0; 4], vec![0xff; 200]]),
         (
             "erofs_image",
@@ -271,6 +274,82 @@ fn archives() -> Vec<Vec<u8>> {
             .file("index.json", layout.as_bytes())
             .end(),
     ]
+}
+
+/// Requests, answers, and a piece of a blob, by the first byte.
+fn said_by_peers() -> Vec<Vec<u8>> {
+    let hash = format!("blake3:{}", "1".repeat(64));
+    let digest = format!("sha256:{}", "2".repeat(64));
+    let blob = json!({"hash": hash, "bytes": 20_000});
+    let layer = json!({"diff_id": digest, "tar_bytes": 512, "blob": blob, "skeleton": blob});
+    let requests = [
+        json!({"blob": {"hash": hash, "groups": [0, 64]}}),
+        json!({"image": {"id": digest}}),
+        json!({"image": {"name": "registry.example/app:v1"}}),
+    ];
+    let answers = [
+        json!({"blob": {"bytes": 20_000, "has": [[0, 2], [5, 9]]}}),
+        json!({"image": {"id": digest, "config_bytes": 9, "manifest_bytes": null, "layers": [layer]}}),
+        json!("not_here"),
+        json!({"failed": {"problem": "it is corrupt"}}),
+    ];
+    let kind = |kind: u8, document: &Value| [&[kind], document.to_string().as_bytes()].concat();
+    let mut seeds: Vec<_> = requests.iter().map(|request| kind(0, request)).collect();
+    seeds.extend(answers.iter().map(|answer| kind(1, answer)));
+    let numbers = [3_u64 << 20, 60, 70].map(u64::to_le_bytes).concat();
+    seeds.push([&[2], &numbers[..], &[7; 300]].concat());
+    seeds
+}
+
+/// Headers of registries, by the first byte.
+fn headers() -> Vec<Vec<u8>> {
+    [
+        (
+            0,
+            r#"Bearer realm="https://auth.example/token",service="s",scope="repository:a:pull""#,
+        ),
+        (
+            0,
+            "Basic realm=\"a \\\"b\\\"\", Newauth x=1\nNegotiate YWJj/+==, Basic realm=a",
+        ),
+        (1, "bytes 0-9/100"),
+        (1, "bytes 18446744073709551614-18446744073709551614/*"),
+        (2, "</v2/a/referrers/b?n=2&last=c>; rel=\"next\""),
+        (2, "<//elsewhere.example/>;rel=next"),
+        (
+            3,
+            "application/vnd.oci.image.index.v1+json; charset=utf-8\n{}",
+        ),
+        (
+            3,
+            "text/plain\n{\"mediaType\":\"application/vnd.oci.image.manifest.v1+json\"}",
+        ),
+    ]
+    .map(|(kind, text)| [&[kind], text.as_bytes()].concat())
+    .to_vec()
+}
+
+/// Payloads, signatures and keys, by the first byte.
+fn signatures() -> Vec<Vec<u8>> {
+    let payload = json!({
+        "critical": {
+            "identity": {"docker-reference": "registry.example/team/app"},
+            "image": {"docker-manifest-digest": format!("sha256:{}", "4".repeat(64))},
+            "type": "cosign container image signature",
+        },
+        "optional": {"creator": "a"},
+    });
+    let key = "-----BEGIN PUBLIC KEY-----\n\
+               MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n\
+               -----END PUBLIC KEY-----\n";
+    [
+        (0, payload.to_string()),
+        (1, format!("{}==", "A".repeat(86))),
+        (1, "MEUCIQ==".to_owned()),
+        (2, key.to_owned()),
+    ]
+    .map(|(kind, text)| [&[kind], text.as_bytes()].concat())
+    .to_vec()
 }
 
 /// Descriptors by what the target makes of them: 3 is /dev/null, 4 a file of 4096

@@ -69,7 +69,7 @@ fn wrong_use_is_125_and_says_what_is_wrong() {
         (&["run"], "IMAGE"),
         (&["run", "-e"], "--env"),
         (&["load", "--no-such-flag"], "--no-such-flag"),
-        (&["images", "-q", "extra"], "-q"),
+        (&["images", "-z", "extra"], "-z"),
         (&["no-such-command"], "no-such-command"),
         (&["--no-such-flag"], "--no-such-flag"),
         (&["images", "--format", "xml"], "xml"),

@@ -364,3 +364,85 @@ fn a_record_that_cannot_be_read_ends_a_collection_before_anything_is_removed() {
     assert_eq!(blob_count(&mote), before);
     mote.assert_consistent();
 }
+
+#[test]
+fn images_are_listed_by_filters_with_ids_and_digests_as_asked_for() {
+    let mote = mote_with(2);
+    mote.run(&["tag", "demo:v1", "team/app:v1"]).expect(0);
+    let lines = |arguments: &[&str]| -> Vec<String> {
+        let run = mote.run(&[&["images"], arguments].concat()).expect(0);
+        run.stdout.lines().map(str::to_owned).collect()
+    };
+    let ids = ["demo:v1", "demo:v2"]
+        .map(|name| inspected(&mote, name)["Id"].as_str().unwrap().to_owned());
+    let short = |id: &str| id[7..19].to_owned();
+    assert_eq!(lines(&["-q", "demo:v1"]), [short(&ids[0])]);
+    assert_eq!(lines(&["-q", "--no-trunc", "demo:v2"]), [ids[1].clone()]);
+    assert_eq!(lines(&["-a", "demo"]).len(), 3);
+    assert_eq!(lines(&["-q", "-f", "reference=team/*"]), [short(&ids[0])]);
+    assert!(lines(&["-q", "nothing"]).is_empty());
+    let table = lines(&["--digests", "demo:v2"]);
+    assert!(
+        table[0].starts_with("REPOSITORY   TAG   DIGEST"),
+        "{table:?}"
+    );
+    assert!(table[1].contains("   sha256:"), "{table:?}");
+
+    assert!(lines(&["-q", "--filter", "dangling=true"]).is_empty());
+    mote.run(&["rmi", "team/app:v1"]).expect(0);
+    mote.run(&["tag", "demo:v2", "demo:v1"]).expect(0);
+    assert_eq!(
+        lines(&["-q", "--filter", "dangling=true"]),
+        [short(&ids[0])]
+    );
+    assert_eq!(lines(&["-q", "--filter", "dangling=false"]).len(), 2);
+    let either = ["before", "since"].map(|key| {
+        let filter = format!("{key}={}", ids[1]);
+        lines(&["-q", "--filter", &filter])
+    });
+    assert_eq!(either.concat(), [short(&ids[0])]);
+    assert!(lines(&["-q", "--filter", "label=a"]).is_empty());
+    for (wrong, word) in [("colour=red", "no filter"), ("dangling=x", "neither")] {
+        mote.run(&["images", "--filter", wrong])
+            .expect_failure(&[word]);
+    }
+}
+
+#[test]
+fn what_is_pruned_is_chosen_by_age_and_label_and_what_is_shown_by_size() {
+    let mote = mote_with(2);
+    let run = mote
+        .run(&["system", "df", "-v", "--format", "json"])
+        .expect(0);
+    let images = run.json();
+    assert_eq!(images.len(), 2);
+    let shared = |index: usize| images[index]["SharedSizeBytes"].as_u64().unwrap();
+    assert!(shared(0) > 300_000 && shared(0) == shared(1), "{images:?}");
+    assert!(images[0]["UniqueSizeBytes"].as_u64().unwrap() > 0);
+    let run = mote.run(&["system", "df", "-v"]).expect(0);
+    assert!(run.stdout.contains("UNIQUE SIZE"), "{run:?}");
+
+    let run = mote.run(&["image", "history", "-q", "demo:v1"]).expect(0);
+    assert_eq!(
+        run.stdout.lines().skip(1).collect::<Vec<_>>(),
+        ["<missing>"; 2]
+    );
+    let run = mote
+        .run(&["image", "history", "--human=false", "demo:v1"])
+        .expect(0);
+    assert!(run.stdout.contains("2026-11-01T10:00:00Z"), "{run:?}");
+
+    let prune = ["image", "prune", "-a", "-f", "--filter"];
+    for kept in ["until=2001-01-01", "label=none"] {
+        mote.run(&[&prune[..], &[kept]].concat()).expect(0);
+        assert_eq!(mote.images().len(), 2, "{kept}");
+    }
+    mote.run(&[&prune[..], &["until=soon"]].concat())
+        .expect_failure(&["no time"]);
+    let before = blob_count(&mote);
+    mote.run(&["rmi", "--no-prune", "demo:v2"]).expect(0);
+    assert_eq!(blob_count(&mote), before);
+    mote.run(&["image", "prune", "-a", "-f", "--filter", "until=0s"])
+        .expect(0);
+    assert_eq!(blob_count(&mote), 0);
+}

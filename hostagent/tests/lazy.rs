@@ -70,6 +70,22 @@ const TESTS: &[Test] = &[
         "a_converted_image_that_is_not_accepted_is_not_used",
         refused,
     ),
+    (
+        "an_image_that_is_here_in_part_is_known_to_the_commands_about_images",
+        commands,
+    ),
+    (
+        "an_image_that_is_here_in_part_is_completed_to_be_saved_or_pushed",
+        completed,
+    ),
+    (
+        "an_image_whose_blobs_have_all_arrived_is_saved_without_its_registry",
+        offline,
+    ),
+    (
+        "what_a_registry_says_a_layer_converts_to_is_not_what_is_saved_of_it",
+        lies,
+    ),
 ];
 
 fn main() -> ExitCode {
@@ -130,19 +146,19 @@ struct Node {
     store: Arc<Store>,
     client: Arc<Client>,
     told: Arc<Mutex<Vec<String>>>,
-    _directory: tempfile::TempDir,
+    mote: Mote,
 }
 
 impl Node {
     fn new(host: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        let mote = Mote::new();
         let mut settings = settings(&[host]);
         settings.download.attempts = 2;
         Self {
-            store: Arc::new(Store::open(directory.path()).unwrap()),
+            store: Arc::new(Store::open(mote.root.path()).unwrap()),
             client: Arc::new(Client::new(settings, CredentialStore::empty()).unwrap()),
             told: Arc::default(),
-            _directory: directory,
+            mote,
         }
     }
 
@@ -590,6 +606,151 @@ fn refused() -> Result<(), Failed> {
         notes.lock().unwrap()[0].contains("it is not signed"),
         "{notes:?}"
     );
+    Ok(())
+}
+
+/// A node that has recorded the image and fetched a little of it.
+fn in_part(registry: &DockerRegistry, name: &str) -> Result<(Node, StoredImage), Failed> {
+    let node = Node::new(&registry.host());
+    let lease = node.store.lease()?;
+    let image = node.record(name, &lease)?;
+    let started = node.start(&image)?;
+    assert!(Vmm::of(&started).fetch(2, 100, 4));
+    drop(started);
+    Ok((node, image))
+}
+
+fn saved(mote: &Mote, name: &str) -> Vec<u8> {
+    let output = mote.command(&["save", name]).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{errors}");
+    output.stdout
+}
+
+fn commands() -> Result<(), Failed> {
+    let Pushed {
+        registry,
+        mote,
+        name,
+    } = pushed()?;
+    let (node, image) = in_part(&registry, &name)?;
+    // None of this asks the registry.
+    drop(registry);
+    assert_eq!(node.mote.images(), std::slice::from_ref(&name));
+    let ask = |mote: &Mote, command: &[&str]| {
+        let run = mote.run(&[&["image"], command, &["--format", "json", &name]].concat());
+        run.expect(0).json()
+    };
+    let (here, there) = (ask(&node.mote, &["inspect"]), ask(&mote, &["inspect"]));
+    for key in ["Id", "RootFS", "Config", "Size", "RepoTags"] {
+        assert_eq!(here[0][key], there[0][key], "{key}");
+    }
+    let (stored, original) = (&here[0]["Store"], &there[0]["Store"]);
+    assert_eq!(stored["Layers"], original["Layers"]);
+    let missing = stored["MissingBytes"].as_u64().unwrap();
+    assert!(missing > 0 && missing < image.bytes, "{stored}");
+    let repository = image.sources[0].repository();
+    assert_eq!(stored["ConvertedBy"], repository);
+    assert!(original.get("ConvertedBy").is_none(), "{original}");
+    assert_eq!(ask(&node.mote, &["history"]), ask(&mote, &["history"]));
+
+    let run = node
+        .mote
+        .run(&["system", "df", "--format", "json"])
+        .expect(0);
+    assert!(run.json()[0]["SizeBytes"].as_u64().unwrap() > 0, "{run:?}");
+    node.mote.run(&["tag", &name, "mine:v1"]).expect(0);
+    node.mote.run(&["image", "prune", "-f"]).expect(0);
+    assert_eq!(node.mote.images().len(), 2);
+    node.mote.run(&["rmi", &name]).expect(0);
+    node.mote.run(&["rmi", "mine:v1"]).expect(0);
+    for directory in ["blobs", "partial", "lazy", "accesses", "content/sha256"] {
+        let left = std::fs::read_dir(node.mote.root.path().join(directory))?;
+        assert_eq!(left.count(), 0, "{directory}");
+    }
+    Ok(())
+}
+
+fn completed() -> Result<(), Failed> {
+    let Pushed {
+        registry,
+        mote,
+        name,
+    } = pushed()?;
+    let expected = saved(&mote, &name);
+    let (node, image) = in_part(&registry, &name)?;
+    assert!(saved(&node.mote, &name) == expected);
+    node.mote.assert_consistent();
+    // It is one that this machine has converted now.
+    node.store.merged(&image.diff_ids)?;
+
+    let (other, _) = in_part(&registry, &name)?;
+    let run = other
+        .mote
+        .run(&["push", "--format", "json", &name])
+        .expect(0);
+    // Only what this node's start has read is new.
+    let uploaded = &run.json()[0]["blobs_uploaded"];
+    assert!(uploaded.as_u64().unwrap() <= 1, "{run:?}");
+
+    let (third, image) = in_part(&registry, &name)?;
+    drop(registry);
+    third
+        .mote
+        .run(&["save", "-o", "/dev/null", &name])
+        .expect_failure(&["is here in part", &format!("mote pull {name}")]);
+    third.store.merged(&image.diff_ids).unwrap_err();
+    Ok(())
+}
+
+fn offline() -> Result<(), Failed> {
+    let Pushed {
+        registry,
+        mote,
+        name,
+    } = pushed()?;
+    let node = Node::new(&registry.host());
+    let lease = node.store.lease()?;
+    let image = node.record(&name, &lease)?;
+    let started = node.start(&image)?;
+    let partial = node.store.root().join("partial");
+    wait_until("the rest", || {
+        std::fs::read_dir(&partial).unwrap().count() == 0
+    });
+    drop((started, registry));
+    node.mote.run(&["tag", &name, "mine:v1"]).expect(0);
+    assert!(!saved(&node.mote, "mine:v1").is_empty());
+    assert!(saved(&node.mote, &name) == saved(&mote, &name));
+    Ok(())
+}
+
+fn lies() -> Result<(), Failed> {
+    let Pushed {
+        registry,
+        mote,
+        name,
+    } = pushed()?;
+    let expected = saved(&mote, &name);
+    let (node, image) = in_part(&registry, &name)?;
+    // As a registry would have it that says the first layer is what the second one is.
+    let record = std::fs::read_dir(node.store.root().join("lazy"))?.next();
+    let record = record.ok_or("there is no record")??.path();
+    let mut lazy: serde_json::Value = serde_json::from_slice(&std::fs::read(&record)?)?;
+    for part in ["blob", "skeleton"] {
+        lazy["converted"]["layers"][0][part] = lazy["converted"]["layers"][1][part].clone();
+    }
+    std::fs::write(&record, lazy.to_string())?;
+    let output = node.mote.command(&["save", &name]).output()?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("is not used"), "{errors}");
+    assert!(output.stdout == expected);
+    let layers = node.store.merged(&image.diff_ids)?.layers;
+    let theirs = Store::open(mote.root.path())?
+        .merged(&image.diff_ids)?
+        .layers;
+    for (one, other) in layers.iter().zip(&theirs) {
+        assert_eq!(one.blob.identity, other.blob.identity);
+    }
     Ok(())
 }
 

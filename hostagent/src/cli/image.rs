@@ -8,11 +8,12 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use hostagent::image::digest::Digest;
 use hostagent::image::name::ImageName;
-use hostagent::store::{Store, StoredImage};
+use hostagent::store::{BlobIdentity, Store, StoredImage};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::filter::Filters;
 use super::output::{Format, ago, print, print_json, size, table};
 use super::rmi::{self, Change, RmiArgs, TagArgs, print_changes};
 use super::{images, load, pull, push, save};
@@ -56,7 +57,7 @@ enum ImageCommand {
 pub struct InspectArgs {
     /// How to print it: an indented JSON array, as Docker does, or one JSON document a
     /// line.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
     format: Format,
     /// Names, or ids or starts of them.
     #[arg(value_name = "IMAGE", required = true)]
@@ -75,6 +76,21 @@ pub struct HistoryArgs {
     /// Do not shorten ids and commands.
     #[arg(long)]
     no_trunc: bool,
+    /// Only print ids.
+    #[arg(short, long)]
+    quiet: bool,
+    /// Sizes and times for people; with `--human=false` in bytes and as RFC 3339 has them.
+    #[arg(
+        short = 'H',
+        long,
+        value_name = "BOOL",
+        default_value_t = true,
+        default_missing_value = "true",
+        num_args = 0..=1,
+        require_equals = true,
+        action = clap::ArgAction::Set
+    )]
+    human: bool,
     /// A name, or an id or the start of one.
     #[arg(value_name = "IMAGE")]
     image: String,
@@ -92,6 +108,9 @@ pub struct PruneArgs {
     /// Do not ask.
     #[arg(short, long)]
     force: bool,
+    /// Only images of which this holds: until=24h (built before), label=KEY[=VALUE].
+    #[arg(long, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
     /// How to print what was removed.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
@@ -135,7 +154,7 @@ fn described(store: &Store, image: &StoredImage) -> anyhow::Result<Value> {
     let bytes = store.config_document(image.id)?;
     let config: Value = serde_json::from_slice(&bytes)
         .with_context(|| format!("cannot read the configuration of image {}", image.id))?;
-    let merged = store.merged(&image.diff_ids)?;
+    let parts = store.parts(image)?;
     let field = |name: &str| config.get(name).cloned().unwrap_or_default();
     let repositories: BTreeSet<&str> = image
         .names
@@ -151,8 +170,8 @@ fn described(store: &Store, image: &StoredImage) -> anyhow::Result<Value> {
                 .map(move |name| format!("{name}@{manifest}"))
         }));
     }
-    let blob = |blob: &hostagent::store::Blob| json!({"Hash": blob.identity.hash, "Size": blob.identity.bytes});
-    let layers = merged.layers.iter().map(|layer| {
+    let blob = |blob: &BlobIdentity| json!({"Hash": blob.hash, "Size": blob.bytes});
+    let layers = parts.layers.iter().map(|layer| {
         json!({
             "DiffId": layer.diff_id,
             "TarSize": layer.tar_bytes,
@@ -160,6 +179,15 @@ fn described(store: &Store, image: &StoredImage) -> anyhow::Result<Value> {
             "Skeleton": blob(&layer.skeleton),
         })
     });
+    let mut stored = json!({
+        "LoadedUnixSeconds": image.loaded_unix_seconds,
+        "Metadata": blob(&parts.metadata),
+        "Layers": layers.collect::<Vec<_>>(),
+    });
+    if let Some((repository, missing)) = &parts.lazy {
+        stored["ConvertedBy"] = json!(repository);
+        stored["MissingBytes"] = json!(missing);
+    }
     Ok(json!({
         "Id": image.id,
         "RepoTags": image.names.iter().map(ImageName::to_string).collect::<Vec<_>>(),
@@ -171,11 +199,7 @@ fn described(store: &Store, image: &StoredImage) -> anyhow::Result<Value> {
         "Size": image.bytes,
         "Config": field("config"),
         "RootFS": {"Type": "layers", "Layers": image.diff_ids},
-        "Store": {
-            "LoadedUnixSeconds": image.loaded_unix_seconds,
-            "Metadata": blob(&merged.metadata),
-            "Layers": layers.collect::<Vec<_>>(),
-        },
+        "Store": stored,
     }))
 }
 
@@ -199,8 +223,8 @@ fn history(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
     let bytes = store.config_document(image.id)?;
     let document: Document = serde_json::from_slice(&bytes)
         .with_context(|| format!("cannot read the history of image {}", image.id))?;
-    let merged = store.merged(&image.diff_ids)?;
-    let mut sizes = merged.layers.iter().map(|layer| layer.blob.identity.bytes);
+    let parts = store.parts(&image)?;
+    let mut sizes = parts.layers.iter().map(|layer| layer.blob.bytes);
     let mut steps: Vec<(Step, u64)> = Vec::new();
     for step in document.history.unwrap_or_default() {
         let bytes = match step.empty_layer {
@@ -225,6 +249,10 @@ fn history(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
     let mut rows = Vec::new();
     for (step, bytes) in steps.into_iter().rev() {
         let id = id.take();
+        if args.quiet {
+            print(&format!("{}\n", shown_id(id, args.no_trunc)))?;
+            continue;
+        }
         if args.format == Format::Json {
             print_json(&json!({
                 "ID": id,
@@ -236,19 +264,36 @@ fn history(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
             }))?;
             continue;
         }
-        rows.push(row(&step, id, bytes, now, args.no_trunc));
+        rows.push(row(&step, id, bytes, now, args));
     }
-    if args.format == Format::Table {
+    if args.format == Format::Table && !args.quiet {
         let headings = ["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"];
         print(&table(headings, &rows))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn row(step: &Step, id: Option<Digest>, bytes: u64, now: Timestamp, whole: bool) -> [String; 5] {
-    let created = step.created.as_deref().and_then(|text| text.parse().ok());
+fn shown_id(id: Option<Digest>, whole: bool) -> String {
+    match id {
+        Some(id) if whole => id.to_string(),
+        Some(id) => id.short(),
+        None => "<missing>".to_owned(),
+    }
+}
+
+fn row(
+    step: &Step,
+    id: Option<Digest>,
+    bytes: u64,
+    now: Timestamp,
+    args: &HistoryArgs,
+) -> [String; 5] {
+    let created = match (&step.created, args.human) {
+        (Some(text), true) => text.parse().ok().map(|then| ago(then, now)),
+        (text, _) => text.clone(),
+    };
     let created_by = step.created_by.clone().unwrap_or_default();
-    let created_by = match created_by.chars().count() > MAX_CREATED_BY && !whole {
+    let created_by = match created_by.chars().count() > MAX_CREATED_BY && !args.no_trunc {
         true => created_by
             .chars()
             .take(MAX_CREATED_BY - 1)
@@ -256,15 +301,14 @@ fn row(step: &Step, id: Option<Digest>, bytes: u64, now: Timestamp, whole: bool)
             .collect(),
         false => created_by,
     };
-    let id = id.map(|id| match whole {
-        true => id.to_string(),
-        false => id.short(),
-    });
     [
-        id.unwrap_or_else(|| "<missing>".to_owned()),
-        created.map_or_else(|| "N/A".to_owned(), |then| ago(then, now)),
+        shown_id(id, args.no_trunc),
+        created.unwrap_or_else(|| "N/A".to_owned()),
         created_by,
-        size(bytes),
+        match args.human {
+            true => size(bytes),
+            false => bytes.to_string(),
+        },
         step.comment.clone().unwrap_or_default(),
     ]
 }
@@ -274,11 +318,12 @@ fn prune(args: &PruneArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let store = Store::open(&Store::default_root())?;
+    let filters = Filters::of_prune(&store, &args.filter)?;
     let used = in_use(&store)?;
     let mut changes = Vec::new();
     for image in store.images()? {
         let is_wanted = used.contains_key(&image.id) || !(args.all || image.names.is_empty());
-        if is_wanted {
+        if is_wanted || !filters.admit(&store, &image)? {
             continue;
         }
         let removed = store.remove(image.id, &image.names)?;

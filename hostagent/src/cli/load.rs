@@ -42,6 +42,9 @@ pub struct LoadArgs {
     /// oci:DIR[:TAG] or docker-archive:FILE[:NAME].
     #[arg(value_name = "REFERENCE", conflicts_with = "input")]
     reference: Option<String>,
+    /// Show no progress.
+    #[arg(short, long)]
+    quiet: bool,
     /// How to print what was loaded.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
@@ -59,7 +62,7 @@ pub fn main(args: LoadArgs) -> anyhow::Result<ExitCode> {
     }
     interrupt::watch().context("cannot catch signals")?;
     let store = Store::open(&Store::default_root())?.with_limits(limits::of_this_machine()?);
-    let progress = TerminalProgress::new();
+    let progress = TerminalProgress::unless(args.quiet);
     let policy = Policy::of_this_machine()?;
     for source in sources(&store, &args, reference, &progress)? {
         policy.admits_local(&source.names)?;

@@ -2,6 +2,7 @@
 
 mod control;
 mod doctor;
+mod filter;
 mod image;
 mod images;
 mod inspect;
@@ -20,6 +21,7 @@ mod source;
 mod stats;
 mod store;
 mod system;
+mod whole;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

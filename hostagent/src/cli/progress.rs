@@ -30,6 +30,14 @@ impl TerminalProgress {
         }
     }
 
+    /// Nothing is ever shown but what must be said, if `quiet`.
+    pub fn unless(quiet: bool) -> Self {
+        let progress = Self::new();
+        // What is said to be shown is not shown again.
+        progress.visible.store(quiet, Ordering::Relaxed);
+        progress
+    }
+
     fn show_if_it_takes_long(&self) {
         let long = self.started.elapsed() >= QUIET && std::io::stderr().is_terminal();
         if long && !self.visible.swap(true, Ordering::Relaxed) {

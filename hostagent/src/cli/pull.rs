@@ -65,7 +65,7 @@ pub fn main(args: &PullArgs) -> anyhow::Result<ExitCode> {
     }
     interrupt::watch().context("cannot catch signals")?;
     let store = Store::open(&Store::default_root())?.with_limits(limits::of_this_machine()?);
-    let progress = TerminalProgress::new();
+    let progress = TerminalProgress::unless(args.quiet);
     let say = args.format == Format::Table && !args.quiet;
     if say {
         let reference = name.tag().map(str::to_owned);

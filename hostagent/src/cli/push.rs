@@ -1,6 +1,7 @@
 //! `mote push`.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -8,13 +9,14 @@ use hostagent::image::name::ImageName;
 use hostagent::image::reference::StoredReference;
 use hostagent::lazy::push::{PushError, push};
 use hostagent::registry::Client;
-use hostagent::store::{ImportError, Store, StoreError};
+use hostagent::store::{ImportError, Store, limits};
 use serde_json::json;
 
 use super::interrupt;
 use super::output::{Format, print, print_json, size};
 use super::progress::TerminalProgress;
 use super::pull::cancel;
+use super::whole;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -46,14 +48,12 @@ pub fn main(args: &PushArgs) -> anyhow::Result<ExitCode> {
         bail!("{:?} has a digest; push by a tag", args.name);
     }
     interrupt::watch().context("cannot catch signals")?;
-    let store = Store::open(&Store::default_root())?;
+    let store = Store::open(&Store::default_root())?.with_limits(limits::of_this_machine()?);
+    let store = Arc::new(store);
     let image = store.find(&StoredReference::Name(name.clone()))?;
     let lease = store.lease()?;
-    store.hold(&lease, || {
-        let merged = store.merged(&image.diff_ids)?;
-        Ok::<_, StoreError>(((), merged.hashes()))
-    })?;
-    let progress = TerminalProgress::new();
+    let progress = TerminalProgress::unless(args.quiet);
+    whole::obtain(&store, &image, &lease, &progress)?;
     let client = Client::of_this_machine()?;
     let cancel = cancel();
     let pushed = match push(&store, &image, &name, &client, &cancel, &progress) {

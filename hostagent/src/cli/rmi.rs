@@ -28,6 +28,9 @@ pub struct RmiArgs {
     /// not there.
     #[arg(short, long)]
     force: bool,
+    /// Keep the layers that nobody needs any more, until something else is removed.
+    #[arg(long)]
+    no_prune: bool,
     /// How to print what was removed.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
@@ -95,7 +98,9 @@ pub fn rmi(args: &RmiArgs) -> anyhow::Result<ExitCode> {
         }
     }
     // Also after an error: what was removed before it is removed.
-    store.collect()?;
+    if !args.no_prune {
+        store.collect()?;
+    }
     outcome.map(|()| ExitCode::SUCCESS)
 }
 

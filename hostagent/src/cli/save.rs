@@ -4,18 +4,20 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use hostagent::image::name::ImageName;
 use hostagent::image::reference::StoredReference;
 use hostagent::image::save::{ArchiveTarget, DirectoryTarget, SaveError, Saved, save};
-use hostagent::store::{ImportError, Store, StoreError};
+use hostagent::store::{ImportError, Store, limits};
 use serde_json::json;
 
 use super::interrupt;
 use super::output::{Format, print, print_json};
 use super::progress::TerminalProgress;
+use super::whole;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -48,16 +50,14 @@ pub fn main(args: &SaveArgs) -> anyhow::Result<ExitCode> {
         bail!("standard output is a terminal; name a file with -o, or see `mote save --help`");
     }
     interrupt::watch().context("cannot catch signals")?;
-    let store = Store::open(&Store::default_root())?;
+    let store = Store::open(&Store::default_root())?.with_limits(limits::of_this_machine()?);
+    let store = Arc::new(store);
     let progress = TerminalProgress::new();
     let lease = store.lease()?;
     let images = wanted(&store, &args.images)?;
     // What is removed meanwhile is saved all the same.
     for saved in &images {
-        store.hold(&lease, || {
-            let merged = store.merged(&saved.image.diff_ids)?;
-            Ok::<_, StoreError>(((), merged.hashes()))
-        })?;
+        whole::obtain(&store, &saved.image, &lease, &progress)?;
     }
     let saved = match args.output.as_deref() {
         None => {

@@ -25,6 +25,9 @@ enum SystemCommand {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mote system df\n  mote system df --format json | jq .Type")]
 pub struct DfArgs {
+    /// Tell what each image takes, alone and with others.
+    #[arg(short, long)]
+    verbose: bool,
     /// How to print it.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
@@ -39,6 +42,9 @@ pub fn main(args: &SystemArgs) -> anyhow::Result<ExitCode> {
 
 fn df(args: &DfArgs) -> anyhow::Result<ExitCode> {
     let store = Store::open(&Store::default_root())?;
+    if args.verbose {
+        return images(&store, args.format);
+    }
     let usage = store.usage(&in_use(&store)?.into_keys().collect())?;
     let kinds = [
         ("Images", usage.images),
@@ -72,6 +78,53 @@ fn df(args: &DfArgs) -> anyhow::Result<ExitCode> {
             let headings = ["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"];
             print(&table(headings, &rows))?;
         }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn images(store: &Store, format: Format) -> anyhow::Result<ExitCode> {
+    let used = in_use(store)?;
+    let mut rows = Vec::new();
+    for usage in store.usage_of_images()? {
+        let image = &usage.image;
+        let machines = used.get(&image.id).copied().unwrap_or(0);
+        let name = image.names.first();
+        let repository = name.map_or("<none>", |name| name.familiar_repository());
+        let tag = name.and_then(|name| name.tag()).unwrap_or("<none>");
+        let bytes = usage.shared_bytes + usage.unique_bytes;
+        if format == Format::Json {
+            print_json(&json!({
+                "ID": image.id,
+                "Repository": repository,
+                "Tag": tag,
+                "SizeBytes": bytes,
+                "SharedSizeBytes": usage.shared_bytes,
+                "UniqueSizeBytes": usage.unique_bytes,
+                "MicroVMs": machines,
+            }))?;
+            continue;
+        }
+        rows.push([
+            repository.to_owned(),
+            tag.to_owned(),
+            image.id.short(),
+            size(bytes),
+            size(usage.shared_bytes),
+            size(usage.unique_bytes),
+            machines.to_string(),
+        ]);
+    }
+    if format == Format::Table {
+        let headings = [
+            "REPOSITORY",
+            "TAG",
+            "IMAGE ID",
+            "SIZE",
+            "SHARED SIZE",
+            "UNIQUE SIZE",
+            "MICROVMS",
+        ];
+        print(&table(headings, &rows))?;
     }
     Ok(ExitCode::SUCCESS)
 }

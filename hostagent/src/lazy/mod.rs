@@ -2,9 +2,11 @@
 //!
 //! `mote push` stores a converted image in a registry beside its source ([`push`]), as an
 //! [`artifact`]. A start of such an image ([`start`]) fetches its hash trees, and everything
-//! else when the guest reads it ([`fetch`]) or, when nobody waits, in the background.
+//! else when the guest reads it ([`fetch`]) or, when nobody waits, in the background. Who
+//! needs all of it, to save or push it, has it completed ([`complete`]).
 
 pub mod artifact;
+pub mod complete;
 pub mod fetch;
 pub mod push;
 mod serve;

@@ -228,25 +228,7 @@ fn open_all(
     blobs: &[&StoredBlob],
     cancel: &Cancel,
 ) -> Result<Vec<Option<PartialBlob>>, FetchError> {
-    let open = |stored: &StoredBlob| -> Result<Option<PartialBlob>, FetchError> {
-        let identity = stored.identity();
-        match store.blob(identity, String::new) {
-            Ok(_) => return Ok(None),
-            Err(StoreError::Missing { .. }) => {}
-            // Of a wrong length: what is fetched takes its place.
-            Err(StoreError::Corrupt { .. }) => store.quarantine(identity.hash)?,
-            Err(error) => return Err(error.into()),
-        }
-        let partial = store.partial(identity, |file| match stored.outboard_descriptor() {
-            Some(tree) => fetch_tree(client, repository, &tree, file, cancel),
-            None => Ok(()),
-        })?;
-        // Filled by an earlier start that did not come to say so.
-        match store.save_partial(&partial)? {
-            true => Ok(None),
-            false => Ok(Some(partial)),
-        }
-    };
+    let open = |stored| open_partial(store, client, repository, stored, cancel);
     let mut opened = Vec::with_capacity(blobs.len());
     for some in blobs.chunks(TREES_AT_A_TIME) {
         let outcomes: Vec<_> = std::thread::scope(|scope| {
@@ -263,6 +245,34 @@ fn open_all(
         }
     }
     Ok(opened)
+}
+
+/// A blob, to be filled; none if it is here. Its hash tree is fetched if that has not been
+/// done.
+pub(super) fn open_partial(
+    store: &Store,
+    client: &Client,
+    repository: &Repository,
+    stored: &StoredBlob,
+    cancel: &Cancel,
+) -> Result<Option<PartialBlob>, FetchError> {
+    let identity = stored.identity();
+    match store.blob(identity, String::new) {
+        Ok(_) => return Ok(None),
+        Err(StoreError::Missing { .. }) => {}
+        // Of a wrong length: what is fetched takes its place.
+        Err(StoreError::Corrupt { .. }) => store.quarantine(identity.hash)?,
+        Err(error) => return Err(error.into()),
+    }
+    let partial = store.partial(identity, |file| match stored.outboard_descriptor() {
+        Some(tree) => fetch_tree(client, repository, &tree, file, cancel),
+        None => Ok(()),
+    })?;
+    // Filled by an earlier start that did not come to say so.
+    match store.save_partial(&partial)? {
+        true => Ok(None),
+        false => Ok(Some(partial)),
+    }
 }
 
 /// Writes a hash tree to a file as it comes. The store verifies it by the blob's hash, which

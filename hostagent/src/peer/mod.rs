@@ -66,6 +66,9 @@ pub mod config;
 mod encoding;
 mod error;
 mod fetch;
+#[cfg(feature = "fuzzing")]
+#[allow(missing_docs, reason = "for fuzzing, not for users")]
+pub mod fuzzing;
 mod key;
 mod layer;
 mod mend;

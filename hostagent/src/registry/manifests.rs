@@ -101,13 +101,16 @@ impl Session {
 
 /// The `Content-Type` without parameters.
 fn essence(answer: &Answer) -> String {
-    let text = answer.header(CONTENT_TYPE.as_str()).unwrap_or_default();
+    essence_of(answer.header(CONTENT_TYPE.as_str()).unwrap_or_default())
+}
+
+pub(super) fn essence_of(text: &str) -> String {
     let essence = text.split(';').next().unwrap_or_default();
     essence.trim().to_ascii_lowercase()
 }
 
 /// The type a server gives, unless it gives the same to everything it has.
-fn media_type(content_type: String, bytes: &[u8]) -> String {
+pub(super) fn media_type(content_type: String, bytes: &[u8]) -> String {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Typed {

@@ -42,6 +42,9 @@ pub mod credentials;
 mod download;
 mod endpoint;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[allow(missing_docs, reason = "for fuzzing, not for users")]
+pub mod fuzzing;
 mod manifests;
 mod push;
 mod push_manifest;

@@ -158,7 +158,7 @@ fn retain(found: &mut Vec<Descriptor>, artifact_type: Option<&str>) {
 }
 
 /// The target of `Link: <…>; rel="next"` (RFC 8288).
-fn next_page(url: &Url, headers: &HeaderMap) -> Option<Url> {
+pub(super) fn next_page(url: &Url, headers: &HeaderMap) -> Option<Url> {
     let links = headers.get_all(LINK).iter().take(16);
     let mut links = links.filter_map(|value| value.to_str().ok());
     links.find_map(|link| {

@@ -64,7 +64,11 @@ impl Store {
                         collected.bytes += disk_bytes(path);
                     };
                     sweep.all_but(&self.blobs(), &blobs, &mut collect)?;
-                    sweep.all_but(&self.partials(), &blobs, &mut collect)
+                    // What has come by another way needs not be fetched any more.
+                    let is_here = |blob: &&BlobHash| self.blob_directory(**blob).exists();
+                    let missing = needed.blobs.iter().filter(|blob| !is_here(blob));
+                    let missing = missing.map(BlobHash::hex).collect();
+                    sweep.all_but(&self.partials(), &missing, &mut collect)
                 })
                 .map_err(failed)?;
         }

@@ -95,24 +95,35 @@ impl StoredLayer {
     /// Hands the tar stream it was made from to `consume`, and then tells whether it was
     /// that: of its length, and with its digest.
     pub fn tar<T>(&self, consume: impl FnOnce(&mut dyn Read) -> io::Result<T>) -> io::Result<T> {
+        self.tar_unverified(u64::MAX, |tar| {
+            let mut tar = HashingReader::new(tar)?;
+            let made = consume(&mut tar)?;
+            let digest = tar.finish()?;
+            if digest != self.diff_id {
+                return Err(io::Error::other(format!(
+                    "the tar stream of layer {} is another when it is put together again: {digest}",
+                    self.diff_id
+                )));
+            }
+            Ok(made)
+        })
+    }
+
+    /// Hands to `consume` what blob and skeleton give, whatever that is; the skeleton at
+    /// most so long after decompression.
+    pub(crate) fn tar_unverified<T>(
+        &self,
+        max_skeleton_bytes: u64,
+        consume: impl FnOnce(&mut dyn Read) -> io::Result<T>,
+    ) -> io::Result<T> {
         let blob = VerifiedReader::new(&self.blob);
-        let skeleton = StreamReader::new(&self.skeleton);
         let parts = TarParts {
-            skeleton,
+            skeleton: StreamReader::new(&self.skeleton),
             blob: &blob,
             blob_bytes: self.blob.identity.bytes,
-            max_skeleton_bytes: u64::MAX,
+            max_skeleton_bytes,
         };
-        let mut tar = HashingReader::new(parts.assemble()?)?;
-        let made = consume(&mut tar)?;
-        let digest = tar.finish()?;
-        if digest != self.diff_id {
-            return Err(io::Error::other(format!(
-                "the tar stream of layer {} is another when it is put together again: {digest}",
-                self.diff_id
-            )));
-        }
-        Ok(made)
+        consume(&mut parts.assemble()?)
     }
 }
 

@@ -9,6 +9,7 @@
 //! repository alone: it is not recorded as what a layer converts to, which other images
 //! would use.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use outboard::BlobHash;
@@ -16,10 +17,51 @@ use serde::{Deserialize, Serialize};
 
 use super::layers::{read_record, usable_record};
 use super::records::{StoredImage, now_unix_seconds};
-use super::{Lease, Store, StoreError};
+use super::{BlobIdentity, Lease, MergedImage, Store, StoreError};
 use crate::image::digest::Digest;
 use crate::image::source::SourceImage;
 use crate::lazy::artifact::{Access, Converted};
+
+/// What an image consists of in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageParts {
+    /// The tree over its layers.
+    pub metadata: BlobIdentity,
+    /// The layers, base first.
+    pub layers: Vec<LayerParts>,
+    /// For one that was not converted here, the repository that says all of this, and how
+    /// many bytes have not arrived.
+    pub lazy: Option<(String, u64)>,
+}
+
+/// What a layer consists of in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerParts {
+    /// The digest of its tar stream.
+    pub diff_id: Digest,
+    /// How long that is, in bytes.
+    pub tar_bytes: u64,
+    /// What it converts to.
+    pub blob: BlobIdentity,
+    /// What else of the tar stream there is.
+    pub skeleton: BlobIdentity,
+}
+
+impl ImageParts {
+    fn of_merged(merged: &MergedImage) -> Self {
+        let layers = merged.layers.iter().map(|layer| LayerParts {
+            diff_id: layer.diff_id,
+            tar_bytes: layer.tar_bytes,
+            blob: layer.blob.identity,
+            skeleton: layer.skeleton.identity,
+        });
+        Self {
+            metadata: merged.metadata.identity,
+            layers: layers.collect(),
+            lazy: None,
+        }
+    }
+}
 
 /// An image whose blobs may be partial.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,6 +143,45 @@ impl Store {
     ) -> Result<Option<LazyImage>, StoreError> {
         let what = || format!("the record of image {}", id.short());
         read_record(self, self.lazy_record(id, repository), what)
+    }
+
+    /// All that is known of an image that was recorded before its blobs were here, from
+    /// each repository one. What cannot be used as a record is passed over.
+    pub fn lazy_images(&self, id: Digest) -> Result<Vec<LazyImage>, StoreError> {
+        let mut found = Vec::new();
+        for (name, _) in self.lazy_blobs(id)? {
+            let record = usable_record::<LazyImage>(self, self.lazy_records().join(name))?;
+            found.extend(record.filter(|lazy| lazy.converted.image == id));
+        }
+        Ok(found)
+    }
+
+    /// What an image consists of, whether it is all here or not.
+    pub fn parts(&self, image: &StoredImage) -> Result<ImageParts, StoreError> {
+        let missing = match self.merged(&image.diff_ids) {
+            Ok(merged) => return Ok(ImageParts::of_merged(&merged)),
+            Err(error @ StoreError::Missing { .. }) => error,
+            Err(error) => return Err(error),
+        };
+        let lazy = self.lazy_images(image.id)?.into_iter().next();
+        let LazyImage {
+            repository,
+            converted,
+        } = lazy.ok_or(missing)?;
+        let blobs: BTreeMap<_, _> = converted.blobs().map(|blob| (blob.hash, blob)).collect();
+        let blobs = blobs.values().map(|blob| blob.identity());
+        let missing_bytes = blobs.map(|blob| self.missing_bytes(blob)).sum();
+        let layers = converted.layers.iter().map(|layer| LayerParts {
+            diff_id: layer.diff_id,
+            tar_bytes: layer.tar_bytes,
+            blob: layer.blob.identity(),
+            skeleton: layer.skeleton.identity(),
+        });
+        Ok(ImageParts {
+            metadata: converted.metadata.identity(),
+            layers: layers.collect(),
+            lazy: Some((repository, missing_bytes)),
+        })
     }
 
     /// What earlier starts of an image read, in order.

@@ -65,13 +65,13 @@ pub use error::StoreError;
 pub use import::{ImportError, Imported};
 pub(crate) use layers::TarParts;
 pub use layers::{CONVERTER_VERSION, ConvertError, StoredLayer};
-pub use lazy::LazyImage;
+pub use lazy::{ImageParts, LayerParts, LazyImage};
 pub use leases::Lease;
 pub use merged::MergedImage;
 pub use partial::PartialBlob;
 pub use records::{Removed, StoredImage};
 pub use spool::is_compressed;
-pub use usage::{StoreUsage, Usage};
+pub use usage::{ImageUsage, StoreUsage, Usage};
 pub use verify::{Report, Verified, Wrong};
 
 use crate::image::digest::Digest;

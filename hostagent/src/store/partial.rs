@@ -10,18 +10,23 @@
 //! `data` was brought to disk: what a crash loses of it is fetched again. Several
 //! processes may fill one blob: they write the same bytes. When nothing is missing it is
 //! renamed into its place among the blobs; who has its files open goes on with them.
+//!
+//! Any process may drop a directory and begin anew while others have it open. So whatever
+//! is renamed here is renamed under the gate, and by who has open what is there: a map
+//! never comes to stand beside other bytes than those it is of.
 
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use outboard::{GROUP_BYTES, SPAN_BYTES, Span, Tree};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, renameat, unlinkat};
 
 use super::blob::{BlobIdentity, DATA, OUTBOARD};
 use super::blobs::BlobError;
-use super::durable::{publish, write_file};
+use super::durable::{sync_directory, write_file};
 use super::{Store, StoreError};
 
 const PRESENT: &str = "present";
@@ -30,10 +35,13 @@ const PRESENT: &str = "present";
 #[derive(Debug)]
 pub struct PartialBlob {
     identity: BlobIdentity,
-    directory: PathBuf,
+    /// What its files are in, wherever that is now.
+    directory: File,
     data: File,
     outboard: File,
     present: Mutex<Present>,
+    /// Held while it is saved.
+    saving: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -46,22 +54,18 @@ struct Present {
 }
 
 impl Store {
-    /// Opens a blob to be filled; makes it if it is not there, or is of another length, with
-    /// the hash tree that `outboard` writes to a file. All of that is verified.
+    /// Opens a blob to be filled; makes it if it is not there, or cannot be used, with the
+    /// hash tree that `outboard` writes to a file. All of that is verified before it takes
+    /// the place of what is there: a length that the tree is not of displaces nothing.
     pub fn partial<E: From<StoreError>>(
         &self,
         identity: BlobIdentity,
         outboard: impl FnOnce(&File) -> Result<(), E>,
     ) -> Result<PartialBlob, E> {
-        let directory = self.partial_directory(identity);
+        let place = self.partial_directory(identity.hash);
         let failed = |error| self.io(format!("opening part of blob {}", identity.hash), error);
-        match PartialBlob::open(identity, directory.clone()) {
-            Ok(partial) => return Ok(partial),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                self.drop_partial(identity.hash)?;
-            }
-            Err(error) => return Err(failed(error).into()),
+        if let Found::Usable(partial) = PartialBlob::find(identity, &place).map_err(failed)? {
+            return Ok(partial);
         }
         let staging = self.scratch()?;
         let made = staging.path().join("partial");
@@ -72,21 +76,29 @@ impl Store {
         let data = File::create_new(made.join(DATA)).map_err(failed)?;
         data.set_len(identity.bytes)
             .and_then(|()| data.sync_all())
+            .and_then(|()| sync_directory(&made))
             .map_err(failed)?;
         // Whoever relies on it finds nothing that cannot be filled.
-        PartialBlob::open(identity, made.clone())
-            .map_err(failed)?
-            .check()
-            .map_err(|source| StoreError::Blob {
-                what: format!("the hash tree that was fetched for blob {}", identity.hash),
-                source,
-            })?;
-        match publish(&made, &directory) {
-            // Somebody else was quicker.
-            Err(_) if directory.exists() => {}
-            outcome => outcome.map_err(failed)?,
+        let Found::Usable(new) = PartialBlob::find(identity, &made).map_err(failed)? else {
+            return Err(failed(io::ErrorKind::InvalidData.into()).into());
+        };
+        new.check().map_err(|source| StoreError::Blob {
+            what: format!("the hash tree that was fetched for blob {}", identity.hash),
+            source,
+        })?;
+        {
+            let _gate = self.gate().map_err(failed)?;
+            match PartialBlob::find(identity, &place).map_err(failed)? {
+                // Somebody else was quicker.
+                Found::Usable(partial) => return Ok(partial),
+                Found::Unusable(_) => std::fs::rename(&place, staging.path().join("before")),
+                Found::Nothing => Ok(()),
+            }
+            .and_then(|()| std::fs::rename(&made, &place))
+            .map_err(failed)?;
         }
-        PartialBlob::open(identity, directory).map_err(|error| failed(error).into())
+        sync_directory(&self.partials()).map_err(failed)?;
+        Ok(new)
     }
 
     /// Reads what is here of a blob and forgets what of it is wrong, so that it is fetched
@@ -96,7 +108,9 @@ impl Store {
         match partial.check() {
             Ok(0) => Ok(false),
             Ok(_) => self.save_partial(partial).map(|_| true),
-            Err(error) if error.is_corruption() => self.drop_partial(hash).map(|()| true),
+            Err(error) if error.is_corruption() => {
+                self.drop_partial(hash, &partial.directory).map(|()| true)
+            }
             Err(error) => Err(self.io(
                 format!("reading part of blob {hash}"),
                 io::Error::other(error),
@@ -109,45 +123,59 @@ impl Store {
         let failed = |error| self.io("reading the partial blobs", error);
         let mut partials = Vec::new();
         for entry in std::fs::read_dir(self.partials()).map_err(failed)? {
-            let directory = entry.map_err(failed)?.path();
-            let name = directory.file_name().unwrap_or_default().to_string_lossy();
+            let path = entry.map_err(failed)?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
             let Some(hash) = outboard::BlobHash::from_hex(&name) else {
                 continue;
             };
-            let bytes = match directory.join(DATA).metadata() {
-                Ok(metadata) => metadata.len(),
-                Err(_) => 0,
-            };
-            match PartialBlob::open(BlobIdentity { hash, bytes }, directory) {
-                Ok(partial) => partials.push(partial),
+            let bytes = path.join(DATA).metadata().map_or(0, |data| data.len());
+            match PartialBlob::find(BlobIdentity { hash, bytes }, &path).map_err(failed)? {
+                Found::Usable(partial) => partials.push(partial),
+                Found::Unusable(directory) => self.drop_partial(hash, &directory)?,
                 // Complete now, or collected.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    self.drop_partial(hash)?;
-                }
-                Err(error) => return Err(failed(error)),
+                Found::Nothing => {}
             }
         }
         Ok(partials)
     }
 
-    fn drop_partial(&self, hash: outboard::BlobHash) -> Result<(), StoreError> {
+    /// How many bytes of a blob are not here, up to the next whole group.
+    pub(super) fn missing_bytes(&self, identity: BlobIdentity) -> u64 {
+        if self.blob_directory(identity.hash).exists() {
+            return 0;
+        }
+        let place = self.partial_directory(identity.hash);
+        match PartialBlob::find(identity, &place) {
+            Ok(Found::Usable(partial)) => identity.bytes.min(partial.missing() * GROUP_BYTES),
+            _ => identity.bytes,
+        }
+    }
+
+    /// Drops what is here of a blob, unless it has been begun anew in another directory than
+    /// this one.
+    fn drop_partial(&self, hash: outboard::BlobHash, directory: &File) -> Result<(), StoreError> {
+        let failed = |error| self.io(format!("dropping part of blob {hash}"), error);
+        let place = self.partial_directory(hash);
         let staging = self.scratch()?;
-        let directory = self.partials().join(hash.hex());
-        match std::fs::rename(directory, staging.path().join("dropped")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(self.io(format!("dropping part of blob {hash}"), error))
-            }
-            _ => Ok(()),
+        let _gate = self.gate().map_err(failed)?;
+        match is_at(directory, &place).map_err(failed)? {
+            true => std::fs::rename(&place, staging.path().join("dropped")).map_err(failed),
+            false => Ok(()),
         }
     }
 
     /// Saves what is known to be there; puts the blob in its place if nothing is missing,
-    /// and returns whether it is there now.
+    /// and returns whether it is there now. If it has been begun anew meanwhile, nothing is
+    /// saved: what is known is of other files.
     pub fn save_partial(&self, partial: &PartialBlob) -> Result<bool, StoreError> {
         let hash = partial.identity.hash;
         let failed = |error| self.io(format!("keeping part of blob {hash}"), error);
-        let place = self.blob_directory(hash);
+        let (from, place) = (self.partial_directory(hash), self.blob_directory(hash));
+        // Of two threads that save, the later one knows more.
+        let _saving = partial
+            .saving
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if place.exists() {
             return Ok(true);
         }
@@ -159,32 +187,46 @@ impl Store {
             (present.groups.clone(), present.missing, present.unsaved)
         };
         partial.data.sync_data().map_err(failed)?;
-        // What was written meanwhile is for the next time.
-        {
-            let mut present = partial.present();
-            present.unsaved = present.unsaved.saturating_sub(saved);
-        }
-        let in_its_place = partial.directory.join(PRESENT);
         if missing > 0 {
             let staging = self.scratch()?;
             let part = staging.path().join(PRESENT);
-            let saved = write_file(&part, &groups).and_then(|()| publish(&part, &in_its_place));
-            return match saved {
-                // Filled by somebody else, or collected.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(place.exists()),
-                saved => saved.map(|()| false).map_err(failed),
-            };
+            write_file(&part, &groups).map_err(failed)?;
+            {
+                let _gate = self.gate().map_err(failed)?;
+                if !is_at(&partial.directory, &from).map_err(failed)? {
+                    return Ok(place.exists());
+                }
+                renameat(CWD, &part, &partial.directory, PRESENT)
+                    .map_err(|error| failed(error.into()))?;
+            }
+            partial.directory.sync_all().map_err(failed)?;
+            // What was written meanwhile is for the next time.
+            let mut present = partial.present();
+            present.unsaved = present.unsaved.saturating_sub(saved);
+            return Ok(false);
         }
-        let _ = std::fs::remove_file(in_its_place);
-        match publish(&partial.directory, &place) {
-            Err(_) if place.exists() => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            outcome => outcome.map(|()| true).map_err(failed),
+        {
+            let _gate = self.gate().map_err(failed)?;
+            if !is_at(&partial.directory, &from).map_err(failed)? {
+                return Ok(place.exists());
+            }
+            match std::fs::rename(&from, &place) {
+                Err(_) if place.exists() => return Ok(true),
+                renamed => renamed.map_err(failed)?,
+            }
         }
+        // It is of no use there, and does no harm.
+        let _ = unlinkat(&partial.directory, PRESENT, AtFlags::empty());
+        partial
+            .directory
+            .sync_all()
+            .and_then(|()| sync_directory(&self.blobs()))
+            .map_err(failed)?;
+        Ok(true)
     }
 
-    fn partial_directory(&self, identity: BlobIdentity) -> PathBuf {
-        self.partials().join(identity.hash.hex())
+    fn partial_directory(&self, hash: outboard::BlobHash) -> PathBuf {
+        self.partials().join(hash.hex())
     }
 
     pub(super) fn partials(&self) -> PathBuf {
@@ -192,28 +234,63 @@ impl Store {
     }
 }
 
+/// What is at the place of a blob that is to be filled.
+enum Found {
+    /// It.
+    Usable(PartialBlob),
+    /// A directory that is none of this blob and length, open.
+    Unusable(File),
+    Nothing,
+}
+
+/// Whether `directory` is what is at `path`. While it is open no other one can have its
+/// number; and who holds the gate finds it there until it lets go.
+fn is_at(directory: &File, path: &Path) -> io::Result<bool> {
+    let open = directory.metadata()?;
+    match std::fs::symlink_metadata(path) {
+        Ok(named) => Ok(named.ino() == open.ino() && named.dev() == open.dev()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 impl PartialBlob {
-    fn open(identity: BlobIdentity, directory: PathBuf) -> io::Result<Self> {
-        let data = File::options()
-            .read(true)
-            .write(true)
-            .open(directory.join(DATA))?;
-        let outboard = File::open(directory.join(OUTBOARD))?;
+    /// Looks at `path`. All files are those of one directory, whatever is put there meanwhile.
+    fn find(identity: BlobIdentity, path: &Path) -> io::Result<Found> {
+        let directory = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+            opened => opened?,
+        };
+        let open = |name: &str, flags: OFlags| {
+            let opened = openat(&directory, name, flags | OFlags::CLOEXEC, Mode::empty());
+            opened.map(File::from).map_err(io::Error::from)
+        };
+        let files = open(DATA, OFlags::RDWR).and_then(|data| {
+            let outboard = open(OUTBOARD, OFlags::RDONLY)?;
+            Ok((data, outboard))
+        });
+        let (data, outboard) = match files {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Found::Unusable(directory));
+            }
+            files => files?,
+        };
         let geometry = Tree::new(identity.hash, identity.bytes).geometry();
         if data.metadata()?.len() != identity.bytes
             || outboard.metadata()?.len() != geometry.outboard_bytes()
         {
-            return Err(io::ErrorKind::InvalidData.into());
+            return Ok(Found::Unusable(directory));
         }
         let count = geometry.groups();
         let bytes = usize::try_from(count.div_ceil(8)).unwrap_or(usize::MAX);
-        let groups = match std::fs::read(directory.join(PRESENT)) {
-            // One of another length says nothing.
-            Ok(groups) if groups.len() == bytes => groups,
-            _ => vec![0; bytes],
-        };
+        let mut groups = Vec::new();
+        let read = open(PRESENT, OFlags::RDONLY).and_then(|mut file| file.read_to_end(&mut groups));
+        // One of another length says nothing.
+        if read.is_err() || groups.len() != bytes {
+            groups = vec![0; bytes];
+        }
         let missing = (0..count).filter(|group| !has(&groups, *group)).count() as u64;
-        Ok(Self {
+        Ok(Found::Usable(Self {
             identity,
             directory,
             data,
@@ -223,7 +300,8 @@ impl PartialBlob {
                 missing,
                 unsaved: 0,
             }),
-        })
+            saving: Mutex::new(()),
+        }))
     }
 
     /// What it will be.
@@ -358,158 +436,5 @@ fn has(groups: &[u8], group: u64) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use outboard::{BlobHash, Builder};
-
-    use super::*;
-
-    fn blob(bytes: usize) -> (BlobIdentity, Vec<u8>, Vec<u8>) {
-        let content: Vec<u8> = (0..bytes).map(|n| (n / 61 + n % 251) as u8).collect();
-        let outboard = tempfile::tempfile().unwrap();
-        let mut builder = Builder::new(outboard.try_clone().unwrap());
-        for span in content.chunks(SPAN_BYTES as usize) {
-            builder.push(span).unwrap();
-        }
-        builder.finish().unwrap();
-        let mut tree = vec![0; outboard.metadata().unwrap().len() as usize];
-        outboard.read_exact_at(&mut tree, 0).unwrap();
-        let identity = BlobIdentity {
-            hash: BlobHash::of(&content),
-            bytes: bytes as u64,
-        };
-        (identity, content, tree)
-    }
-
-    fn open(store: &Store, identity: BlobIdentity, tree: &[u8]) -> PartialBlob {
-        try_open(store, identity, tree).unwrap()
-    }
-
-    fn try_open(
-        store: &Store,
-        identity: BlobIdentity,
-        tree: &[u8],
-    ) -> Result<PartialBlob, StoreError> {
-        store.partial(identity, |file| {
-            file.write_all_at(tree, 0).unwrap();
-            Ok(())
-        })
-    }
-
-    #[test]
-    fn a_blob_is_filled_in_any_order_and_then_in_its_place() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path()).unwrap();
-        let (identity, content, tree) = blob(100_000);
-        let partial = open(&store, identity, &tree);
-        assert_eq!((partial.groups(), partial.missing()), (7, 7));
-        assert_eq!(partial.next_missing(2..100, 3), Some((2, 3)));
-        partial.write(5, &content[5 << 14..]).unwrap();
-        partial.write(1, &content[1 << 14..2 << 14]).unwrap();
-        assert_eq!(partial.next_missing(1..100, 100), Some((2, 3)));
-        assert_eq!(partial.next_missing(5..7, 100), None);
-        assert!(!store.save_partial(&partial).unwrap());
-        drop(partial);
-
-        // What was saved is known to the next one.
-        let partial = open(&store, identity, b"not asked for");
-        assert_eq!(partial.missing(), 4);
-        let (data, _) = partial.files().unwrap();
-        partial.write(0, &content[..5 << 14]).unwrap();
-        assert!(store.save_partial(&partial).unwrap());
-        let whole = store.blob(identity, || "it".to_owned()).unwrap();
-        whole.read_all(|_| true).unwrap();
-        assert!(store.partial_blobs().unwrap().is_empty());
-        let mut bytes = vec![0; content.len()];
-        data.read_exact_at(&mut bytes, 0).unwrap();
-        assert!(bytes == content);
-        // The slower of two that fill it.
-        assert!(store.save_partial(&partial).unwrap());
-    }
-
-    #[test]
-    fn nothing_wrong_is_written() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path()).unwrap();
-        let (identity, content, tree) = blob(100_000);
-        let partial = open(&store, identity, &tree);
-        let mut wrong = content[..1 << 15].to_vec();
-        wrong[20_000] ^= 1;
-        assert!(partial.write(0, &wrong).unwrap_err().is_corruption());
-        assert!(
-            partial
-                .write(1, &content[..1 << 14])
-                .unwrap_err()
-                .is_corruption()
-        );
-        assert!(
-            partial
-                .write(0, &content[..100])
-                .unwrap_err()
-                .is_corruption()
-        );
-        partial.write(7, &content[..1 << 14]).unwrap_err();
-        assert_eq!(partial.missing(), 7);
-        let (data, _) = partial.files().unwrap();
-        let mut bytes = vec![1; 1 << 14];
-        data.read_exact_at(&mut bytes, 0).unwrap();
-        assert!(bytes.iter().all(|byte| *byte == 0));
-    }
-
-    #[test]
-    fn a_wrong_hash_tree_verifies_nothing() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path()).unwrap();
-        let (identity, content, mut tree) = blob(100_000);
-        tree[10] ^= 1;
-        assert!(try_open(&store, identity, &tree).unwrap_err().is_damage());
-        try_open(&store, blob(200_000).0, &[0; 64]).unwrap_err();
-        assert!(store.partial_blobs().unwrap().is_empty());
-
-        // One that goes wrong later is dropped, with all that it would verify.
-        tree[10] ^= 1;
-        let partial = open(&store, identity, &tree);
-        let place = store.partials().join(identity.hash.hex()).join(OUTBOARD);
-        tree[10] ^= 1;
-        std::fs::write(place, &tree).unwrap();
-        assert!(
-            partial
-                .write(0, &content[..1 << 14])
-                .unwrap_err()
-                .is_corruption()
-        );
-        assert!(store.mend_partial(&partial).unwrap());
-        assert!(store.partial_blobs().unwrap().is_empty());
-    }
-
-    #[test]
-    fn what_has_gone_wrong_is_missing_again_and_only_that() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path()).unwrap();
-        let (identity, content, tree) = blob(100_000);
-        let partial = open(&store, identity, &tree);
-        partial.write(0, &content[..4 << 14]).unwrap();
-        assert!(!store.mend_partial(&partial).unwrap());
-        partial.data.write_all_at(&[7], (2 << 14) + 5).unwrap();
-        assert!(store.mend_partial(&partial).unwrap());
-        assert_eq!(partial.next_missing(0..7, 7), Some((2, 1)));
-        drop(partial);
-        let partial = open(&store, identity, b"not asked for");
-        assert_eq!(partial.missing(), 4);
-        partial.write(2, &content[2 << 14..]).unwrap();
-        assert!(store.save_partial(&partial).unwrap());
-    }
-
-    #[test]
-    fn a_blob_that_was_begun_with_another_length_is_begun_anew() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path()).unwrap();
-        let (identity, content, tree) = blob(100_000);
-        let place = store.partials().join(identity.hash.hex());
-        std::fs::create_dir(&place).unwrap();
-        std::fs::write(place.join(DATA), b"short").unwrap();
-        std::fs::write(place.join(OUTBOARD), b"").unwrap();
-        let partial = open(&store, identity, &tree);
-        partial.write(0, &content).unwrap();
-        assert!(store.save_partial(&partial).unwrap());
-    }
-}
+#[path = "partial_tests.rs"]
+mod tests;

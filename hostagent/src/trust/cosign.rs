@@ -371,7 +371,8 @@ fn is_about_content(error: &RegistryError) -> bool {
     )
 }
 
-fn decode(text: &str) -> Option<Vec<u8>> {
+/// A signature as an annotation has it; `None` if it is none, or longer than any.
+pub fn decode(text: &str) -> Option<Vec<u8>> {
     if text.len() > MAX_SIGNATURE_BYTES.div_ceil(3) * 4 {
         return None;
     }

@@ -20,6 +20,7 @@ use hostagent::vm_process::Disk;
 use super::super::progress::TerminalProgress;
 use super::super::pull::{Remote, cancel};
 use super::super::source::open_archive;
+use super::super::whole;
 use super::messages::Messages;
 
 /// When to pull an image, as in Docker.
@@ -75,7 +76,7 @@ pub fn obtain(
     };
     // No name: only loading gives names.
     let image = store.import(&source, &[], lease, progress)?.image;
-    whole(store, image, lease)
+    whole_image(store, image, lease)
 }
 
 /// An image of the store, which may be here in part. What a repository says it converts to
@@ -99,12 +100,26 @@ fn stored(
         Err(error @ StoreError::Missing { .. }) => error,
         Err(error) => return Err(error.into()),
     };
-    let StoredReference::Name(name) = reference else {
-        return Err(missing.into());
-    };
     if when == PullWhen::Never {
         return Err(missing.into());
     }
+    // By its id, or by a name it was given here, it is what it is: no registry that the name
+    // would lead to is asked.
+    let recorded = store.lazy_images(image.id)?;
+    let name = match reference {
+        StoredReference::Name(name)
+            if recorded.is_empty()
+                || recorded
+                    .iter()
+                    .any(|lazy| lazy.repository == name.repository()) =>
+        {
+            name
+        }
+        _ => {
+            whole::obtain(store, &image, lease, progress)?;
+            return whole_image(store, image, lease);
+        }
+    };
     let policy = Policy::of_this_machine()?;
     let is_free = policy.admits(name)?.is_nothing() && name.digest().is_none();
     if let (true, Some(lazy)) = (is_free, store.lazy_image(image.id, name.repository())?) {
@@ -120,7 +135,7 @@ fn hold(store: &Store, lazy: &LazyImage, lease: &Lease) -> Result<(), StoreError
     store.hold(lease, || Ok(((), blobs)))
 }
 
-fn whole(store: &Store, image: StoredImage, lease: &Lease) -> anyhow::Result<RunImage> {
+fn whole_image(store: &Store, image: StoredImage, lease: &Lease) -> anyhow::Result<RunImage> {
     let disk = disk::of_image(store, &image, lease)?;
     Ok(RunImage {
         image,
@@ -166,7 +181,7 @@ fn remote(
         }
     }
     let image = remote.import(store, lease, progress)?.image;
-    whole(store, image, lease)
+    whole_image(store, image, lease)
 }
 
 fn started(

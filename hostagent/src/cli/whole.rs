@@ -1,0 +1,96 @@
+//! Images that were started before they were here, and are needed whole.
+
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use hostagent::image::name::ImageName;
+use hostagent::image::progress::Progress;
+use hostagent::lazy::complete::complete;
+use hostagent::registry::Client;
+use hostagent::store::{ImportError, LazyImage, Lease, Store, StoreError, StoredImage};
+use hostagent::trust::Policy;
+
+use super::progress::TerminalProgress;
+use super::pull::{cancel, pull};
+
+/// Sees to it that all of an image is here, and stays as long as `lease`. One that was
+/// started before it was here is completed, and converted by this machine; what a registry
+/// says its layers convert to is not used for that, only what they are.
+pub fn obtain(
+    store: &Arc<Store>,
+    image: &StoredImage,
+    lease: &Lease,
+    progress: &TerminalProgress,
+) -> anyhow::Result<()> {
+    let missing = match hold(store, image, lease) {
+        Ok(()) => return Ok(()),
+        Err(error @ StoreError::Missing { .. }) => error,
+        Err(error) => return Err(error.into()),
+    };
+    let recorded = store.lazy_images(image.id)?;
+    if recorded.is_empty() {
+        return Err(missing.into());
+    }
+    let id = image.id.short();
+    progress.note(&format!("image {id} is here in part; completing it"));
+    let mut failed = anyhow!("nothing is known of where the rest of it is");
+    for lazy in &recorded {
+        match from_converted(store, image, lazy, lease, progress) {
+            Ok(()) => return Ok(()),
+            Err(error) if is_cancelled(&error) => return Err(error),
+            Err(error) => {
+                let repository = &lazy.repository;
+                progress.note(&format!(
+                    "what {repository} has of it is not used: {error:#}"
+                ));
+                failed = error;
+            }
+        }
+    }
+    // From where it is, then, as it was before it was converted.
+    for source in &image.sources {
+        match pull(store, source, lease, progress) {
+            Ok(pulled) if pulled.imported.image.id == image.id => return Ok(()),
+            Ok(_) => failed = anyhow!("{source} leads to another image now"),
+            Err(error) if is_cancelled(&error) => return Err(error),
+            Err(error) => failed = error,
+        }
+    }
+    let name = image.names.first().or(image.sources.first());
+    let name = name.map_or_else(|| "NAME".to_owned(), ImageName::to_string);
+    Err(failed.context(format!(
+        "image {id} is here in part, and the rest cannot be fetched now; `mote pull {name}` completes it once its registry can be reached"
+    )))
+}
+
+fn hold(store: &Store, image: &StoredImage, lease: &Lease) -> Result<(), StoreError> {
+    store.hold(lease, || {
+        let merged = store.merged(&image.diff_ids)?;
+        Ok(((), merged.hashes()))
+    })
+}
+
+fn from_converted(
+    store: &Arc<Store>,
+    image: &StoredImage,
+    lazy: &LazyImage,
+    lease: &Lease,
+    progress: &TerminalProgress,
+) -> anyhow::Result<()> {
+    // Of a repository that is refused now nothing is asked. More is not needed: what comes
+    // has the digests of an image that was accepted.
+    let mut sources = image.sources.iter();
+    let source = sources.find(|source| source.repository() == lazy.repository);
+    let source = source.context("it is not known which image it is there")?;
+    Policy::of_this_machine()?.admits(source)?;
+    let client = Client::of_this_machine()?;
+    match complete(store, &client, image, lazy, lease, &cancel(), progress) {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_cancelled() => Err(ImportError::Cancelled.into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_cancelled(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ImportError::Cancelled))
+}

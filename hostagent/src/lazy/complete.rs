@@ -1,0 +1,250 @@
+//! Completing an image that was started before it was here.
+//!
+//! What is missing of its blobs is fetched. But what a registry says a layer converts to is
+//! not believed beyond the start of that image: of each layer only the tar stream is taken,
+//! put together of blob and skeleton; it must have the digest that the image's configuration
+//! gives the layer, and is converted here like one that was loaded.
+
+use std::io::{self, PipeReader, Read};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use outboard::GROUP_BYTES;
+
+use super::artifact::{ConvertedLayer, StoredBlob};
+use super::fetch::FetchError;
+use super::start::open_partial;
+use crate::image::layer::{LayerContent, LayerSource};
+use crate::image::name::ImageName;
+use crate::image::progress::Progress;
+use crate::image::source::{SourceImage, VerifiedDocument};
+use crate::registry::{Cancel, Client, RegistryError, Repository};
+use crate::store::{
+    ImportError, Imported, LazyImage, Lease, Store, StoreError, StoredImage, StoredLayer,
+};
+
+/// Groups that are asked for at once: 1 MiB.
+const GROUPS: u64 = 64;
+/// Requests after which what has arrived is brought to disk.
+const SAVE_AFTER: usize = 32;
+/// How often a blob is begun that other processes take away meanwhile.
+const ATTEMPTS: usize = 3;
+
+/// Why an image could not be completed.
+#[derive(Debug, thiserror::Error)]
+pub enum CompleteError {
+    /// Something could not be fetched.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// The layers are not those of the image, or could not be converted.
+    #[error(transparent)]
+    Import(#[from] ImportError),
+}
+
+impl CompleteError {
+    /// Whether the user asked to stop.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(
+            self,
+            Self::Import(ImportError::Cancelled)
+                | Self::Fetch(FetchError::Registry(RegistryError::Cancelled))
+        )
+    }
+}
+
+/// Fetches what is missing of the layers of `image` from where `lazy` says, and takes the
+/// image in as one that was loaded. What it needs stays as long as `lease`. Nothing is
+/// asked for if all has arrived.
+pub fn complete(
+    store: &Arc<Store>,
+    client: &Client,
+    image: &StoredImage,
+    lazy: &LazyImage,
+    lease: &Lease,
+    cancel: &Cancel,
+    progress: &dyn Progress,
+) -> Result<Imported, CompleteError> {
+    let name: ImageName = lazy
+        .repository
+        .parse()
+        .map_err(|_| FetchError::Registry(RegistryError::NoHost(lazy.repository.clone())))?;
+    let fetch = Fetch {
+        store,
+        client,
+        repository: Repository::of(&name),
+        cancel,
+    };
+    // The tree over all layers is made here.
+    let layers = &lazy.converted.layers;
+    let blobs: Vec<&StoredBlob> = layers
+        .iter()
+        .flat_map(|layer| [&layer.blob, &layer.skeleton])
+        .collect();
+    let stored = |error: StoreError| CompleteError::Fetch(error.into());
+    store
+        .admits(blobs.iter().map(|blob| blob.bytes))
+        .map_err(stored)?;
+    let hashes = blobs.iter().map(|blob| blob.hash).collect();
+    store
+        .hold(lease, || Ok::<_, StoreError>(((), hashes)))
+        .map_err(stored)?;
+    for (blob, number) in blobs.iter().zip(1..) {
+        let name = format!("part {number} of {}", blobs.len());
+        fetch.blob(blob, &name, progress)?;
+    }
+    let source = source(store, image, layers).map_err(stored)?;
+    Ok(store.import(&source, &[], lease, progress)?)
+}
+
+struct Fetch<'f> {
+    store: &'f Store,
+    client: &'f Client,
+    repository: Repository,
+    cancel: &'f Cancel,
+}
+
+impl Fetch<'_> {
+    /// Sees to it that a blob is here.
+    fn blob(
+        &self,
+        blob: &StoredBlob,
+        name: &str,
+        progress: &dyn Progress,
+    ) -> Result<(), FetchError> {
+        for _ in 0..ATTEMPTS {
+            let opened =
+                open_partial(self.store, self.client, &self.repository, blob, self.cancel)?;
+            let Some(partial) = opened else {
+                return Ok(());
+            };
+            let task = progress.begin(name, partial.missing() * GROUP_BYTES);
+            let mut requests = 0;
+            while let Some((first, count)) = partial.next_missing(0..partial.groups(), GROUPS) {
+                let start = first * GROUP_BYTES;
+                let end = ((first + count) * GROUP_BYTES).min(blob.bytes);
+                let range = start..end;
+                let (client, cancel) = (self.client, &**self.cancel);
+                let got = client.blob_range(&self.repository, blob.digest, range, cancel);
+                let written = match got {
+                    Ok(bytes) => partial.write(first, &bytes),
+                    Err(error) => {
+                        // What has arrived need not be fetched again.
+                        self.store.save_partial(&partial)?;
+                        return Err(error.into());
+                    }
+                };
+                written.map_err(|source| FetchError::Blob {
+                    repository: self.repository.to_string(),
+                    source,
+                })?;
+                task.advance(end - start);
+                requests += 1;
+                if requests % SAVE_AFTER == 0 {
+                    self.store.save_partial(&partial)?;
+                }
+            }
+            if self.store.save_partial(&partial)? {
+                return Ok(());
+            }
+        }
+        let what = format!("blob {}, which others take away as it arrives,", blob.hash);
+        Err(StoreError::Missing { what }.into())
+    }
+}
+
+/// The image, as it is recorded, with layers that are put together of what is here.
+fn source(
+    store: &Arc<Store>,
+    image: &StoredImage,
+    layers: &[ConvertedLayer],
+) -> Result<SourceImage, StoreError> {
+    let manifest = image.manifest.and_then(|digest| {
+        // It is of no use to a run: one that is damaged is as good as none.
+        let bytes = store.manifest_document(digest).ok()?;
+        Some(VerifiedDocument { digest, bytes })
+    });
+    let content = |layer: &ConvertedLayer| Assembled {
+        store: Arc::clone(store),
+        layer: layer.clone(),
+    };
+    let layers = layers.iter().map(|layer| LayerSource {
+        diff_id: layer.diff_id,
+        blob: None,
+        content: Arc::new(content(layer)),
+    });
+    Ok(SourceImage {
+        names: Vec::new(),
+        manifest,
+        config_document: VerifiedDocument {
+            digest: image.id,
+            bytes: store.config_document(image.id)?,
+        },
+        config: store.config(image.id)?,
+        layers: layers.collect(),
+        parallel: 2,
+        origin: None,
+    })
+}
+
+/// The tar stream of a layer, from its blob and its skeleton.
+#[derive(Debug)]
+struct Assembled {
+    store: Arc<Store>,
+    layer: ConvertedLayer,
+}
+
+impl LayerContent for Assembled {
+    fn length(&self) -> u64 {
+        self.layer.tar_bytes
+    }
+
+    fn open(&self) -> io::Result<Box<dyn Read + Send>> {
+        let layer = &self.layer;
+        let open = |blob: &StoredBlob| {
+            let opened = self
+                .store
+                .blob(blob.identity(), || format!("blob {}", blob.hash));
+            opened.map_err(io::Error::other)
+        };
+        let layer = StoredLayer {
+            diff_id: layer.diff_id,
+            tar_bytes: layer.tar_bytes,
+            blob: open(&layer.blob)?,
+            skeleton: open(&layer.skeleton)?,
+        };
+        // One byte more shows in the digest.
+        let most = layer.tar_bytes.saturating_add(1);
+        let max_skeleton_bytes = self.store.limits().max_tar_bytes;
+        let (read, mut write) = io::pipe()?;
+        let thread = std::thread::Builder::new()
+            .name("tar".to_owned())
+            .spawn(move || {
+                let tar = |tar: &mut dyn Read| io::copy(&mut tar.take(most), &mut write);
+                layer.tar_unverified(max_skeleton_bytes, tar).map(drop)
+            })?;
+        Ok(Box::new(Tar {
+            read,
+            thread: Some(thread),
+        }))
+    }
+}
+
+/// What a thread writes, and then why it ended.
+struct Tar {
+    read: PipeReader,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Read for Tar {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.read.read(buffer)?;
+        if count > 0 || buffer.is_empty() {
+            return Ok(count);
+        }
+        match self.thread.take().map(JoinHandle::join) {
+            None => Ok(0),
+            Some(Ok(outcome)) => outcome.map(|()| 0),
+            Some(Err(_)) => Err(io::Error::other("the thread that reads the layer panicked")),
+        }
+    }
+}
