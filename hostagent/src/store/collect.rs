@@ -117,7 +117,7 @@ impl Store {
         Ok(needed)
     }
 
-    fn contents(&self) -> std::path::PathBuf {
+    pub(super) fn contents(&self) -> std::path::PathBuf {
         self.root.join("content/sha256")
     }
 }

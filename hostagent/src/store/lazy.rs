@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use outboard::BlobHash;
 use serde::{Deserialize, Serialize};
 
+use super::durable::Unsynced;
 use super::layers::{read_record, usable_record};
 use super::records::{StoredImage, now_unix_seconds};
 use super::{Lease, Store, StoreError};
@@ -41,15 +42,14 @@ impl Store {
         lease: &Lease,
     ) -> Result<(), StoreError> {
         self.hold(lease, || {
-            self.keep(&source.config_document)?;
-            if let Some(manifest) = &source.manifest {
-                self.keep(manifest)?;
+            for document in source.documents() {
+                self.keep(document)?;
             }
             let path = self.lazy_record(image.id, &lazy.repository);
             self.write_record(&path, lazy, || {
                 format!("recording image {}", image.id.short())
             })?;
-            self.record(image)?;
+            self.record(image, Unsynced::default())?;
             Ok::<_, StoreError>(((), Vec::new()))
         })
     }
