@@ -7,5 +7,6 @@
 pub mod artifact;
 pub mod fetch;
 pub mod push;
+mod queue;
 mod serve;
 pub mod start;
