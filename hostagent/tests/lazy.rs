@@ -368,6 +368,11 @@ fn on_demand() -> Result<(), Failed> {
     node.store.collect()?;
     assert!(vmm.fetch(1, 0, 2));
     let partial = node.store.root().join("partial");
+    // Whoever starts up has the connection to itself.
+    let server = started.server.as_ref().ok_or("a part is missing")?;
+    assert!(server.fetched_bytes().load(Ordering::Relaxed) < 2 << 20);
+    server.start_up().begun();
+    server.start_up().over();
     wait_until("the rest", || {
         std::fs::read_dir(&partial).unwrap().count() == 0
     });

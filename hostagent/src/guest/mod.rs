@@ -13,5 +13,6 @@ pub use device_event::{DeviceEvent, DeviceEventKind};
 pub use error::{Diagnostics, RunError, Stage};
 pub use session::{BOOT_TIMEOUT, Observer, Outcome, Request, run};
 pub use signals::is_ignored;
+pub use streams::AtFirstOutput;
 pub use streams::Streams;
 pub use timeline::Timeline;

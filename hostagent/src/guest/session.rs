@@ -18,7 +18,7 @@ use super::control::Control;
 use super::device_event::DeviceEvent;
 use super::error::{Diagnostics, RunError, Stage};
 use super::signals::{Insistence, Signals};
-use super::streams::{Movers, Streams};
+use super::streams::{AtFirstOutput, Movers, Streams};
 use super::timeline::Timeline;
 use crate::control::{Asked, Place, Server};
 use crate::vm_process::{Connection, Machine, Program, VmProcess, printable};
@@ -89,6 +89,15 @@ pub trait Observer {
     /// first instruction.
     fn vmm_confined(&mut self, _landlock: Landlock) {}
 
+    /// Its workload has been started.
+    fn workload_started(&mut self) {}
+
+    /// What is to be done when the workload has written something for the first time; by
+    /// a thread that carries it.
+    fn at_first_output(&self) -> AtFirstOutput {
+        Box::new(|| {})
+    }
+
     /// Something has happened to one of its devices. As often as the guest likes: it
     /// can make a device fault whenever it has reset it.
     fn device_event(&mut self, _event: &DeviceEvent) {}
@@ -130,7 +139,7 @@ pub fn run(
         boot_timeout,
     } = request;
     let signals = Signals::catch().map_err(host("catch signals"))?;
-    let movers = Movers::new().map_err(host("make a socket pair"))?;
+    let movers = Movers::new(observer.at_first_output()).map_err(host("make a socket pair"))?;
     workload.stdin = streams.stdin.is_some();
     let mut vm = VmProcess::spawn(&program, machine, cgroups.as_ref())?;
     observer.vmm_started(vm.pid(), &vm.metrics());
@@ -366,6 +375,7 @@ impl Session<'_> {
             }
             GuestMessage::Started { .. } if self.stage == Stage::Setup => {
                 self.timeline.workload_started_ns = now;
+                self.observer.workload_started();
                 self.stage = Stage::Running;
                 Ok(())
             }

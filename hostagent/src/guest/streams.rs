@@ -6,7 +6,7 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -40,14 +40,18 @@ impl Streams {
     }
 }
 
+/// What is done once, when the workload has written something.
+pub type AtFirstOutput = Box<dyn FnOnce() + Send>;
+
 /// Threads that move streams, and how to know that output is complete.
-#[derive(Debug)]
 pub struct Movers {
     /// Reaches its end when every thread has let go of the other end.
     done: UnixStream,
     working: Option<UnixStream>,
     failures: mpsc::Receiver<OutputFailure>,
     report: mpsc::Sender<OutputFailure>,
+    /// Until it is done.
+    at_first_output: Arc<Mutex<Option<AtFirstOutput>>>,
     /// Dropping it stops the reading of input.
     stop_input: Option<UnixStream>,
 }
@@ -63,7 +67,7 @@ pub struct OutputFailure {
 
 impl Movers {
     /// None yet.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(at_first_output: AtFirstOutput) -> io::Result<Self> {
         let (done, working) = UnixStream::pair()?;
         let (report, failures) = mpsc::channel();
         Ok(Self {
@@ -71,6 +75,7 @@ impl Movers {
             working: Some(working),
             failures,
             report,
+            at_first_output: Arc::new(Mutex::new(Some(at_first_output))),
             stop_input: None,
         })
     }
@@ -97,8 +102,15 @@ impl Movers {
             .map(UnixStream::try_clone)
             .transpose()?;
         let report = self.report.clone();
+        let first = Arc::clone(&self.at_first_output);
         let work = move || {
-            if let Err(error) = move_output(&socket, &output) {
+            let wrote = || {
+                let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(first) = first {
+                    first();
+                }
+            };
+            if let Err(error) = move_output(&socket, &output, wrote) {
                 let _ = report.send(OutputFailure { name, error });
             }
             drop(working);
@@ -160,8 +172,10 @@ fn move_input(input: &OwnedFd, socket: &UnixStream, stopped: &UnixStream) {
     let _ = socket.shutdown(Shutdown::Write);
 }
 
-fn move_output(socket: &UnixStream, output: &OwnedFd) -> io::Result<()> {
+/// `wrote` is told when there is something for the first time.
+fn move_output(socket: &UnixStream, output: &OwnedFd, wrote: impl FnOnce()) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER_BYTES];
+    let mut wrote = Some(wrote);
     loop {
         let n = match rustix::io::read(socket, &mut buffer) {
             // A reset is the end of a machine, which is noticed elsewhere.
@@ -170,7 +184,11 @@ fn move_output(socket: &UnixStream, output: &OwnedFd) -> io::Result<()> {
             Err(Errno::INTR) => continue,
             Err(errno) => return Err(errno.into()),
         };
-        match write_all(output, &buffer[..n]) {
+        let written = write_all(output, &buffer[..n]);
+        if let Some(wrote) = wrote.take() {
+            wrote();
+        }
+        match written {
             Ok(()) => {}
             // Nobody reads any more. Closing the stream tells the workload, with
             // SIGPIPE, as in a pipeline of processes of this machine.
@@ -210,6 +228,10 @@ mod tests {
         (read.into(), write.into())
     }
 
+    fn movers() -> Movers {
+        Movers::new(Box::new(|| {})).unwrap()
+    }
+
     /// Waits until all outputs have ended.
     fn join(mut movers: Movers) -> Movers {
         movers.expect_no_more();
@@ -219,7 +241,7 @@ mod tests {
 
     #[test]
     fn output_is_complete_when_the_movers_say_so() {
-        let mut movers = Movers::new().unwrap();
+        let mut movers = movers();
         let (mut read, write) = pipe();
         let (mut guest, socket) = UnixStream::pair().unwrap();
         movers.start_output("stdout", socket, write.into()).unwrap();
@@ -234,8 +256,28 @@ mod tests {
     }
 
     #[test]
+    fn the_first_output_of_either_stream_is_noticed_and_only_that() {
+        let (told, hears) = mpsc::channel();
+        let mut movers = Movers::new(Box::new(move || told.send(()).unwrap())).unwrap();
+        for name in ["stdout", "stderr"] {
+            let (mut read, write) = pipe();
+            let (mut guest, socket) = UnixStream::pair().unwrap();
+            movers.start_output(name, socket, write.into()).unwrap();
+            hears.try_recv().unwrap_err();
+            guest.write_all(b"text").unwrap();
+            read.read_exact(&mut [0; 4]).unwrap();
+            if name == "stdout" {
+                hears.recv().unwrap();
+            }
+            guest.write_all(b"more").unwrap();
+        }
+        join(movers);
+        assert!(hears.recv().is_err());
+    }
+
+    #[test]
     fn a_reader_that_is_gone_closes_the_guests_stream_and_is_no_failure() {
-        let mut movers = Movers::new().unwrap();
+        let mut movers = movers();
         let (read, write) = pipe();
         drop(read);
         let (mut guest, socket) = UnixStream::pair().unwrap();
@@ -246,7 +288,7 @@ mod tests {
 
     #[test]
     fn output_that_cannot_be_written_is_a_failure() {
-        let mut movers = Movers::new().unwrap();
+        let mut movers = movers();
         let full = File::options().write(true).open("/dev/full").unwrap();
         let (mut guest, socket) = UnixStream::pair().unwrap();
         movers.start_output("stdout", socket, full.into()).unwrap();
@@ -259,7 +301,7 @@ mod tests {
 
     #[test]
     fn an_output_that_somebody_made_non_blocking_is_waited_for() {
-        let mut movers = Movers::new().unwrap();
+        let mut movers = movers();
         let (mut read, write) = pipe();
         let flags = rustix::fs::fcntl_getfl(&write).unwrap();
         rustix::fs::fcntl_setfl(&write, flags | rustix::fs::OFlags::NONBLOCK).unwrap();
@@ -274,7 +316,7 @@ mod tests {
 
     #[test]
     fn the_end_of_input_is_a_half_close() {
-        let mut movers = Movers::new().unwrap();
+        let mut movers = movers();
         let (read, mut write) = pipe();
         let (mut guest, socket) = UnixStream::pair().unwrap();
         movers.start_input(read.into(), socket).unwrap();
@@ -287,7 +329,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_reads_no_more_stops_the_reading_of_input() {
-        let mut movers = Movers::new().unwrap();
+        let mut movers = movers();
         let (read, mut write) = pipe();
         let (guest, socket) = UnixStream::pair().unwrap();
         movers.start_input(read.into(), socket).unwrap();
@@ -298,7 +340,7 @@ mod tests {
 
     #[test]
     fn input_that_never_ends_is_let_go_with_the_movers() {
-        let mut movers = Movers::new().unwrap();
+        let mut movers = movers();
         let (read, mut write) = pipe();
         let (mut guest, socket) = UnixStream::pair().unwrap();
         movers.start_input(read.into(), socket).unwrap();

@@ -40,6 +40,13 @@ pub struct SourceImage {
     pub origin: Option<ImageName>,
 }
 
+impl SourceImage {
+    /// Its manifest, if it has one, and its configuration.
+    pub fn documents(&self) -> impl Iterator<Item = &VerifiedDocument> {
+        self.manifest.iter().chain([&self.config_document])
+    }
+}
+
 /// Bytes and their digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedDocument {

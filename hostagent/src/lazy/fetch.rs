@@ -3,8 +3,11 @@
 //!
 //! A few threads do it. Each takes a run of missing groups, asks the registry for it, and
 //! writes it, verified, to the partial blob. While somebody waits, nothing else is begun.
+//!
+//! The rest begins when the workload has started up: when it has written something, or,
+//! since not all do, when it has run for a while without reading what is missing. What is
+//! on its way for nobody holds up what a start waits for, a third of a second at 50 Mbit/s.
 
-use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use outboard::GROUP_BYTES;
 
-use super::artifact::{Access, MAX_ACCESSES};
+use super::artifact::Access;
+use super::queue::{Phase, Queue};
 use crate::image::digest::Digest;
 use crate::registry::{Client, RegistryError, Repository};
 use crate::store::{BlobError, PartialBlob, Store, StoreError};
@@ -88,43 +92,6 @@ struct Shared {
     fetched_bytes: Arc<AtomicU64>,
 }
 
-#[derive(Default)]
-struct Queue {
-    /// What somebody waits for.
-    wanted: VecDeque<(usize, Range<u64>)>,
-    /// What nobody waits for, in order.
-    background: VecDeque<(usize, Range<u64>)>,
-    /// What is on its way: blobs and pieces of 16 groups.
-    on_the_way: BTreeSet<(usize, u64)>,
-    /// What was wanted, in order, for the next start.
-    accesses: Vec<Access>,
-    failures: u32,
-    last_save: Option<Instant>,
-    stopped: bool,
-}
-
-impl Queue {
-    /// Takes note of what is wanted, for the next start.
-    fn note(&mut self, blob: usize, groups: &Range<u64>) {
-        let blob = blob as u32;
-        let count = u32::try_from(groups.end - groups.start).unwrap_or(u32::MAX);
-        if let Some(last) = self.accesses.last_mut() {
-            let end = last.first_group + u64::from(last.groups);
-            if last.blob == blob && end == groups.start {
-                last.groups = last.groups.saturating_add(count);
-                return;
-            }
-        }
-        if self.accesses.len() < MAX_ACCESSES {
-            self.accesses.push(Access {
-                blob,
-                first_group: groups.start,
-                groups: count,
-            });
-        }
-    }
-}
-
 impl Fetcher {
     /// Begins to fetch `sources` from `repository`, those of `first` first.
     pub fn start(
@@ -143,7 +110,8 @@ impl Fetcher {
         let all = sources.iter().enumerate();
         let all = all.map(|(index, source)| (index, 0..source.partial.groups()));
         let queue = Queue {
-            background: early.chain(all).collect(),
+            early: early.collect(),
+            rest: all.collect(),
             ..Queue::default()
         };
         let shared = Arc::new(Shared {
@@ -176,6 +144,9 @@ impl Fetcher {
         };
         let mut queue = shared.queue();
         queue.note(blob, &groups);
+        if let Phase::StartUp(since) = &mut queue.phase {
+            *since = Instant::now();
+        }
         if source.partial.next_missing(groups.clone(), 1).is_none() {
             return true;
         }
@@ -183,6 +154,11 @@ impl Fetcher {
         drop(queue);
         shared.more.notify_all();
         false
+    }
+
+    /// What may be told of the workload whose disk this is.
+    pub fn start_up(&self) -> StartUp {
+        StartUp(Arc::clone(&self.shared))
     }
 
     /// The blobs that are filled.
@@ -215,6 +191,27 @@ impl Drop for Fetcher {
                 self.shared.listener.failed(&error.into());
             }
         }
+    }
+}
+
+/// Hears how far the workload has come.
+#[derive(Clone)]
+pub struct StartUp(Arc<Shared>);
+
+impl StartUp {
+    /// It has been started.
+    pub fn begun(&self) {
+        let mut queue = self.0.queue();
+        if let Phase::Boot = queue.phase {
+            queue.phase = Phase::StartUp(Instant::now());
+            self.0.more.notify_all();
+        }
+    }
+
+    /// It has started up.
+    pub fn over(&self) {
+        self.0.queue().phase = Phase::Work;
+        self.0.more.notify_all();
     }
 }
 
@@ -253,10 +250,16 @@ impl Shared {
                     if let Some(run) = self.next_run(&mut queue, only_wanted) {
                         break run;
                     }
-                    queue = self
-                        .more
-                        .wait(queue)
-                        .unwrap_or_else(PoisonError::into_inner);
+                    queue = match queue.rest_waits() {
+                        Some(time) if !time.is_zero() => {
+                            let waited = self.more.wait_timeout(queue, time);
+                            waited.unwrap_or_else(PoisonError::into_inner).0
+                        }
+                        _ => {
+                            let waited = self.more.wait(queue);
+                            waited.unwrap_or_else(PoisonError::into_inner)
+                        }
+                    };
                 }
             };
             let outcome = self.fetch(&run);
@@ -312,14 +315,16 @@ impl Shared {
             let partial = &self.sources[*blob].partial;
             partial.next_missing(groups.clone(), 1).is_some()
         };
-        while queue
-            .background
-            .front()
-            .is_some_and(|front| !missing(front))
-        {
-            queue.background.pop_front();
+        for some in [&mut queue.early, &mut queue.rest] {
+            while some.front().is_some_and(|front| !missing(front)) {
+                some.pop_front();
+            }
         }
-        let found = queue.background.iter().find_map(|(blob, groups)| {
+        let rest = match queue.rest_waits() {
+            Some(Duration::ZERO) => queue.rest.iter(),
+            _ => Default::default(),
+        };
+        let found = queue.early.iter().chain(rest).find_map(|(blob, groups)| {
             let partial = &self.sources[*blob].partial;
             let busy = |group: u64| queue.on_the_way.contains(&(*blob, group / WANTED_GROUPS));
             let mut start = groups.start;

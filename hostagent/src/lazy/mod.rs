@@ -9,5 +9,6 @@ pub mod artifact;
 pub mod complete;
 pub mod fetch;
 pub mod push;
+mod queue;
 mod serve;
 pub mod start;

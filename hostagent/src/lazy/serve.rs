@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socke
 use vmm::fetch::{MAX_REQUESTS, Reply, Request};
 
 use super::artifact::Access;
-use super::fetch::{FetchError, Fetcher, Listener, Source};
+use super::fetch::{FetchError, Fetcher, Listener, Source, StartUp};
 use crate::registry::{Client, Repository};
 use crate::store::{PartialBlob, Store};
 
@@ -146,6 +146,11 @@ impl Server {
     /// What its guest has read that was missing, in order.
     pub fn accesses(&self) -> Vec<Access> {
         self.fetcher.accesses()
+    }
+
+    /// What may be told of the workload whose disk this is.
+    pub fn start_up(&self) -> StartUp {
+        self.fetcher.start_up()
     }
 
     /// How many bytes have come from the registry.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::artifact::{
     ARTIFACT_TYPE, Access, CONFIG_TYPE, Converted, MAX_CONFIG_BYTES, StoredBlob,
 };
-use super::fetch::{FetchError, Source};
+use super::fetch::{FetchError, Source, StartUp};
 use super::serve::{Extents, Origin, Server};
 use crate::disk;
 use crate::image::digest::Digest;
@@ -293,6 +293,11 @@ impl Running {
     /// The blobs that are filled.
     pub fn partials(&self) -> Vec<Arc<PartialBlob>> {
         self.server.partials()
+    }
+
+    /// What may be told of the workload, until which the rest is not fetched.
+    pub fn start_up(&self) -> StartUp {
+        self.server.start_up()
     }
 
     /// How many bytes have come from the registry since the start.

@@ -11,6 +11,8 @@ use std::thread::JoinHandle;
 use outboard::{BlobHash, Builder, Geometry, SPAN_BYTES};
 use serde::{Deserialize, Serialize};
 
+use super::durable::Unsynced;
+
 /// The file of a blob's bytes, in the directory of the blob.
 pub(super) const DATA: &str = "data";
 /// The file of its hash tree, beside it.
@@ -30,7 +32,9 @@ pub struct BlobIdentity {
 ///
 /// A thread of its own hashes what has been written, a span behind: it reads the spans
 /// again, which are in memory still. So hashing costs the writer no time where there is
-/// a second processor. What is written over afterwards is hashed once more at the end.
+/// a second processor. What is written over afterwards is hashed once more at the end. A
+/// small blob is hashed at the end alone, sooner than a thread has started and its start,
+/// which is written last, is hashed twice.
 #[derive(Debug)]
 pub struct BlobWriter {
     data: File,
@@ -41,9 +45,18 @@ pub struct BlobWriter {
     told: u64,
     /// Those of them that were written to afterwards.
     rewritten: BTreeSet<u64>,
-    spans: Sender<u64>,
-    hashing: JoinHandle<io::Result<Builder>>,
+    hashing: Option<Hashing>,
 }
+
+/// The thread that hashes.
+#[derive(Debug)]
+struct Hashing {
+    spans: Sender<u64>,
+    thread: JoinHandle<io::Result<Builder>>,
+}
+
+/// A blob of fewer spans is hashed at the end alone.
+const SPANS_BEFORE_THREAD: u64 = 4;
 
 impl BlobWriter {
     /// Creates the blob's files in `directory`, where they must not exist.
@@ -55,11 +68,6 @@ impl BlobWriter {
         };
         let data = create(DATA)?;
         let outboard = create(OUTBOARD)?;
-        let (spans, received) = mpsc::channel();
-        let (read, builder) = (data.try_clone()?, Builder::new(outboard.try_clone()?));
-        let hashing = std::thread::Builder::new()
-            .name("hash".to_owned())
-            .spawn(move || follow(&read, builder, &received))?;
         Ok(Self {
             data,
             outboard,
@@ -67,36 +75,63 @@ impl BlobWriter {
             length: 0,
             told: 0,
             rewritten: BTreeSet::new(),
-            spans,
-            hashing,
+            hashing: None,
         })
     }
 
-    /// Completes the hash tree and brings all to disk.
-    pub fn finish(self) -> io::Result<BlobIdentity> {
-        drop(self.spans);
-        let hashed = self.hashing.join();
-        let mut builder = hashed.map_err(|_| io::Error::other("the hashing thread panicked"))??;
+    /// Completes the hash tree, and leaves it to `unsynced` to bring both files to disk.
+    pub(super) fn finish(self, unsynced: &mut Unsynced) -> io::Result<BlobIdentity> {
+        let mut builder = match self.hashing {
+            Some(Hashing { spans, thread }) => {
+                drop(spans);
+                let hashed = thread.join();
+                hashed.map_err(|_| io::Error::other("the hashing thread panicked"))??
+            }
+            None => Builder::new(self.outboard.try_clone()?),
+        };
         let geometry = Geometry::of(self.length);
-        let mut buffer = vec![0; SPAN_BYTES as usize];
-        let mut span = |index| {
+        let mut buffer = vec![0; SPAN_BYTES.min(self.length) as usize];
+        let rewritten = self.rewritten.into_iter().map(|index| (index, true));
+        let rest = (self.told..geometry.spans()).map(|index| (index, false));
+        for (index, again) in rest.chain(rewritten) {
             let span = &mut buffer[..geometry.span_bytes(index) as usize];
             self.data.read_exact_at(span, index * SPAN_BYTES)?;
-            Ok::<_, io::Error>(span.to_owned())
-        };
-        if self.told < geometry.spans() {
-            builder.push(&span(self.told)?)?;
-        }
-        for index in self.rewritten {
-            builder.replace(index, &span(index)?)?;
+            match again {
+                true => builder.replace(index, span)?,
+                false => builder.push(span)?,
+            }
         }
         let built = builder.finish()?;
-        self.outboard.sync_data()?;
-        self.data.sync_data()?;
+        unsynced.add(self.outboard);
+        unsynced.add(self.data);
         Ok(BlobIdentity {
             hash: built.hash,
             bytes: built.blob_bytes,
         })
+    }
+}
+
+impl BlobWriter {
+    /// Tells the thread of the spans that are written.
+    fn tell(&mut self) -> io::Result<()> {
+        let hashing = match &mut self.hashing {
+            Some(hashing) => hashing,
+            none => {
+                let (spans, received) = mpsc::channel();
+                let read = self.data.try_clone()?;
+                let builder = Builder::new(self.outboard.try_clone()?);
+                let thread = std::thread::Builder::new()
+                    .name("hash".to_owned())
+                    .spawn(move || follow(&read, builder, &received))?;
+                none.insert(Hashing { spans, thread })
+            }
+        };
+        while (self.told + 1) * SPAN_BYTES <= self.length {
+            // If nobody listens, that is told by `finish`.
+            let _ = hashing.spans.send(self.told);
+            self.told += 1;
+        }
+        Ok(())
     }
 }
 
@@ -121,10 +156,8 @@ impl Write for BlobWriter {
         }
         self.position = end;
         self.length = self.length.max(end);
-        while (self.told + 1) * SPAN_BYTES <= self.length {
-            // If nobody listens, that is told by `finish`.
-            let _ = self.spans.send(self.told);
-            self.told += 1;
+        if self.length >= SPANS_BEFORE_THREAD * SPAN_BYTES {
+            self.tell()?;
         }
         Ok(written)
     }
@@ -175,7 +208,9 @@ mod tests {
                 let bytes: Vec<u8> = (0..length).map(|i| (i + index) as u8).collect();
                 writer.write_all(&bytes).unwrap();
             }
-            let identity = writer.finish().unwrap();
+            let mut unsynced = Unsynced::default();
+            let identity = writer.finish(&mut unsynced).unwrap();
+            unsynced.sync().unwrap();
             let data = std::fs::read(directory.path().join(DATA)).unwrap();
             prop_assert_eq!(identity.hash, BlobHash::of(&data));
             prop_assert_eq!(identity.bytes, data.len() as u64);

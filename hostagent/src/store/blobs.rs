@@ -11,7 +11,7 @@ use erofs::image::ReadAt;
 use outboard::{BlobHash, GROUP_BYTES, Geometry, SPAN_BYTES, Span, Tree, TreeError};
 
 use super::blob::{BlobIdentity, DATA, OUTBOARD};
-use super::durable::publish;
+use super::durable::sync_directory;
 use super::{Store, StoreError};
 
 /// A blob and its hash tree, open for reading.
@@ -302,9 +302,23 @@ impl Store {
         Some(BlobIdentity { hash, bytes })
     }
 
-    /// Puts a blob in its place that was made in `directory`. One that is there already
-    /// and can be used stays; one that cannot makes room.
+    /// Puts a blob in its place that was made in `directory` and is on disk, and brings its
+    /// name to disk.
     pub(crate) fn publish_blob(
+        &self,
+        directory: &Path,
+        identity: BlobIdentity,
+    ) -> Result<(), StoreError> {
+        let failed = |error| self.io(format!("storing blob {}", identity.hash), error);
+        sync_directory(directory).map_err(failed)?;
+        self.place_blob(directory, identity)?;
+        sync_directory(&self.blobs()).map_err(failed)
+    }
+
+    /// Puts a blob in its place that was made in `directory` and is on disk, names of its
+    /// files included. One that is there already and can be used stays; one that cannot
+    /// makes room. The name of the blob itself is left to be brought to disk.
+    pub(super) fn place_blob(
         &self,
         directory: &Path,
         identity: BlobIdentity,
@@ -319,7 +333,7 @@ impl Store {
                 Err(error) => return Err(error),
             }
             self.quarantine(identity.hash)?;
-            match publish(directory, &place) {
+            match std::fs::rename(directory, &place) {
                 // Somebody else was quicker.
                 Err(error)
                     if matches!(

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::blob::{BlobIdentity, BlobWriter};
 use super::blobs::Blob;
+use super::durable::Unsynced;
 use super::layers::usable_record;
 use super::leases::Lease;
 use super::{Store, StoreError};
@@ -102,7 +103,10 @@ impl Store {
             let mut writer = BlobWriter::create(&made)?;
             file.rewind()?;
             io::copy(file, &mut writer)?;
-            writer.finish()
+            let mut unsynced = Unsynced::default();
+            let found = writer.finish(&mut unsynced)?;
+            unsynced.sync()?;
+            Ok(found)
         };
         let found = copy().map_err(failed)?;
         if found == expected {

@@ -1,6 +1,10 @@
 //! Files and directories that are either there and whole or not there, whatever
 //! happens meanwhile: written aside, brought to disk, renamed, and the rename
 //! brought to disk.
+//!
+//! Each wait for the disk takes as long as a write to it and a flush of its cache,
+//! whatever is written. What does not depend on one another is waited for at once
+//! ([`Unsynced`]).
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -45,6 +49,61 @@ fn write_new(options: &OpenOptions, path: &Path, bytes: &[u8]) -> io::Result<()>
     file.sync_all()
 }
 
+/// Files and directories that are not on disk yet, to be waited for together: the file
+/// system brings what is asked for at the same time to disk at the same time. `syncfs(2)`
+/// would wait for what others have written to it, too.
+#[derive(Debug, Default)]
+#[must_use = "nothing of it is on disk before `sync`"]
+pub(super) struct Unsynced(Vec<File>);
+
+impl Unsynced {
+    /// Adds a file that is written already.
+    pub fn add(&mut self, file: File) {
+        self.0.push(file);
+    }
+
+    /// Adds a directory: the names in it.
+    pub fn add_directory(&mut self, path: &Path) -> io::Result<()> {
+        self.0.push(File::open(path)?);
+        Ok(())
+    }
+
+    /// Writes a new file and adds it.
+    pub fn write(&mut self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut file = File::options().write(true).create_new(true).open(path)?;
+        file.write_all(bytes)?;
+        self.0.push(file);
+        Ok(())
+    }
+
+    /// Waits until all of it is on disk.
+    pub fn sync(&mut self) -> io::Result<()> {
+        let files = std::mem::take(&mut self.0);
+        let Some((first, others)) = files.split_first() else {
+            return Ok(());
+        };
+        std::thread::scope(|scope| {
+            let mut started = Vec::with_capacity(others.len());
+            for file in others {
+                let thread = std::thread::Builder::new().name("sync".to_owned());
+                match thread.spawn_scoped(scope, || file.sync_all()) {
+                    Ok(thread) => started.push(thread),
+                    // Where there can be no more threads, one after another.
+                    Err(_) => file.sync_all()?,
+                }
+            }
+            first.sync_all()?;
+            for thread in started {
+                match thread.join() {
+                    Ok(outcome) => outcome?,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
 /// Renames what was written aside to its place, over what is there if that is
 /// a file.
 pub(super) fn publish(from: &Path, to: &Path) -> io::Result<()> {
@@ -55,5 +114,32 @@ pub(super) fn publish(from: &Path, to: &Path) -> io::Result<()> {
     match to.parent() {
         Some(parent) => sync_directory(parent),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_brought_to_disk_is_an_error_whichever_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        for place in 0..3 {
+            let mut unsynced = Unsynced::default();
+            for number in 0..3 {
+                if number == place {
+                    // Nothing brings a pipe to disk.
+                    let (reader, _writer) = std::io::pipe().unwrap();
+                    unsynced.add(std::os::fd::OwnedFd::from(reader).into());
+                }
+                let path = directory.path().join(format!("{place}-{number}"));
+                unsynced.write(&path, b"content").unwrap();
+                assert_eq!(std::fs::read(path).unwrap(), b"content");
+            }
+            unsynced.add_directory(directory.path()).unwrap();
+            unsynced.sync().unwrap_err();
+            // It has nothing any more.
+            unsynced.sync().unwrap();
+        }
     }
 }

@@ -1,12 +1,15 @@
 //! Taking an image in: from its source to everything a microVM needs of it.
 
 use std::collections::BTreeSet;
+use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::durable::{publish, sync_directory, write_file};
+use super::durable::{Unsynced, publish, write_file};
 use super::layers::{ConvertError, Obtained};
 use super::leases::Lease;
 use super::records::{StoredImage, now_unix_seconds};
+use super::staging::Staging;
 use super::{Store, StoreError};
 use crate::image::digest::Digest;
 use crate::image::layer::LayerError;
@@ -40,6 +43,47 @@ pub enum ImportError {
     Cancelled,
 }
 
+/// The manifest and the configuration of an image, written aside.
+struct Documents {
+    /// Where each is, and its place.
+    parts: Vec<(PathBuf, PathBuf)>,
+    // Removed with what has not got to its place.
+    _staging: Staging,
+}
+
+impl Documents {
+    /// Writes those that are not kept yet; a damaged one is replaced.
+    fn write(
+        store: &Store,
+        source: &SourceImage,
+        unsynced: &mut Unsynced,
+    ) -> Result<Self, StoreError> {
+        let staging = store.scratch()?;
+        let mut parts = Vec::new();
+        for document in source.documents() {
+            let place = store.content(document.digest);
+            if std::fs::read(&place).is_ok_and(|bytes| bytes == document.bytes) {
+                continue;
+            }
+            let part = staging.path().join(document.digest.hex());
+            unsynced
+                .write(&part, &document.bytes)
+                .map_err(|error| store.io(format!("storing {}", document.digest), error))?;
+            parts.push((part, place));
+        }
+        Ok(Self {
+            parts,
+            _staging: staging,
+        })
+    }
+
+    /// Puts them in their places. They are on disk.
+    fn place(&self) -> io::Result<()> {
+        let mut parts = self.parts.iter();
+        parts.try_for_each(|(part, place)| std::fs::rename(part, place))
+    }
+}
+
 impl Store {
     /// Takes an image in: converts the layers that are not there yet, merges
     /// them, and then records the image under `names`. Its blobs stay as long as `lease`,
@@ -54,9 +98,11 @@ impl Store {
         let id = source.config_document.digest;
         let diff_ids = &source.config.diff_ids;
         let mut converted = BTreeSet::new();
+        let mut unsynced = Unsynced::default();
+        let documents = Documents::write(self, source, &mut unsynced)?;
         loop {
             self.import_layers(source, &mut converted, lease, progress)?;
-            match self.obtain_merged(id, diff_ids, lease) {
+            match self.merge_unless_merged(id, diff_ids, lease, &mut unsynced) {
                 Ok(()) => break,
                 // A layer that was there is corrupt. It is quarantined: once more, then.
                 Err(error) if error.is_damage() && converted.len() < diff_ids.len() => {
@@ -80,14 +126,18 @@ impl Store {
             loaded_unix_seconds: now_unix_seconds(),
             sources: source.origin.iter().cloned().collect(),
         };
-        self.sync_names()?;
+        let failed = |error| self.io(format!("storing image {}", id.short()), error);
+        unsynced.sync().map_err(failed)?;
         // Nothing collects the documents before the image is recorded that needs them.
         self.hold(lease, || {
-            self.keep(&source.config_document)?;
-            if let Some(manifest) = &source.manifest {
-                self.keep(manifest)?;
+            documents.place().map_err(failed)?;
+            // What was there before may have been collected meanwhile.
+            for document in source.documents() {
+                self.keep(document)?;
             }
-            self.record(&image)?;
+            // Of all that it needs, who has made it may not have come to that.
+            let names = self.names_of_content().map_err(failed)?;
+            self.record(&image, names)?;
             Ok::<_, StoreError>(((), Vec::new()))
         })?;
         Ok(Imported {
@@ -157,22 +207,23 @@ impl Store {
         Ok(())
     }
 
-    /// Brings to disk the names of all that an image is made of. What was there already may
-    /// have been put there by a process that was killed before it came to that.
-    fn sync_names(&self) -> Result<(), StoreError> {
-        [self.blobs(), self.layers(), self.disks()]
-            .iter()
-            .try_for_each(|directory| sync_directory(directory))
-            .map_err(|error| self.io("bringing the image to disk", error))
+    /// The names of all that images need but for those of the images, to be brought to
+    /// disk.
+    pub(super) fn names_of_content(&self) -> io::Result<Unsynced> {
+        let mut names = Unsynced::default();
+        for directory in [self.blobs(), self.layers(), self.disks(), self.contents()] {
+            names.add_directory(&directory)?;
+        }
+        Ok(names)
     }
 
-    /// Keeps a manifest or configuration as it came.
+    /// Keeps a manifest or configuration as it came. Whoever has kept it before may not have
+    /// come to bring its name to disk: see [`Store::names_of_content`].
     pub(super) fn keep(&self, document: &VerifiedDocument) -> Result<(), StoreError> {
         let path = self.content(document.digest);
-        // A damaged one is replaced; of one that is there the name may not be on disk yet.
+        // A damaged one is replaced.
         if std::fs::read(&path).is_ok_and(|bytes| bytes == document.bytes) {
-            return sync_directory(&self.contents())
-                .map_err(|error| self.io(format!("storing {}", document.digest), error));
+            return Ok(());
         }
         let staging = self.scratch()?;
         let part = staging.path().join("document");

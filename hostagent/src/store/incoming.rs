@@ -83,7 +83,9 @@ impl Store {
         std::fs::create_dir(&directory).unwrap();
         let mut writer = super::blob::BlobWriter::create(&directory).unwrap();
         writer.write_all(bytes).unwrap();
-        let identity = writer.finish().unwrap();
+        let identity = writer
+            .finish(&mut super::durable::Unsynced::default())
+            .unwrap();
         self.publish_blob(&directory, identity).unwrap();
         identity
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::blob::{BlobIdentity, BlobWriter};
 use super::blobs::{Blob, StreamReader, VerifiedReader};
-use super::durable::{publish, write_file};
+use super::durable::{Unsynced, publish, write_file};
 use super::error::is_out_of_space;
 use super::import::ImportError;
 use super::leases::Lease;
@@ -194,7 +194,8 @@ impl Store {
     }
 
     /// Converts a layer unless that has been done, and holds on to it. If another process
-    /// is at it, waits for that one. `name` is for the progress.
+    /// is at it, waits for that one. `name` is for the progress. What is made is on disk, but
+    /// for the names it has: see [`Store::names_of_content`].
     pub(super) fn obtain_layer(
         &self,
         source: &LayerSource,
@@ -258,17 +259,29 @@ impl Store {
                 }
                 StoreError::no_space(self.root.clone(), action()).into()
             })?;
+        let mut unsynced = Unsynced::default();
+        let mut finish = |blob: BlobWriter| blob.finish(&mut unsynced).map_err(failed);
         let record = Record {
             diff_id,
             tar_bytes,
-            blob: blob.finish().map_err(failed)?,
-            skeleton: skeleton.finish().map_err(failed)?,
+            blob: finish(blob)?,
+            skeleton: finish(skeleton)?,
         };
+        let part = staging.path().join("record");
+        let mut synced = || -> io::Result<()> {
+            unsynced.add_directory(&blob_directory)?;
+            unsynced.add_directory(&skeleton_directory)?;
+            unsynced.write(&part, &serde_json::to_vec(&record)?)?;
+            unsynced.sync()
+        };
+        synced().map_err(failed)?;
         let made = vec![record.blob.hash, record.skeleton.hash];
         self.hold(lease, || Ok::<_, StoreError>(((), made)))?;
-        self.publish_blob(&blob_directory, record.blob)?;
-        self.publish_blob(&skeleton_directory, record.skeleton)?;
-        Ok(self.write_record(&self.layer_record(diff_id), &record, action)?)
+        // The record last: what it names is there. Their names are on disk before that of
+        // the image is.
+        self.place_blob(&blob_directory, record.blob)?;
+        self.place_blob(&skeleton_directory, record.skeleton)?;
+        Ok(std::fs::rename(&part, self.layer_record(diff_id)).map_err(failed)?)
     }
 
     /// Whether a layer is there and has its length; if so, holds on to it. One that has

@@ -83,15 +83,14 @@ impl Store {
         lease: &Lease,
     ) -> Result<(), StoreError> {
         self.hold(lease, || {
-            self.keep(&source.config_document)?;
-            if let Some(manifest) = &source.manifest {
-                self.keep(manifest)?;
+            for document in source.documents() {
+                self.keep(document)?;
             }
             let path = self.lazy_record(image.id, &lazy.repository);
-            self.write_record(&path, lazy, || {
-                format!("recording image {}", image.id.short())
-            })?;
-            self.record(image)?;
+            let action = || format!("recording image {}", image.id.short());
+            self.write_record(&path, lazy, action)?;
+            let names = self.names_of_content();
+            self.record(image, names.map_err(|error| self.io(action(), error))?)?;
             Ok::<_, StoreError>(((), Vec::new()))
         })
     }

@@ -1,5 +1,6 @@
 //! An image's own blob: one tree over its layers, metadata only.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use erofs::Image;
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::blob::{BlobIdentity, BlobWriter};
 use super::blobs::{Blob, VerifiedReader, corruption};
+use super::durable::Unsynced;
 use super::error::is_out_of_space;
 use super::layers::{StoredLayer, mistaken, read_record, usable_record};
 use super::leases::Lease;
@@ -56,13 +58,27 @@ impl Store {
         Ok(MergedImage { metadata, layers })
     }
 
-    /// Merges layers unless that has been done. `image` is for errors. A layer that turns
-    /// out to be corrupt is quarantined.
+    /// Merges layers unless that has been done, and brings that to disk. `image` is for
+    /// errors. A layer that turns out to be corrupt is quarantined.
     pub(crate) fn obtain_merged(
         &self,
         image: Digest,
         diff_ids: &[Digest],
         lease: &Lease,
+    ) -> Result<(), StoreError> {
+        self.merge_unless_merged(image, diff_ids, lease, &mut Unsynced::default())?;
+        let names = self.names_of_content().and_then(|mut names| names.sync());
+        names.map_err(|error| self.io(format!("keeping image {}", image.short()), error))
+    }
+
+    /// The same. What is made, and what `unsynced` has, is on disk then, but for the names of
+    /// what is made: see [`Store::names_of_content`]. If nothing is made, nothing is synced.
+    pub(super) fn merge_unless_merged(
+        &self,
+        image: Digest,
+        diff_ids: &[Digest],
+        lease: &Lease,
+        unsynced: &mut Unsynced,
     ) -> Result<(), StoreError> {
         if self.usable_merge(diff_ids, lease)? {
             return Ok(());
@@ -97,14 +113,21 @@ impl Store {
                 quarantined: hash,
             });
         }
-        let blob = blob.finish().map_err(failed)?;
-        self.hold(lease, || Ok::<_, StoreError>(((), vec![blob.hash])))?;
-        self.publish_blob(&made, blob)?;
+        let blob = blob.finish(unsynced).map_err(failed)?;
         let record = Record {
             diff_ids: diff_ids.to_vec(),
             blob,
         };
-        self.write_record(&self.merge_record(diff_ids), &record, action)
+        let part = staging.path().join("record");
+        let mut synced = || -> io::Result<()> {
+            unsynced.add_directory(&made)?;
+            unsynced.write(&part, &serde_json::to_vec(&record)?)?;
+            unsynced.sync()
+        };
+        synced().map_err(failed)?;
+        self.hold(lease, || Ok::<_, StoreError>(((), vec![blob.hash])))?;
+        self.place_blob(&made, blob)?;
+        std::fs::rename(&part, self.merge_record(diff_ids)).map_err(failed)
     }
 
     fn usable_merge(&self, diff_ids: &[Digest], lease: &Lease) -> Result<bool, StoreError> {

@@ -23,7 +23,8 @@
 //! Everything is made under `staging`, brought to disk, renamed into place, and
 //! the rename brought to disk; so a reader sees all of a thing or nothing, and
 //! after a crash at any point the store is as it was before or after. An image is
-//! recorded last, when all it needs is there. What a dead process left in
+//! recorded last, when all it needs is there and on disk. Which waits for the disk
+//! there are, and why, is in `docs/rfd/0007-content.md`. What a dead process left in
 //! `staging` is removed when the store is next opened (see [`staging`]). Two
 //! processes that want the same layer wait for one another (see [`lock`]). What no image
 //! and no living process needs is removed when an image is (see [`collect`], [`leases`]).

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::durable::{publish, sync_directory, write_file};
+use super::durable::{Unsynced, publish, sync_directory};
 use super::lock::FileLock;
 use super::{Store, StoreError};
 use crate::image::config::ImageConfig;
@@ -135,9 +135,10 @@ impl Store {
         })
     }
 
-    /// Adds an image and gives it names, taking them from images that had them.
-    pub(super) fn record(&self, image: &StoredImage) -> Result<(), StoreError> {
-        self.change_records("recording the image", |records| {
+    /// Adds an image and gives it names, taking them from images that had them. What
+    /// `unsynced` has is on disk before.
+    pub(super) fn record(&self, image: &StoredImage, unsynced: Unsynced) -> Result<(), StoreError> {
+        self.change_records("recording the image", unsynced, |records| {
             let entry = records.images.entry(image.id);
             let record = entry.or_insert_with(|| ImageRecord {
                 manifest: image.manifest,
@@ -160,7 +161,7 @@ impl Store {
     /// Gives an image one more name, taking it from the image that had it. False if there
     /// is no such image.
     pub fn tag(&self, id: Digest, name: &ImageName) -> Result<bool, StoreError> {
-        self.change_records("naming the image", |records| {
+        self.change_records("naming the image", Unsynced::default(), |records| {
             let known = records.images.contains_key(&id);
             if let (true, Some(name)) = (known, name.tagged()) {
                 records.names.insert(name, id);
@@ -173,7 +174,7 @@ impl Store {
     /// other: in one change, so that nothing comes between. [`Store::collect`] then removes
     /// what it alone needed.
     pub fn remove(&self, id: Digest, names: &[ImageName]) -> Result<Removed, StoreError> {
-        self.change_records("removing the image", |records| {
+        self.change_records("removing the image", Unsynced::default(), |records| {
             let mut removed = Removed::default();
             for name in names {
                 let Some(tagged) = name.tagged() else {
@@ -193,6 +194,7 @@ impl Store {
     fn change_records<T>(
         &self,
         action: &str,
+        mut unsynced: Unsynced,
         change: impl FnOnce(&mut Records) -> T,
     ) -> Result<T, StoreError> {
         let locked = self.locks().join("images");
@@ -202,9 +204,9 @@ impl Store {
         let mut records = before.clone();
         let outcome = change(&mut records);
         if records == before {
-            // Whoever wrote what is there may have been killed before it was on disk.
-            sync_directory(&self.root).map_err(failed)?;
-            return Ok(outcome);
+            // Whoever has recorded that may not have come to bring it to disk.
+            let synced = unsynced.sync().and_then(|()| sync_directory(&self.root));
+            return synced.map(|()| outcome).map_err(failed);
         }
         let staging = self.scratch()?;
         let part = staging.path().join("images.json");
@@ -214,8 +216,11 @@ impl Store {
                 source,
             })?;
         bytes.push(b'\n');
-        write_file(&part, &bytes).map_err(failed)?;
-        publish(&part, &self.records_path()).map_err(failed)?;
+        unsynced
+            .write(&part, &bytes)
+            .and_then(|()| unsynced.sync())
+            .and_then(|()| publish(&part, &self.records_path()))
+            .map_err(failed)?;
         Ok(outcome)
     }
 
@@ -322,6 +327,10 @@ mod tests {
         }
     }
 
+    fn record(store: &Store, image: &StoredImage) {
+        store.record(image, Unsynced::default()).unwrap();
+    }
+
     fn find(store: &Store, text: &str) -> Result<Digest, StoreError> {
         store.find(&text.parse().unwrap()).map(|image| image.id)
     }
@@ -331,7 +340,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
         let one = image("one", &["demo:v1", "demo"]);
-        store.record(&one).unwrap();
+        record(&store, &one);
         let hex = one.id.hex();
         for text in [
             "demo:v1",
@@ -359,7 +368,7 @@ mod tests {
         let index = Digest::of(b"index");
         let mut one = image("one", &[]);
         one.sources = vec![format!("demo@{index}").parse().unwrap()];
-        store.record(&one).unwrap();
+        record(&store, &one);
         assert_eq!(find(&store, &format!("demo@{index}")).unwrap(), one.id);
         assert_eq!(find(&store, &format!("demo:v1@{index}")).unwrap(), one.id);
         find(&store, &format!("other@{index}")).unwrap_err();
@@ -371,8 +380,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
         let (one, two) = (image("one", &["demo"]), image("two", &["demo"]));
-        store.record(&one).unwrap();
-        store.record(&two).unwrap();
+        record(&store, &one);
+        record(&store, &two);
         assert_eq!(find(&store, "demo").unwrap(), two.id);
         let nameless = store.find(&StoredReference::Id(one.id)).unwrap();
         assert!(nameless.names.is_empty());
@@ -384,7 +393,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
         let (one, other) = (image("one", &["demo"]), image("other", &[]));
-        store.record(&one).unwrap();
+        record(&store, &one);
         let name = |text: &str| text.parse::<ImageName>().unwrap();
         let remove = |id, names: &[ImageName]| store.remove(id, names).unwrap();
         assert!(store.tag(one.id, &name("second:v1")).unwrap());
@@ -406,7 +415,7 @@ mod tests {
         let store = Store::open(directory.path()).unwrap();
         // 17 ids cannot all differ in their first digit.
         for seed in 0..17 {
-            store.record(&image(&seed.to_string(), &[])).unwrap();
+            record(&store, &image(&seed.to_string(), &[]));
         }
         let ids: Vec<String> = store.images().unwrap().iter().map(|i| i.id.hex()).collect();
         let shared = ids
@@ -434,7 +443,7 @@ mod tests {
                 scope.spawn(move || {
                     let store = Store::open(root).unwrap();
                     for i in 0..10 {
-                        store.record(&image(&format!("{thread}-{i}"), &[])).unwrap();
+                        record(&store, &image(&format!("{thread}-{i}"), &[]));
                     }
                 });
             }

@@ -10,6 +10,7 @@
 //! The memory for this is bounded: [`MAX_GROUPS`] at a time for a disk, reserved before a
 //! request begins.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -23,9 +24,11 @@ use super::step::{Action, Step};
 pub const MAX_GROUPS: usize = 128;
 /// Groups that one step reads, 256 KiB: more would only wait for one another.
 pub const STEP_GROUPS: usize = 16;
-/// Spans whose nodes are kept, 2 KiB each. A file that is read from front to back needs
-/// one; metadata and a few files at a time some more.
-const SPANS: usize = 16;
+/// Spans whose nodes are kept for a disk, 2 KiB each, 1 MiB in all: over half a GiB of its
+/// blobs. A file that is read from front to back needs one. Whoever reads here and there
+/// needs that of the place each time, and a span costs ten reads and seventy hashes, more
+/// than the group does that it verifies.
+const SPANS: usize = 512;
 /// Buffers that are kept for the next request.
 const SPARE: usize = STEP_GROUPS;
 
@@ -59,8 +62,10 @@ pub struct Corrupt {
 #[derive(Debug, Default)]
 pub struct Verification {
     blobs: Vec<Known>,
-    /// The spans used last, in the order of use, with the blob they are of.
-    spans: Vec<(usize, u64, Span)>,
+    /// Spans, by blob and number.
+    spans: BTreeMap<(usize, u64), Span>,
+    /// The same in the order in which they came, in which they go.
+    order: VecDeque<(usize, u64)>,
     spare: Vec<Group>,
 }
 
@@ -192,21 +197,14 @@ impl Verification {
     pub fn finish(&mut self, check: &mut Check) -> Result<Option<Step>, io::Error> {
         for group in check.groups() {
             let span = group * GROUP_BYTES / SPAN_BYTES;
-            let Some(position) = self.position(check.blob, span) else {
+            let Some(nodes) = self.spans.get(&(check.blob, span)) else {
                 return Ok(Some(self.nodes(check.blob, span)?));
             };
-            // The one that is used is the last to go.
-            let used = self.spans.remove(position);
-            self.spans.push(used);
             let known = &mut self.blobs[check.blob];
             let length = known.tree.geometry().group_bytes(group) as usize;
             let index = (group - check.first_group) as usize;
             let bytes = check.bounce[index].get(..length).unwrap_or_default();
-            let verified = match self.spans.last() {
-                Some((_, _, span)) => span.verify(group, bytes),
-                None => false,
-            };
-            if !verified {
+            if !nodes.verify(group, bytes) {
                 return Err(known.corrupt(group * GROUP_BYTES, "its data is wrong"));
             }
             known.note(group);
@@ -275,17 +273,18 @@ impl Verification {
             }
             Err(error) => return Err(io::Error::other(error)),
         };
-        if self.spans.len() >= SPANS {
-            self.spans.remove(0);
+        let key = (nodes.blob, nodes.span);
+        // Two reads may have missed it at once.
+        if self.spans.insert(key, span).is_none() {
+            self.order.push_back(key);
         }
-        self.spans.push((nodes.blob, nodes.span, span));
+        // What has come last stays, or whoever waits for it would ask again. There are far
+        // more than requests at a time.
+        while self.order.len() > SPANS {
+            let oldest = self.order.pop_front();
+            oldest.map(|oldest| self.spans.remove(&oldest));
+        }
         Ok(())
-    }
-
-    fn position(&self, blob: usize, span: u64) -> Option<usize> {
-        self.spans
-            .iter()
-            .position(|known| (known.0, known.1) == (blob, span))
     }
 }
 

@@ -340,7 +340,8 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         })
         .context("cannot make the microVM known to `mote ps`")?;
     request.control = Some(registration.control().clone());
-    let mut observer = RunObserver::new(registration, store, blobs, partials);
+    let start_up = fetching.as_ref().map(Running::start_up);
+    let mut observer = RunObserver::new(registration, store, blobs, partials, start_up);
     timeline.fetched_bytes = fetching.as_ref().map(Running::fetched_bytes);
     let outcome = guest::run(request, timeline, &mut observer);
     // What was read is kept for the next start.

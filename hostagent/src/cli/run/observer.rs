@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use hostagent::guest::{DeviceEvent, DeviceEventKind, Observer};
+use hostagent::guest::{AtFirstOutput, DeviceEvent, DeviceEventKind, Observer};
+use hostagent::lazy::fetch::StartUp;
 use hostagent::running::Registration;
 use hostagent::store::{BlobIdentity, PartialBlob, Store};
 use outboard::BlobHash;
@@ -21,6 +22,8 @@ pub struct RunObserver {
     blobs: Vec<BlobIdentity>,
     /// Those of them that are here in part.
     partials: Vec<Arc<PartialBlob>>,
+    /// Who fetches them.
+    start_up: Option<StartUp>,
 }
 
 impl RunObserver {
@@ -30,6 +33,7 @@ impl RunObserver {
         store: Arc<Store>,
         blobs: Vec<BlobIdentity>,
         partials: Vec<Arc<PartialBlob>>,
+        start_up: Option<StartUp>,
     ) -> Self {
         Self {
             registration,
@@ -37,6 +41,7 @@ impl RunObserver {
             store,
             blobs,
             partials,
+            start_up,
         }
     }
 
@@ -91,6 +96,15 @@ impl Observer for RunObserver {
 
     fn vmm_confined(&mut self, landlock: Landlock) {
         self.registration.vmm_confined(landlock);
+    }
+
+    fn workload_started(&mut self) {
+        self.start_up.iter().for_each(StartUp::begun);
+    }
+
+    fn at_first_output(&self) -> AtFirstOutput {
+        let start_up = self.start_up.clone();
+        Box::new(move || start_up.iter().for_each(StartUp::over))
     }
 
     fn device_event(&mut self, event: &DeviceEvent) {
