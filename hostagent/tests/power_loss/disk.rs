@@ -116,9 +116,12 @@ impl Disk {
             }
             Change::Remove { path } => {
                 let path = relative(path);
-                let node = self.find(&path).unwrap();
-                let name = self.name(&path);
-                self.log(Operation::Unlink(node, name));
+                // Of two threads that make and remove the same lock, the one that was later
+                // may be heard of first: then it is gone already.
+                if let Some(node) = self.find(&path) {
+                    let name = self.name(&path);
+                    self.log(Operation::Unlink(node, name));
+                }
             }
             Change::Write {
                 inode,
