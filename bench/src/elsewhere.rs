@@ -32,6 +32,8 @@ const GRACE: Duration = Duration::from_secs(20);
 pub struct Place {
     /// A command line that takes another after its own arguments, and runs it there.
     pub way: Vec<OsString>,
+    /// What this program is told there besides.
+    pub arguments: Vec<OsString>,
     /// How many times in a row it may be lost, without a turn between.
     pub losses: usize,
 }
@@ -61,6 +63,7 @@ impl Place {
                 .args([benchmark, "--format", "json"])
                 .arg(format!("--runs={turns}"))
                 .arg(format!("--first-turn={done}"))
+                .args(&self.arguments)
                 .env(ARRIVED, "1");
             let mut elsewhere = Elsewhere::start(&mut command)?;
             let mut given_up = false;
@@ -205,7 +208,12 @@ mod tests {
         let script =
             format!("echo \"$6\" >>{record}; runs=$(wc -l <{record}); turn='{turn}'; {script}");
         let way = ["sh", "-c", &script, "sh"].map(OsString::from).into();
-        Place { way, losses }
+        let arguments = Vec::new();
+        Place {
+            way,
+            arguments,
+            losses,
+        }
     }
 
     #[test]

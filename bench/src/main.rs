@@ -1,7 +1,8 @@
 //! Benchmarks of mote beside its peers, as a program. `cargo xtask bench` builds
 //! what is measured and runs it.
 
-use std::ffi::OsString;
+mod given;
+
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,19 +11,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bench::comparison::Comparison;
-use bench::elsewhere::Place;
 use bench::error::BenchError;
-use bench::linux::Images;
-use bench::monitor::Programs;
 use bench::{block, elsewhere, exits, image, interruption, memory, net, plot, start};
 use clap::Parser;
+use given::Given;
 use indicatif::ProgressBar;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// How often it says without a terminal what it is at.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
-/// How many labs in a row may be lost before a turn is done.
-const LOST_LABS: usize = 2;
+/// Turns of what of images has guests: a pull takes minutes.
+const GUEST_RUNS: usize = 2;
 /// As a shell has it for SIGINT.
 const INTERRUPTED: u8 = 130;
 
@@ -58,6 +57,10 @@ struct Options {
         value_parser = at_least_one)]
     counts: Vec<usize>,
 
+    /// For what of `image` has guests: what was prepared
+    #[arg(long, value_name = "DIRECTORY", hide = true)]
+    prepared: Option<PathBuf>,
+
     /// For `start` and `memory`: measure another monitor too; NAME is firecracker
     #[arg(long = "peer", value_name = "NAME=PATH")]
     peers: Vec<Peer>,
@@ -80,6 +83,9 @@ enum Benchmark {
     Block,
     /// What taking an image in costs, and what verifying it at every read costs
     Image,
+    /// What of it has guests
+    #[value(hide = true)]
+    ImageGuests,
     /// What a network device does, by iperf3 and requests to and from a Linux guest
     Net,
 }
@@ -117,43 +123,6 @@ fn at_least_one(text: &str) -> Result<usize, String> {
         Ok(0) => Err("at least one is needed".to_owned()),
         Ok(count) => Ok(count),
         Err(_) => Err("not a number".to_owned()),
-    }
-}
-
-/// What `cargo xtask bench` says, and not who runs it: in the environment.
-#[derive(Debug)]
-struct Given {
-    programs: Programs,
-    /// The program `mote`, and the reference of an image for it.
-    image: Option<(PathBuf, String)>,
-    /// For Linux guests.
-    images: Option<Images>,
-    /// What runs a command where Linux guests run, if that is not here.
-    lab: Option<OsString>,
-    /// The directory where files are written.
-    output: PathBuf,
-}
-
-impl Given {
-    fn read(options: &Options) -> Result<Self> {
-        let path = |name| std::env::var_os(name).map(PathBuf::from);
-        let needed = |name| {
-            path(name).with_context(|| format!("{name} is not set: run `cargo xtask bench`"))
-        };
-        let firecracker = options.peers.last();
-        let firecracker = firecracker.map(|Peer::Firecracker(path)| path.clone());
-        let images = path("MOTE_BENCH_KERNEL").zip(path("MOTE_BENCH_ROOT"));
-        Ok(Self {
-            image: path("MOTE_BENCH_MOTE").zip(std::env::var("MOTE_BENCH_IMAGE").ok()),
-            images: images.map(|(kernel, root)| Images { kernel, root }),
-            lab: std::env::var_os("MOTE_BENCH_LAB"),
-            programs: Programs {
-                mote_vmm: needed("MOTE_BENCH_VMM")?,
-                qemu: path("MOTE_BENCH_QEMU"),
-                firecracker,
-            },
-            output: needed("MOTE_BENCH_OUTPUT")?,
-        })
     }
 }
 
@@ -228,22 +197,24 @@ fn measure(benchmark: Benchmark, options: &Options, given: &Given) -> Result<()>
             report(&comparison?, benchmark, options, given)
         }
         Benchmark::Image => {
-            let (mote, reference) = given
-                .image
-                .as_ref()
-                .context("no image: run `cargo xtask bench`")?;
+            let (mote, reference) = given.image()?;
             let setup = image::Setup {
                 mote,
                 reference,
                 directory: &given.output,
             };
-            let comparison = image::run(&setup, runs, progress);
+            let outcome = measure_image(&setup, runs, options, given, progress);
             bar.finish_and_clear();
-            report(&comparison?, benchmark, options, given)
+            let (comparison, guests) = outcome?;
+            report(&comparison, benchmark, options, given)?;
+            guests
         }
-        Benchmark::Block | Benchmark::Net => {
+        Benchmark::Block | Benchmark::ImageGuests | Benchmark::Net => {
             let mut whole: Option<Comparison> = None;
-            let outcome = measure_in_linux(benchmark, runs, options, given, progress, &mut whole);
+            let prepared = options.prepared.as_deref();
+            let outcome = measure_in_linux(
+                benchmark, runs, options, given, prepared, progress, &mut whole,
+            );
             bar.finish_and_clear();
             match whole {
                 Some(mut whole) if whole.turns == runs => {
@@ -269,6 +240,7 @@ fn measure_in_linux(
     runs: usize,
     options: &Options,
     given: &Given,
+    prepared: Option<&Path>,
     progress: impl FnMut(&str),
     whole: &mut Option<Comparison>,
 ) -> Result<()> {
@@ -280,12 +252,18 @@ fn measure_in_linux(
             Ok(())
         }
     };
-    if let Some(place) = given.place(benchmark) {
+    if let Some(place) = given.place(benchmark, prepared) {
         return Ok(place.measure(benchmark.name(), runs, progress, finished)?);
+    }
+    let turns = options.first_turn..runs;
+    if let (Benchmark::ImageGuests, Some(prepared)) = (benchmark, prepared) {
+        let (mote, _) = given.image()?;
+        return Ok(image::guests::run(
+            mote, prepared, turns, progress, finished,
+        )?);
     }
     let images = given.images.as_ref();
     let images = images.context("no images: run `cargo xtask bench`")?;
-    let turns = options.first_turn..runs;
     match benchmark {
         Benchmark::Block => block::run(&given.programs, images, turns, progress, finished)?,
         _ => net::run(&given.programs, images, turns, progress, finished)?,
@@ -293,24 +271,35 @@ fn measure_in_linux(
     Ok(())
 }
 
-impl Given {
-    /// Where `benchmark` can be measured; `None`: here.
-    fn place(&self, benchmark: Benchmark) -> Option<Place> {
-        if elsewhere::has_arrived() {
-            return None;
-        }
-        let mut way: Vec<OsString> = Vec::new();
-        if let Some(lab) = &self.lab {
-            way.push(lab.clone());
-            way.extend(["lab", "--no-build", "--"].map(Into::into));
-        }
-        if benchmark == Benchmark::Net {
-            // Its interface vanishes with the last process in it.
-            way.extend(["unshare", "--net"].map(Into::into));
-        }
-        let losses = if self.lab.is_some() { LOST_LABS } else { 0 };
-        (!way.is_empty()).then_some(Place { way, losses })
+/// Measures what needs no guest, and then what does. What is finished is there, whatever
+/// becomes of the guests.
+fn measure_image(
+    setup: &image::Setup<'_>,
+    runs: usize,
+    options: &Options,
+    given: &Given,
+    mut progress: impl FnMut(&str),
+) -> Result<(Comparison, Result<()>)> {
+    progress("preparing the images");
+    let prepared = image::Prepared::new(setup)?;
+    let mut comparison = prepared.measure(runs, &mut progress)?;
+    progress("preparing what guests need");
+    let directory = prepared.for_guests()?;
+    let mut guests = None;
+    let outcome = measure_in_linux(
+        Benchmark::ImageGuests,
+        runs.min(GUEST_RUNS),
+        options,
+        given,
+        Some(directory),
+        progress,
+        &mut guests,
+    );
+    if let Some(guests) = guests.filter(|guests| guests.turns > 0) {
+        image::add_guests(&mut comparison, guests);
     }
+    image::add_bars(&mut comparison);
+    Ok((comparison, outcome))
 }
 
 fn report(
@@ -356,6 +345,7 @@ impl Benchmark {
             Self::Memory => "memory",
             Self::Block => "block",
             Self::Image => "image",
+            Self::ImageGuests => "image-guests",
             Self::Net => "net",
         }
     }
@@ -365,6 +355,7 @@ impl Benchmark {
             Self::Start => 50,
             Self::Exits => 10,
             Self::Image => 5,
+            Self::ImageGuests => GUEST_RUNS,
             Self::Memory | Self::Block | Self::Net => 3,
         }
     }

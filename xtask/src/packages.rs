@@ -45,6 +45,20 @@ pub const FOR_BENCH: [Package; 1] = [Package {
     ..QEMU
 }];
 
+/// For the benchmark of images.
+pub const FOR_BENCH_IMAGE: [Package; 2] = [
+    Package {
+        name: "docker-registry",
+        reason: "the registry that an image is started from",
+        evidence: Evidence::Program("docker-registry"),
+    },
+    Package {
+        name: "iproute2",
+        reason: "makes the network slow that is between them",
+        evidence: Evidence::Program("tc"),
+    },
+];
+
 /// For the benchmark of the network.
 pub const FOR_BENCH_NET: [Package; 2] = [
     Package {

@@ -1,7 +1,6 @@
 //! Images taken in, beside their archive unpacked.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,15 +8,35 @@ use std::time::Instant;
 
 use hostagent::image::digest::Digest;
 use hostagent::store::{Blob, Store};
-use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::Setup;
+use super::random::RandomLayer;
+use super::{Setup, guests, layout};
 use crate::comparison::{Better, Group};
 use crate::error::{BenchError, host};
 
-/// The second image has a layer of so much more.
-const MORE_BYTES: usize = 1 << 20;
+/// The second image has so much more.
+const MORE: RandomLayer = RandomLayer {
+    files: 1,
+    file_bytes: 1 << 20,
+};
+/// With the first image, 1 GiB.
+const LARGE: RandomLayer = RandomLayer {
+    files: 51,
+    file_bytes: 16 << 20,
+};
+
+/// The titles of the groups, and their rows.
+pub const TIMES: &str = "time to take an image in";
+/// See [`TIMES`].
+pub const BYTES: &str = "what it adds to the store";
+/// See [`TIMES`].
+pub const LOAD: &str = "load, beside tar x and sync";
+/// See [`TIMES`].
+pub const SECOND: &str = "one layer of 1 MiB more, beside the first";
+
+/// The layout with all images.
+const LAYOUT: &str = "layout";
 
 /// What is taken in, prepared once.
 pub struct Images {
@@ -37,7 +56,7 @@ pub struct Turn {
 }
 
 impl Images {
-    /// Makes an archive, the archive of its one layer, and an image with a layer more.
+    /// Makes an archive, the archive of its one layer, and images with a layer more.
     pub fn prepare(setup: &Setup) -> Result<Self, BenchError> {
         let failed = host("prepare the images");
         let directory = TempDir::new_in(setup.directory).map_err(failed)?;
@@ -54,26 +73,19 @@ impl Images {
         let image =
             image.ok_or_else(|| BenchError::Prepare("the image is not in the store".into()))?;
         let id = image.id.to_string();
-        images.mote(
-            &store,
-            &["save", "-o", &path("image.tar").display().to_string(), &id],
-        )?;
-        images.mote(
-            &store,
-            &[
-                "save",
-                "-o",
-                &format!("oci:{}", path("second").display()),
-                &id,
-            ],
-        )?;
-        let second = path("second");
-        let layer = blob(&second, &image.diff_ids[0]);
+        let archive = path(guests::ARCHIVE).display().to_string();
+        images.mote(&store, &["save", "-o", &archive, &id])?;
+        let layouts = format!("oci:{}", path(LAYOUT).display());
+        images.mote(&store, &["save", "-o", &layouts, &id])?;
+        let layer = layout::blob(&path(LAYOUT), &image.diff_ids[0]);
         let bytes = fs::metadata(&layer)
             .map_err(host("measure the layer"))?
             .len();
-        fs::copy(&layer, path("layer.tar")).map_err(host("copy the layer"))?;
-        add_layer(&second, &image.id, &path("more"))?;
+        fs::copy(&layer, path(guests::LAYER)).map_err(host("copy the layer"))?;
+        for (layer, tag) in [(MORE, "second"), (LARGE, "large")] {
+            let digest = layer.digest()?;
+            layout::add(&path(LAYOUT), &image.id, &mut layer.reader(0), digest, tag)?;
+        }
         images.bytes = bytes;
         Ok(images)
     }
@@ -88,46 +100,37 @@ impl Images {
     }
 
     fn mote(&self, store: &Path, arguments: &[&str]) -> Result<(), BenchError> {
-        let mut command = Command::new(&self.mote);
-        command.args(arguments).env("MOTE_ROOT", store);
-        succeed(&mut command)
+        mote(&self.mote, store, arguments)
+    }
+
+    /// Puts an image of 1 GiB into a registry, converted too; where a guest's benchmark finds
+    /// it and all else that it needs.
+    pub fn for_guests(&self) -> Result<&Path, BenchError> {
+        let store = self.path("pushed");
+        let image = format!("oci:{}:large", self.path(LAYOUT).display());
+        self.mote(&store, &["load", &image])?;
+        let opened = Store::open(&store).and_then(|store| store.images());
+        let id = opened.ok().and_then(|images| Some(images.first()?.id));
+        let id: Digest = id.ok_or_else(|| BenchError::Prepare("nothing was loaded".into()))?;
+        let registry = guests::Registry::serve(&self.path(guests::REGISTRY))?;
+        self.mote(&store, &["tag", &id.to_string(), &registry.image()])?;
+        self.mote(&store, &["push", &registry.image()])?;
+        fs::remove_dir_all(store).map_err(host("remove what was pushed"))?;
+        Ok(self.directory.path())
     }
 
     /// One of each, each beginning with nothing that is not on disk.
     pub fn turn(&self) -> Result<Turn, BenchError> {
         let store = self.path("store");
-        let fresh = |path: &Path| -> Result<(), BenchError> {
-            if path.exists() {
-                fs::remove_dir_all(path).map_err(host("remove the last turn"))?;
-            }
-            rustix::fs::sync();
-            Ok(())
-        };
-        fresh(&store)?;
-        let clock = Instant::now();
-        let archive = self.path("image.tar").display().to_string();
-        self.mote(&store, &["load", "-i", &archive])?;
-        let load = clock.elapsed().as_secs_f64();
+        let load = load(&self.mote, &store, &self.path(guests::ARCHIVE))?;
         let load_bytes = disk_bytes(&store);
         rustix::fs::sync();
         let clock = Instant::now();
-        let second = format!("oci:{}:second", self.path("second").display());
+        let second = format!("oci:{}:second", self.path(LAYOUT).display());
         self.mote(&store, &["load", &second])?;
         let second = clock.elapsed().as_secs_f64();
         let second_bytes = disk_bytes(&store) - load_bytes;
-        let tree = self.path("tree");
-        fresh(&tree)?;
-        fs::create_dir(&tree).map_err(host("make a directory"))?;
-        let clock = Instant::now();
-        succeed(
-            Command::new("tar")
-                .arg("xf")
-                .arg(self.path("layer.tar"))
-                .arg("-C")
-                .arg(&tree),
-        )?;
-        succeed(Command::new("sync").arg("-f").arg(&tree))?;
-        let tar = clock.elapsed().as_secs_f64();
+        let tar = unpack(&self.path(guests::LAYER), &self.path("tree"))?;
         Ok(Turn {
             load,
             tar,
@@ -157,27 +160,21 @@ impl Images {
 /// The times of all turns.
 pub fn times(turns: &[Turn]) -> Group {
     let mut group = Group {
-        title: "time to take an image in".to_owned(),
+        title: TIMES.to_owned(),
         unit: "s".to_owned(),
         better: Better::Less,
         rows: Vec::new(),
     };
     let all = |value: fn(&Turn) -> f64| turns.iter().map(value).collect::<Vec<f64>>();
-    group.push(
-        "load, beside tar x and sync",
-        vec![all(|turn| turn.load), all(|turn| turn.tar)],
-    );
-    group.push(
-        "one layer of 1 MiB more, beside the first",
-        vec![all(|turn| turn.second), all(|turn| turn.load)],
-    );
+    group.push(LOAD, vec![all(|turn| turn.load), all(|turn| turn.tar)]);
+    group.push(SECOND, vec![all(|turn| turn.second), all(|turn| turn.load)]);
     group
 }
 
 /// What the store takes.
 pub fn bytes(turns: &[Turn]) -> Group {
     let mut group = Group {
-        title: "what it adds to the store".to_owned(),
+        title: BYTES.to_owned(),
         unit: "MiB".to_owned(),
         better: Better::Less,
         rows: Vec::new(),
@@ -189,13 +186,52 @@ pub fn bytes(turns: &[Turn]) -> Group {
         values.collect::<Vec<f64>>()
     };
     group.push(
-        "one layer of 1 MiB more, beside the first",
+        SECOND,
         vec![mib(|turn| turn.second_bytes), mib(|turn| turn.load_bytes)],
     );
     group
 }
 
-fn succeed(command: &mut Command) -> Result<(), BenchError> {
+/// Removes what is left of the last turn, and waits until nothing is to be written.
+pub fn remove(path: &Path) -> Result<(), BenchError> {
+    if path.exists() {
+        fs::remove_dir_all(path).map_err(host("remove the last turn"))?;
+    }
+    rustix::fs::sync();
+    Ok(())
+}
+
+/// The seconds that it takes to load an archive into an empty store.
+pub fn load(program: &Path, store: &Path, archive: &Path) -> Result<f64, BenchError> {
+    remove(store)?;
+    let clock = Instant::now();
+    mote(
+        program,
+        store,
+        &["load", "-i", &archive.display().to_string()],
+    )?;
+    Ok(clock.elapsed().as_secs_f64())
+}
+
+/// The seconds that it takes to unpack a layer, until it is on disk.
+pub fn unpack(layer: &Path, tree: &Path) -> Result<f64, BenchError> {
+    remove(tree)?;
+    fs::create_dir(tree).map_err(host("make a directory"))?;
+    let clock = Instant::now();
+    succeed(Command::new("tar").arg("xf").arg(layer).arg("-C").arg(tree))?;
+    succeed(Command::new("sync").arg("-f").arg(tree))?;
+    Ok(clock.elapsed().as_secs_f64())
+}
+
+/// Runs mote with this store to its end.
+pub fn mote(program: &Path, store: &Path, arguments: &[&str]) -> Result<(), BenchError> {
+    let mut command = Command::new(program);
+    command.args(arguments).env("MOTE_ROOT", store);
+    succeed(&mut command)
+}
+
+/// Runs a program that should succeed.
+pub fn succeed(command: &mut Command) -> Result<(), BenchError> {
     let path = PathBuf::from(command.get_program());
     let output = command.stdin(Stdio::null()).output();
     let output = output.map_err(|source| BenchError::Start {
@@ -210,88 +246,6 @@ fn succeed(command: &mut Command) -> Result<(), BenchError> {
         status: output.status,
         errors: String::from_utf8_lossy(&output.stderr).into_owned(),
     })
-}
-
-fn blob(layout: &Path, digest: &Digest) -> PathBuf {
-    layout.join("blobs/sha256").join(digest.hex())
-}
-
-/// Adds to a layout an image that is called `second` and has one layer more.
-fn add_layer(layout: &Path, config: &Digest, scratch: &Path) -> Result<(), BenchError> {
-    let failed = || host("make the second image");
-    let content: Vec<u8> = (0..MORE_BYTES as u32)
-        .flat_map(|n| [(n * 2_654_435_761) as u8])
-        .collect();
-    fs::create_dir(scratch)
-        .and_then(|()| fs::write(scratch.join("more"), content))
-        .map_err(failed())?;
-    let tar = scratch.with_extension("tar");
-    succeed(
-        Command::new("tar")
-            .arg("cf")
-            .arg(&tar)
-            .arg("-C")
-            .arg(scratch)
-            .arg("more"),
-    )?;
-    let layer = fs::read(&tar).map_err(failed())?;
-    let put = |bytes: &[u8]| -> Result<Digest, BenchError> {
-        let digest = Digest::of(bytes);
-        let mut file = File::create(blob(layout, &digest)).map_err(failed())?;
-        file.write_all(bytes).map_err(failed())?;
-        Ok(digest)
-    };
-    let read = |path: &Path| -> Result<Value, BenchError> {
-        let bytes = fs::read(path).map_err(failed())?;
-        serde_json::from_slice(&bytes).map_err(|error| BenchError::Prepare(error.to_string()))
-    };
-    let added = put(&layer)?;
-    let mut config = read(&blob(layout, config))?;
-    let diff_ids = config["rootfs"]["diff_ids"].as_array_mut();
-    let base: Vec<Value> = match diff_ids {
-        Some(diff_ids) => {
-            let base = diff_ids.clone();
-            diff_ids.push(json!(added));
-            base
-        }
-        None => return Err(BenchError::Prepare("the image has no layers".into())),
-    };
-    let mut layers = Vec::new();
-    for digest in base.iter().chain([&json!(added)]) {
-        let hex = digest
-            .as_str()
-            .and_then(|text| text.strip_prefix("sha256:"))
-            .unwrap_or_default();
-        let path = layout.join("blobs/sha256").join(hex);
-        let size = fs::metadata(path).map_err(failed())?.len();
-        layers.push(json!({
-            "mediaType": "application/vnd.oci.image.layer.v1.tar",
-            "digest": digest,
-            "size": size,
-        }));
-    }
-    let config = config.to_string();
-    let manifest = json!({
-        "schemaVersion": 2,
-        "config": {
-            "mediaType": "application/vnd.oci.image.config.v1+json",
-            "digest": put(config.as_bytes())?,
-            "size": config.len(),
-        },
-        "layers": layers,
-    })
-    .to_string();
-    let mut index = read(&layout.join("index.json"))?;
-    let entry = json!({
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "digest": put(manifest.as_bytes())?,
-        "size": manifest.len(),
-        "annotations": {"org.opencontainers.image.ref.name": "second"},
-    });
-    if let Some(entries) = index["manifests"].as_array_mut() {
-        entries.push(entry);
-    }
-    fs::write(layout.join("index.json"), index.to_string()).map_err(failed())
 }
 
 /// What the files below a directory take on disk.

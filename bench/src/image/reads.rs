@@ -19,6 +19,7 @@ use vmm::block::verified::Blob;
 use vmm::block::{self, BlockBackend, Operation, Ticket};
 use vmm::memory::{self, GuestMemory};
 
+use super::random::mixed;
 use crate::comparison::{Better, Group};
 use crate::error::{BenchError, host};
 
@@ -32,6 +33,8 @@ const DEPTH: u16 = 8;
 /// Longer than a disk takes for one.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The title of the group.
+pub const TITLE: &str = "reads of a blob, verified, beside unverified";
 /// What the rows are called; each is measured verified and not.
 pub const ROWS: [&str; 6] = [
     "in sequence, again",
@@ -87,7 +90,7 @@ fn advise(file: &File, advice: Advice) -> Result<(), BenchError> {
 /// The rates of all turns.
 pub fn rates(turns: &[Turn]) -> Group {
     let mut group = Group {
-        title: "reads of a blob, verified, beside unverified".to_owned(),
+        title: TITLE.to_owned(),
         unit: "MiB/s".to_owned(),
         better: Better::More,
         rows: Vec::new(),
@@ -136,18 +139,9 @@ fn warm(file: &File) -> Result<(), BenchError> {
 
 /// All numbers below `count`, the same each time, in no order.
 fn shuffled(count: u64) -> impl Iterator<Item = u64> {
-    // A step that shares no factor with the count visits each once.
-    let step = (count * 3 / 8..)
-        .find(|step| gcd(*step, count.max(1)) == 1)
-        .unwrap_or(1);
-    (0..count).map(move |index| index * step % count)
-}
-
-fn gcd(one: u64, other: u64) -> u64 {
-    match other {
-        0 => one,
-        _ => gcd(other, one % other),
-    }
+    let mut numbers: Vec<u64> = (0..count).collect();
+    numbers.sort_by_key(|number| mixed(*number));
+    numbers.into_iter()
 }
 
 fn pass(

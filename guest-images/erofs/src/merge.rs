@@ -5,6 +5,7 @@ use std::io::{self, Seek, Write};
 
 use crate::blob::{BlobError, BlobWriter};
 use crate::extents::{LayerIndex, blocks_of, byte_of};
+use crate::format::INODE_BYTES;
 use crate::image::{Corruption, Image, ImageError, Inode, ReadAt};
 use crate::metadata::{self, Layout, Target};
 use crate::tree::{Directory, Node, NodeId, NodeKind, Tree, TreeFull};
@@ -96,6 +97,11 @@ pub fn write<R: ReadAt, W: Write + Seek>(
     limits: &Limits,
 ) -> Result<MergeSummary, MergeError> {
     let mut tree = Tree::new(limits);
+    // As many as a layer says, and has room for.
+    let inodes = layers
+        .iter()
+        .map(|image| image.inodes().min(image.bytes() / INODE_BYTES as u64));
+    tree.reserve(inodes.fold(0, u64::saturating_add));
     for (index, image) in layers.iter().enumerate() {
         let layer = Layer {
             image,

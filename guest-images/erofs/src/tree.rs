@@ -101,6 +101,13 @@ impl Tree {
         }
     }
 
+    /// Makes room for so many nodes at once: moving them as they grow in number costs as much
+    /// as reading them.
+    pub(crate) fn reserve(&mut self, nodes: u64) {
+        let nodes = nodes.min(self.max_entries);
+        self.nodes.reserve(usize::try_from(nodes).unwrap_or(0));
+    }
+
     pub(crate) fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id.index()]
     }

@@ -14,7 +14,7 @@ use crate::background::Background;
 use crate::{cargo, demo_image, distribution, packages, progress, test, workspace};
 
 /// What has Linux guests, and so needs a kernel, an image, and perhaps the lab.
-const WITH_LINUX: [&str; 2] = ["block", "net"];
+const WITH_LINUX: [&str; 3] = ["block", "image", "net"];
 
 /// Measures mote beside its peers.
 #[derive(Debug, clap::Args)]
@@ -47,6 +47,9 @@ pub fn main(options: &Options) -> Result<u8> {
     packages::require(&packages::FOR_BENCH)?;
     if options.names(&["net"]) {
         packages::require(&packages::FOR_BENCH_NET)?;
+    }
+    if options.names(&["image"]) {
+        packages::require(&packages::FOR_BENCH_IMAGE)?;
     }
     let step = progress::step("building the benchmarks");
     let arguments = "build --release -p vmm --bin mote-vmm -p bench --bin mote-bench";
