@@ -10,9 +10,10 @@ use anyhow::{Context, bail};
 use clap::Args;
 use hostagent::image::name::ImageName;
 use hostagent::image::oci_layout::OciLayout;
+use hostagent::image::progress::Progress;
 use hostagent::image::reference::ImageReference;
 use hostagent::image::source::SourceImage;
-use hostagent::store::{Imported, Store, limits};
+use hostagent::store::{ImportError, Imported, Store, limits};
 use hostagent::trust::Policy;
 use serde_json::json;
 
@@ -64,7 +65,12 @@ pub fn main(args: LoadArgs) -> anyhow::Result<ExitCode> {
     let store = Store::open(&Store::default_root())?.with_limits(limits::of_this_machine()?);
     let progress = TerminalProgress::unless(args.quiet);
     let policy = Policy::of_this_machine()?;
-    for source in sources(&store, &args, reference, &progress)? {
+    let found = match sources(&store, &args, reference, &progress) {
+        // What writes the archive was interrupted too, and what there is of it is none.
+        Err(_) if progress.cancelled() => return Err(ImportError::Cancelled.into()),
+        found => found?,
+    };
+    for source in found {
         policy.admits_local(&source.names)?;
         let imported = store.import(&source, &source.names, &store.lease()?, &progress)?;
         report(&imported, args.format)?;
