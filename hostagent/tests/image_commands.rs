@@ -146,7 +146,10 @@ fn an_image_goes_with_its_last_name() {
         .expect(0);
     assert_eq!(
         run.json(),
-        [json!({"Untagged": "other:v9"}), json!({"Deleted": id})]
+        [
+            json!({"Untagged": "other:v9", "Deleted": null}),
+            json!({"Untagged": null, "Deleted": id})
+        ]
     );
     assert!(mote.images().is_empty());
     mote.run(&["tag", "demo:v1", "x"])
@@ -381,6 +384,20 @@ fn images_are_listed_by_filters_with_ids_and_digests_as_asked_for() {
     assert_eq!(lines(&["-a", "demo"]).len(), 3);
     assert_eq!(lines(&["-q", "-f", "reference=team/*"]), [short(&ids[0])]);
     assert!(lines(&["-q", "nothing"]).is_empty());
+    let template = "{{.Repository}}:{{.Tag}}\\t{{len .Layers}}";
+    assert_eq!(
+        lines(&["--format", template, "demo"]),
+        ["demo:v2\t3", "demo:v1\t2"]
+    );
+    let columns = format!("table {template}");
+    assert_eq!(
+        lines(&["--format", &columns, "demo"]),
+        [
+            "REPOSITORY:TAG   6",
+            "demo:v2          3",
+            "demo:v1          2"
+        ]
+    );
     let table = lines(&["--digests", "demo:v2"]);
     assert!(
         table[0].starts_with("REPOSITORY   TAG   DIGEST"),

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use clap::Args;
 use hostagent::doctor::{Diagnosis, Host, Status, diagnose};
 
-use super::output::{Format, print, print_json, table};
+use super::format::{FORMAT_HELP, Format};
+use super::output::{print, table};
 
 /// Tell what this machine can do, and what to do about what it cannot.
 #[derive(Debug, Args)]
@@ -14,16 +15,15 @@ use super::output::{Format, print, print_json, table};
                   Examples:\n  mote doctor\n  mote doctor --format json | jq .can_run_linux"
 )]
 pub struct DoctorArgs {
-    /// How to print what was found.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
 }
 
 /// Runs every check and prints what was found.
 pub fn main(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let diagnosis = diagnose(&Host::this_one());
-    match args.format {
-        Format::Json => print_json(&diagnosis)?,
+    match &args.format {
+        Format::Documents(format) => format.print(&diagnosis)?,
         Format::Table => print(&as_text(&diagnosis))?,
     }
     Ok(if diagnosis.can_run_linux {

@@ -14,7 +14,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::filter::Filters;
-use super::output::{Format, ago, print, print_json, size, table};
+use super::format::{DocumentFormat, FORMAT_HELP, Format};
+use super::output::{ago, print, size, table};
 use super::rmi::{self, Change, RmiArgs, TagArgs, print_changes};
 use super::{images, load, pull, push, save};
 
@@ -52,12 +53,10 @@ enum ImageCommand {
 /// Tell all about images.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  mote image inspect demo:v1\n  mote image inspect --format json demo:v1 | jq .Config.Env   One line for each image"
+    after_help = "Examples:\n  mote image inspect demo:v1\n  mote image inspect --format json demo:v1 | jq .Config.Env   One line for each image\n  mote image inspect -f '{{.Id}} {{json .Config.Env}}' demo:v1"
 )]
 pub struct InspectArgs {
-    /// How to print it: an indented JSON array, as Docker does, or one JSON document a
-    /// line.
-    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    #[arg(short, long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
     /// Names, or ids or starts of them.
     #[arg(value_name = "IMAGE", required = true)]
@@ -70,8 +69,7 @@ pub struct InspectArgs {
     after_help = "Examples:\n  mote image history demo:v1\n  mote image history --no-trunc demo:v1"
 )]
 pub struct HistoryArgs {
-    /// How to print it.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
     /// Do not shorten ids and commands.
     #[arg(long)]
@@ -111,8 +109,7 @@ pub struct PruneArgs {
     /// Only images of which this holds: until=24h (built before), label=KEY[=VALUE].
     #[arg(long, value_name = "KEY=VALUE")]
     filter: Vec<String>,
-    /// How to print what was removed.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
 }
 
@@ -139,8 +136,8 @@ fn inspect(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         described(&store, &image)
     });
     let documents = documents.collect::<anyhow::Result<Vec<Value>>>()?;
-    match args.format {
-        Format::Json => documents.iter().try_for_each(print_json)?,
+    match &args.format {
+        Format::Documents(format) => format.print_all(&documents)?,
         Format::Table => {
             let text = serde_json::to_string_pretty(&documents).context("cannot write JSON")?;
             print(&format!("{text}\n"))?;
@@ -246,29 +243,33 @@ fn history(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
     // The latest first; it is what has the image's id.
     let mut id = Some(image.id);
     let now = Timestamp::now();
-    let mut rows = Vec::new();
+    let (mut rows, mut documents) = (Vec::new(), Vec::new());
     for (step, bytes) in steps.into_iter().rev() {
         let id = id.take();
         if args.quiet {
             print(&format!("{}\n", shown_id(id, args.no_trunc)))?;
             continue;
         }
-        if args.format == Format::Json {
-            print_json(&json!({
+        if !args.format.is_table() {
+            documents.push(json!({
                 "ID": id,
                 "CreatedAt": step.created,
                 "CreatedBy": step.created_by,
                 "Size": size(bytes),
                 "SizeBytes": bytes,
                 "Comment": step.comment,
-            }))?;
+            }));
             continue;
         }
         rows.push(row(&step, id, bytes, now, args));
     }
-    if args.format == Format::Table && !args.quiet {
-        let headings = ["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"];
-        print(&table(headings, &rows))?;
+    match &args.format {
+        _ if args.quiet => {}
+        Format::Documents(format) => format.print_all(documents)?,
+        Format::Table => {
+            let headings = ["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"];
+            print(&table(headings, &rows))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -332,12 +333,16 @@ fn prune(args: &PruneArgs) -> anyhow::Result<ExitCode> {
     let collected = store.collect()?;
     let emptied = store.empty_quarantine()?;
     let bytes = collected.bytes + emptied.bytes;
-    if args.format == Format::Table && !changes.is_empty() {
+    if args.format.is_table() && !changes.is_empty() {
         print("Deleted Images:\n")?;
     }
-    print_changes(&changes, args.format)?;
-    match args.format {
-        Format::Json => print_json(&json!({"SpaceReclaimed": bytes}))?,
+    print_changes(&changes, &args.format)?;
+    match &args.format {
+        // Another document than the others: no template for these fits it.
+        Format::Documents(DocumentFormat::Json) => {
+            DocumentFormat::Json.print(&json!({"SpaceReclaimed": bytes}))?;
+        }
+        Format::Documents(_) => {}
         Format::Table => print(&format!("Total reclaimed space: {}\n", size(bytes)))?,
     }
     Ok(ExitCode::SUCCESS)

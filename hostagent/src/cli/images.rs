@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::filter::Filters;
-use super::output::{Format, ago, print, print_json, size, table};
+use super::format::{FORMAT_HELP, Format};
+use super::output::{ago, print, size, table};
 
 /// What stands for a name an image does not have, as in Docker.
 const NONE: &str = "<none>";
@@ -19,6 +20,7 @@ Examples:
   mote images
   mote images --digests 'team/*'          Of names that match, with the digests of manifests
   mote images -q --filter dangling=true   Ids of images without a name
+  mote images --format '{{.Repository}}:{{.Tag}} {{.Size}}'
   mote images --format json               One JSON document for each name
 
 Filters: reference=PATTERN, dangling=true|false, before=IMAGE, since=IMAGE, label=KEY[=VALUE].
@@ -38,8 +40,7 @@ pub struct ImagesArgs {
     /// Only images of which this holds; see below.
     #[arg(short, long, value_name = "KEY=VALUE")]
     filter: Vec<String>,
-    /// How to print them.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
     /// Do not shorten ids.
     #[arg(long)]
@@ -83,11 +84,9 @@ pub fn main(args: &ImagesArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    match args.format {
-        Format::Json => {
-            for (image, name) in rows {
-                print_json(&as_json(image, name))?;
-            }
+    match &args.format {
+        Format::Documents(format) => {
+            format.print_all(rows.map(|(image, name)| as_json(image, name)))?;
         }
         Format::Table => {
             let now = Timestamp::now();

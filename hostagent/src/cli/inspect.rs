@@ -9,7 +9,8 @@ use hostagent::store::Store;
 use hostagent::vm_process::confinement::{self, Confinement};
 use serde_json::json;
 
-use super::output::{Format, print, print_json, table};
+use super::format::{FORMAT_HELP, Format};
+use super::output::{print, table};
 
 /// Tell all about a microVM that runs, its confinement included.
 ///
@@ -21,8 +22,7 @@ use super::output::{Format, print, print_json, table};
     after_help = "Examples:\n  mote inspect web\n  mote inspect 3f2a --format json | jq .confinement.threads"
 )]
 pub struct InspectArgs {
-    /// How to print it.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
     /// Its name, or its id or the start of it.
     #[arg(value_name = "NAME")]
@@ -38,8 +38,10 @@ pub fn main(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("{} has no VMM yet; try again in a moment", args.name))?;
     let confinement = confinement::read(pid)
         .with_context(|| format!("cannot read the confinement of process {pid} from /proc"))?;
-    match args.format {
-        Format::Json => print_json(&json!({ "machine": machine, "confinement": confinement }))?,
+    match &args.format {
+        Format::Documents(format) => {
+            format.print(&json!({ "machine": machine, "confinement": confinement }))?;
+        }
         Format::Table => print(&as_table(&machine, &confinement))?,
     }
     Ok(ExitCode::SUCCESS)

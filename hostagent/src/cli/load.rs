@@ -17,8 +17,9 @@ use hostagent::store::{ImportError, Imported, Store, limits};
 use hostagent::trust::Policy;
 use serde_json::json;
 
+use super::format::{FORMAT_HELP, Format};
 use super::interrupt;
-use super::output::{Format, print, print_json};
+use super::output::print;
 use super::progress::TerminalProgress;
 use super::source::{open_archive, read_archive};
 
@@ -46,8 +47,7 @@ pub struct LoadArgs {
     /// Show no progress.
     #[arg(short, long)]
     quiet: bool,
-    /// How to print what was loaded.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
 }
 
@@ -73,7 +73,7 @@ pub fn main(args: LoadArgs) -> anyhow::Result<ExitCode> {
     for source in found {
         policy.admits_local(&source.names)?;
         let imported = store.import(&source, &source.names, &store.lease()?, &progress)?;
-        report(&imported, args.format)?;
+        report(&imported, &args.format)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -130,11 +130,11 @@ fn refuse_terminal(input: Option<&Path>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn report(imported: &Imported, format: Format) -> anyhow::Result<()> {
+fn report(imported: &Imported, format: &Format) -> anyhow::Result<()> {
     let image = &imported.image;
-    if format == Format::Json {
+    if let Format::Documents(format) = format {
         let names: Vec<String> = image.names.iter().map(ImageName::to_string).collect();
-        return print_json(&json!({
+        return format.print(&json!({
             "id": image.id,
             "names": names,
             "manifest": image.manifest,

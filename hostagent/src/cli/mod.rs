@@ -3,6 +3,7 @@
 mod control;
 mod doctor;
 mod filter;
+mod format;
 mod image;
 mod images;
 mod inspect;

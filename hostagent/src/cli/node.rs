@@ -17,8 +17,9 @@ use hostagent::trust::Policy;
 use hostagent::vm_process::printable_lines;
 use serde_json::json;
 
+use super::format::{FORMAT_HELP, Format};
 use super::interrupt;
-use super::output::{Format, print, print_json};
+use super::output::print;
 use super::progress::TerminalProgress;
 
 const EXAMPLES: &str = "\
@@ -54,16 +55,14 @@ enum NodeCommand {
 /// Give blobs to the peers in peers.toml, until Ctrl-C.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// How to print where it listens.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
 }
 
 /// Print what peers know this node by.
 #[derive(Debug, Args)]
 pub struct KeyArgs {
-    /// How to print it.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
 }
 
@@ -73,8 +72,7 @@ pub struct FetchArgs {
     /// Only say which image it is.
     #[arg(short, long)]
     quiet: bool,
-    /// How to print what was fetched.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
     /// An image id, NAME@DIGEST, or NAME[:TAG] for peers with `names = true`.
     #[arg(value_name = "IMAGE")]
@@ -93,8 +91,8 @@ pub fn main(args: &NodeArgs) -> anyhow::Result<ExitCode> {
 fn key(args: &KeyArgs) -> anyhow::Result<ExitCode> {
     let store = Store::open(&Store::default_root())?;
     let key = NodeKey::of(&store).map_err(PeerError::from)?.public();
-    match args.format {
-        Format::Json => print_json(&json!({"key": key.to_string()}))?,
+    match &args.format {
+        Format::Documents(format) => format.print(&json!({"key": key.to_string()}))?,
         Format::Table => print(&format!("{key}\n"))?,
     }
     Ok(ExitCode::SUCCESS)
@@ -108,8 +106,8 @@ fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let note = |note: &str| eprintln!("mote: {}", printable_lines(note));
     let server = Server::start(store, &settings, &key, Box::new(note))?;
     let address = server.address();
-    match args.format {
-        Format::Json => print_json(&json!({
+    match &args.format {
+        Format::Documents(format) => format.print(&json!({
             "address": address.to_string(),
             "key": server.key().to_string(),
         }))?,
@@ -135,7 +133,7 @@ fn fetch(args: &FetchArgs) -> anyhow::Result<ExitCode> {
     let store = Store::open(&root)?.with_limits(limits::of_this_machine()?);
     let client = Client::of_this_machine(&root)?.map_or_else(|| Err(off()), Ok)?;
     let progress = TerminalProgress::new();
-    if args.format == Format::Table && !args.quiet {
+    if args.format.is_table() && !args.quiet {
         let (reference, repository) = match &wanted {
             StoredReference::Id(id) => (id.to_string(), "peers".to_owned()),
             StoredReference::Name(name) => {
@@ -174,8 +172,8 @@ fn report(
         .and_then(ImageName::digest)
         .or(image.manifest)
         .unwrap_or(image.id);
-    if args.format == Format::Json {
-        print_json(&json!({
+    if let Format::Documents(format) = &args.format {
+        format.print(&json!({
             "id": image.id,
             "name": name.map(ImageName::to_string),
             "digest": digest,

@@ -3,18 +3,8 @@
 use std::io::{self, Write};
 
 use anyhow::Context;
-use clap::ValueEnum;
 use hostagent::vm_process::printable;
 use jiff::Timestamp;
-
-/// The form of what a command prints.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// For people.
-    Table,
-    /// For programs: one JSON document a line.
-    Json,
-}
 
 /// Writes to standard output. A reader that went away, such as `head`, is not a
 /// failure.
@@ -39,20 +29,25 @@ pub fn print_json(document: &impl serde::Serialize) -> anyhow::Result<()> {
 /// Rows under headings, in columns as wide as their widest cell. Users and images chose
 /// some of the cells: what a terminal would obey is left out.
 pub fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
-    let headings = headings.map(str::to_owned);
-    let cells = |row: &[String; N]| row.each_ref().map(|cell| one_line(cell));
-    let rows: Vec<[String; N]> = rows.iter().map(cells).collect();
-    let all = || std::iter::once(&headings).chain(&rows);
-    let widths: [usize; N] = std::array::from_fn(|column| {
-        all()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or(0)
-    });
+    let mut all = vec![headings.map(str::to_owned).to_vec()];
+    let cells = |row: &[String; N]| row.iter().map(|cell| one_line(cell)).collect();
+    all.extend(rows.iter().map(cells));
+    columns(&all)
+}
+
+/// Rows of cells, in columns as wide as their widest cell.
+pub fn columns(rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = Vec::new();
+    for row in rows {
+        widths.resize(widths.len().max(row.len()), 0);
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
     let mut text = String::new();
-    for row in all() {
+    for row in rows {
         let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
+        for (cell, &width) in row.iter().zip(&widths) {
             line.push_str(&format!("{cell:width$}   "));
         }
         text.push_str(line.trim_end());

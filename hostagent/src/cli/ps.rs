@@ -8,7 +8,8 @@ use clap::Args;
 use hostagent::running::RunningMachine;
 use hostagent::store::Store;
 
-use super::output::{Format, one_line, print, print_json, table};
+use super::format::{FORMAT_HELP, Format};
+use super::output::{one_line, print, table};
 use super::run::SHORT_ID;
 
 /// The longest command that the table shows, in characters.
@@ -20,8 +21,7 @@ const MAX_COMMAND: usize = 30;
     after_help = "Examples:\n  mote ps\n  mote ps --format json   One JSON document for each microVM"
 )]
 pub struct PsArgs {
-    /// How to print them.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
 }
 
@@ -29,12 +29,8 @@ pub struct PsArgs {
 pub fn main(args: &PsArgs) -> anyhow::Result<ExitCode> {
     let store = Store::open(&Store::default_root())?;
     let machines = store.running().list().context("cannot read what runs")?;
-    match args.format {
-        Format::Json => {
-            for machine in &machines {
-                print_json(machine)?;
-            }
-        }
+    match &args.format {
+        Format::Documents(format) => format.print_all(&machines)?,
         Format::Table => {
             let rows: Vec<_> = machines.iter().map(row).collect();
             print(&table(

@@ -14,8 +14,9 @@ use hostagent::store::{ImportError, Imported, Lease, Store, limits};
 use hostagent::trust::{Policy, Requirement, TrustError};
 use serde_json::json;
 
+use super::format::{FORMAT_HELP, Format};
 use super::interrupt;
-use super::output::{Format, print, print_json};
+use super::output::print;
 use super::progress::TerminalProgress;
 
 const EXAMPLES: &str = "\
@@ -40,8 +41,7 @@ pub struct PullArgs {
     /// The platform to choose from an image for several; this machine runs linux/amd64.
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<String>,
-    /// How to print what was pulled.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
     /// [HOST[:PORT]/]PATH[:TAG][@DIGEST]
     #[arg(value_name = "NAME")]
@@ -66,7 +66,7 @@ pub fn main(args: &PullArgs) -> anyhow::Result<ExitCode> {
     interrupt::watch().context("cannot catch signals")?;
     let store = Store::open(&Store::default_root())?.with_limits(limits::of_this_machine()?);
     let progress = TerminalProgress::unless(args.quiet);
-    let say = args.format == Format::Table && !args.quiet;
+    let say = args.format.is_table() && !args.quiet;
     if say {
         let reference = name.tag().map(str::to_owned);
         let reference = name
@@ -85,8 +85,8 @@ pub fn main(args: &PullArgs) -> anyhow::Result<ExitCode> {
 
 fn report(name: &ImageName, pulled: &Pulled, args: &PullArgs) -> anyhow::Result<ExitCode> {
     let image = &pulled.imported.image;
-    if args.format == Format::Json {
-        print_json(&json!({
+    if let Format::Documents(format) = &args.format {
+        format.print(&json!({
             "id": image.id,
             "name": name.to_string(),
             "digest": pulled.digest,

@@ -12,8 +12,9 @@ use hostagent::registry::Client;
 use hostagent::store::{ImportError, Store, limits};
 use serde_json::json;
 
+use super::format::{FORMAT_HELP, Format};
 use super::interrupt;
-use super::output::{Format, print, print_json, size};
+use super::output::{print, size};
 use super::progress::TerminalProgress;
 use super::pull::cancel;
 use super::whole;
@@ -33,8 +34,7 @@ pub struct PushArgs {
     /// Only say which image it is.
     #[arg(short, long)]
     quiet: bool,
-    /// How to print what was pushed.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
     /// [HOST[:PORT]/]PATH[:TAG], a name that the image has here.
     #[arg(value_name = "NAME")]
@@ -62,8 +62,8 @@ pub fn main(args: &PushArgs) -> anyhow::Result<ExitCode> {
     };
     drop(progress);
     let (count, bytes) = pushed.uploaded;
-    if args.format == Format::Json {
-        print_json(&json!({
+    if let Format::Documents(format) = &args.format {
+        format.print(&json!({
             "name": name.to_string(),
             "id": image.id,
             "digest": pushed.manifest,

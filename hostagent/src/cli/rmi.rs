@@ -10,7 +10,8 @@ use hostagent::image::reference::StoredReference;
 use hostagent::store::{Removed, Store, StoredImage};
 use serde_json::json;
 
-use super::output::{Format, print, print_json};
+use super::format::{FORMAT_HELP, Format};
+use super::output::print;
 
 const RMI_EXAMPLES: &str = "\
 Examples:
@@ -31,8 +32,7 @@ pub struct RmiArgs {
     /// Keep the layers that nobody needs any more, until something else is removed.
     #[arg(long)]
     no_prune: bool,
-    /// How to print what was removed.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
     /// Names, or ids or starts of them.
     #[arg(value_name = "IMAGE", required = true)]
@@ -43,8 +43,7 @@ pub struct RmiArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mote tag demo:v1 registry.example/demo:stable")]
 pub struct TagArgs {
-    /// How to print what was named; nothing is printed as a table.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
     /// A name, or an id or the start of one.
     #[arg(value_name = "IMAGE")]
@@ -73,18 +72,17 @@ impl Change {
 }
 
 /// Prints changes as Docker does.
-pub fn print_changes(changes: &[Change], format: Format) -> anyhow::Result<()> {
-    for change in changes {
-        match (change, format) {
-            (Change::Untagged(name), Format::Table) => print(&format!("Untagged: {name}\n"))?,
-            (Change::Deleted(id), Format::Table) => print(&format!("Deleted: {id}\n"))?,
-            (Change::Untagged(name), Format::Json) => {
-                print_json(&json!({"Untagged": name.to_string()}))?;
-            }
-            (Change::Deleted(id), Format::Json) => print_json(&json!({"Deleted": id}))?,
-        }
+pub fn print_changes(changes: &[Change], format: &Format) -> anyhow::Result<()> {
+    match format {
+        Format::Table => changes.iter().try_for_each(|change| match change {
+            Change::Untagged(name) => print(&format!("Untagged: {name}\n")),
+            Change::Deleted(id) => print(&format!("Deleted: {id}\n")),
+        }),
+        Format::Documents(format) => format.print_all(changes.iter().map(|change| match change {
+            Change::Untagged(name) => json!({"Untagged": name.to_string(), "Deleted": null}),
+            Change::Deleted(id) => json!({"Untagged": null, "Deleted": id}),
+        })),
     }
-    Ok(())
 }
 
 /// Removes; the first error ends it, and what was removed before stays so.
@@ -129,7 +127,7 @@ fn remove(store: &Store, text: &str, args: &RmiArgs) -> anyhow::Result<()> {
     }
     // The image goes with its last name.
     let removed = store.remove(image.id, &names)?;
-    print_changes(&Change::all(image.id, removed), args.format)
+    print_changes(&Change::all(image.id, removed), &args.format)
 }
 
 fn refuse_in_use(store: &Store, image: &StoredImage) -> anyhow::Result<()> {
@@ -169,8 +167,8 @@ pub fn tag(args: &TagArgs) -> anyhow::Result<ExitCode> {
     if !store.tag(image.id, &name)? {
         bail!("image {} was removed meanwhile", image.id.short());
     }
-    if args.format == Format::Json {
-        print_json(&json!({"id": image.id, "name": name.to_string()}))?;
+    if let Format::Documents(format) = &args.format {
+        format.print(&json!({"id": image.id, "name": name.to_string()}))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -14,8 +14,9 @@ use hostagent::image::save::{ArchiveTarget, DirectoryTarget, SaveError, Saved, s
 use hostagent::store::{ImportError, Store, limits};
 use serde_json::json;
 
+use super::format::{FORMAT_HELP, Format};
 use super::interrupt;
-use super::output::{Format, print, print_json};
+use super::output::print;
 use super::progress::TerminalProgress;
 use super::whole;
 
@@ -36,8 +37,7 @@ pub struct SaveArgs {
     /// standard output.
     #[arg(short, long, value_name = "FILE")]
     output: Option<String>,
-    /// How to print what was saved; nothing is printed without -o.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
     /// Names, or ids or starts of them.
     #[arg(value_name = "IMAGE", required = true)]
@@ -78,7 +78,7 @@ pub fn main(args: &SaveArgs) -> anyhow::Result<ExitCode> {
     }
     drop(progress);
     if args.output.is_some() {
-        report(&images, args.format)?;
+        report(&images, &args.format)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -155,11 +155,11 @@ fn part_of(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-fn report(images: &[Saved], format: Format) -> anyhow::Result<()> {
+fn report(images: &[Saved], format: &Format) -> anyhow::Result<()> {
     for saved in images {
         let names: Vec<String> = saved.names.iter().map(ImageName::to_string).collect();
-        if format == Format::Json {
-            print_json(&json!({
+        if let Format::Documents(format) = format {
+            format.print(&json!({
                 "id": saved.image.id,
                 "names": names,
                 "layers": saved.image.diff_ids,

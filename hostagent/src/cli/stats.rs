@@ -11,7 +11,8 @@ use hostagent::store::Store;
 use serde::Serialize;
 use vmm::metrics::reader::{DeviceCounts, Snapshot};
 
-use super::output::{Format, print, print_json, size, table};
+use super::format::{FORMAT_HELP, Format};
+use super::output::{print, size, table};
 use super::run::SHORT_ID;
 
 /// How long the use of processors is measured.
@@ -31,8 +32,7 @@ const BLOCK: u64 = 2;
     after_help = "Examples:\n  mote stats\n  mote stats web --format json | jq .metrics.devices"
 )]
 pub struct StatsArgs {
-    /// How to print them.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
     /// Their names, or their ids or the starts of them. Omitted: all that run.
     #[arg(value_name = "NAME")]
@@ -65,12 +65,8 @@ pub fn main(args: &StatsArgs) -> anyhow::Result<ExitCode> {
         }
     };
     let all = sample(machines);
-    match args.format {
-        Format::Json => {
-            for stats in &all {
-                print_json(stats)?;
-            }
-        }
+    match &args.format {
+        Format::Documents(format) => format.print_all(&all)?,
         Format::Table => {
             let rows: Vec<_> = all.iter().map(row).collect();
             let headings = [

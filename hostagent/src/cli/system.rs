@@ -6,8 +6,9 @@ use clap::{Args, Subcommand};
 use hostagent::store::{Store, Usage};
 use serde_json::json;
 
+use super::format::{FORMAT_HELP, Format};
 use super::image::in_use;
-use super::output::{Format, print, print_json, size, table};
+use super::output::{print, size, table};
 
 /// Look after what mote keeps.
 #[derive(Debug, Args)]
@@ -28,8 +29,7 @@ pub struct DfArgs {
     /// Tell what each image takes, alone and with others.
     #[arg(short, long)]
     verbose: bool,
-    /// How to print it.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
 }
 
@@ -43,7 +43,7 @@ pub fn main(args: &SystemArgs) -> anyhow::Result<ExitCode> {
 fn df(args: &DfArgs) -> anyhow::Result<ExitCode> {
     let store = Store::open(&Store::default_root())?;
     if args.verbose {
-        return images(&store, args.format);
+        return images(&store, &args.format);
     }
     let usage = store.usage(&in_use(&store)?.into_keys().collect())?;
     let kinds = [
@@ -51,20 +51,18 @@ fn df(args: &DfArgs) -> anyhow::Result<ExitCode> {
         ("Guest kernels", usage.boot),
         ("Quarantine", usage.quarantine),
     ];
-    match args.format {
-        Format::Json => {
-            for (kind, usage) in kinds {
-                print_json(&json!({
-                    "Type": kind,
-                    "TotalCount": usage.total,
-                    "Active": usage.active,
-                    "Size": size(usage.bytes),
-                    "SizeBytes": usage.bytes,
-                    "Reclaimable": reclaimable(&usage),
-                    "ReclaimableBytes": usage.reclaimable_bytes,
-                }))?;
-            }
-        }
+    match &args.format {
+        Format::Documents(format) => format.print_all(kinds.map(|(kind, usage)| {
+            json!({
+                "Type": kind,
+                "TotalCount": usage.total,
+                "Active": usage.active,
+                "Size": size(usage.bytes),
+                "SizeBytes": usage.bytes,
+                "Reclaimable": reclaimable(&usage),
+                "ReclaimableBytes": usage.reclaimable_bytes,
+            })
+        }))?,
         Format::Table => {
             let rows = kinds.map(|(kind, usage)| {
                 [
@@ -82,9 +80,9 @@ fn df(args: &DfArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn images(store: &Store, format: Format) -> anyhow::Result<ExitCode> {
+fn images(store: &Store, format: &Format) -> anyhow::Result<ExitCode> {
     let used = in_use(store)?;
-    let mut rows = Vec::new();
+    let (mut rows, mut documents) = (Vec::new(), Vec::new());
     for usage in store.usage_of_images()? {
         let image = &usage.image;
         let machines = used.get(&image.id).copied().unwrap_or(0);
@@ -92,8 +90,8 @@ fn images(store: &Store, format: Format) -> anyhow::Result<ExitCode> {
         let repository = name.map_or("<none>", |name| name.familiar_repository());
         let tag = name.and_then(|name| name.tag()).unwrap_or("<none>");
         let bytes = usage.shared_bytes + usage.unique_bytes;
-        if format == Format::Json {
-            print_json(&json!({
+        if !format.is_table() {
+            documents.push(json!({
                 "ID": image.id,
                 "Repository": repository,
                 "Tag": tag,
@@ -101,7 +99,7 @@ fn images(store: &Store, format: Format) -> anyhow::Result<ExitCode> {
                 "SharedSizeBytes": usage.shared_bytes,
                 "UniqueSizeBytes": usage.unique_bytes,
                 "MicroVMs": machines,
-            }))?;
+            }));
             continue;
         }
         rows.push([
@@ -114,17 +112,20 @@ fn images(store: &Store, format: Format) -> anyhow::Result<ExitCode> {
             machines.to_string(),
         ]);
     }
-    if format == Format::Table {
-        let headings = [
-            "REPOSITORY",
-            "TAG",
-            "IMAGE ID",
-            "SIZE",
-            "SHARED SIZE",
-            "UNIQUE SIZE",
-            "MICROVMS",
-        ];
-        print(&table(headings, &rows))?;
+    match format {
+        Format::Documents(format) => format.print_all(documents)?,
+        Format::Table => {
+            let headings = [
+                "REPOSITORY",
+                "TAG",
+                "IMAGE ID",
+                "SIZE",
+                "SHARED SIZE",
+                "UNIQUE SIZE",
+                "MICROVMS",
+            ];
+            print(&table(headings, &rows))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
