@@ -7,32 +7,11 @@ use hostagent::store::Store;
 use serde_json::Value;
 use support::{Layout, Mote, Stored, config, layer};
 
-/// An ELF header and nothing else: enough to be taken for a kernel.
-fn kernel_header() -> Vec<u8> {
-    let mut bytes = vec![0; 64];
-    bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
-    bytes[18] = 62;
-    bytes
-}
-
 /// A `mote` whose kernel and VMM are there, though they do nothing.
 fn mote() -> Mote {
     let mote = Mote::new();
-    std::fs::write(mote.assets().join("vmlinux"), kernel_header()).unwrap();
-    std::fs::write(mote.assets().join("initrd"), b"").unwrap();
-    vmm(&mote, "exit 3");
+    mote.install_idle();
     mote
-}
-
-fn vmm(mote: &Mote, script: &str) {
-    let text = mote.assets().join("text");
-    std::fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
-    // By another process: a test that forks while this one has the file open for
-    // writing would keep it from being executed (ETXTBSY).
-    let mut install = std::process::Command::new("install");
-    install.arg("-m755").arg(&text);
-    let path = mote.assets().join("mote-vmm");
-    assert!(install.arg(&path).status().unwrap().success());
 }
 
 fn image() -> Layout {
@@ -309,8 +288,7 @@ fn what_runs_is_listed_whatever_else_is_there_and_however_it_is_called() {
 #[test]
 fn the_doctor_prints_every_check_and_exits_by_the_result() {
     let mote = mote();
-    vmm(
-        &mote,
+    mote.install_vmm(
         r#"echo '{"api_version":12,"ran":true,"missing_instructions":["popcnt"],"cpl0_instructions_per_second":1780000,"error":null}'"#,
     );
     let run = mote.run(&["doctor", "--format", "json"]).expect(1);

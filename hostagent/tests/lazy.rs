@@ -86,6 +86,14 @@ const TESTS: &[Test] = &[
         "what_a_registry_says_a_layer_converts_to_is_not_what_is_saved_of_it",
         lies,
     ),
+    (
+        "a_registry_that_lies_about_a_length_takes_no_blob_out_of_use",
+        false_length,
+    ),
+    (
+        "a_damaged_image_that_came_from_no_registry_is_asked_of_none",
+        damaged,
+    ),
 ];
 
 fn main() -> ExitCode {
@@ -386,7 +394,9 @@ fn on_demand() -> Result<(), Failed> {
     node.store.merged(&image.diff_ids).unwrap_err();
     assert!(node.store.layer(image.diff_ids[0])?.is_none());
     // From now on nothing is fetched.
-    assert!(node.start(&image)?.server.is_none());
+    let again = node.start(&image)?.server;
+    let missing = again.map(|server| format!("{:?}", server.partials()));
+    assert_eq!(missing, None);
     assert!(node.told.lock().unwrap().is_empty(), "{:?}", node.told);
     Ok(())
 }
@@ -718,6 +728,9 @@ fn offline() -> Result<(), Failed> {
     let lease = node.store.lease()?;
     let image = node.record(&name, &lease)?;
     let started = node.start(&image)?;
+    let server = started.server.as_ref().ok_or("a part is missing")?;
+    server.start_up().begun();
+    server.start_up().over();
     let partial = node.store.root().join("partial");
     wait_until("the rest", || {
         std::fs::read_dir(&partial).unwrap().count() == 0
@@ -756,6 +769,57 @@ fn lies() -> Result<(), Failed> {
     for (one, other) in layers.iter().zip(&theirs) {
         assert_eq!(one.blob.identity, other.blob.identity);
     }
+    Ok(())
+}
+
+fn false_length() -> Result<(), Failed> {
+    let Pushed { registry, name, .. } = pushed()?;
+    for difference in [-1_i64, 1 << 20] {
+        let node = Node::new(&registry.host());
+        let lease = node.store.lease()?;
+        let image = node.record(&name, &lease)?;
+        // Another image has the first layer.
+        let layout = Layout::with_image(&layers()[..1], Stored::Gzip, "docker.io/library/a:b");
+        node.mote.load(&layout.reference("docker.io/library/a:b"));
+        let record = std::fs::read_dir(node.store.root().join("lazy"))?.next();
+        let record = record.ok_or("there is no record")??.path();
+        let mut lazy: serde_json::Value = serde_json::from_slice(&std::fs::read(&record)?)?;
+        let bytes = &mut lazy["converted"]["layers"][0]["blob"]["bytes"];
+        *bytes = (bytes.as_i64().ok_or("no length")? + difference).into();
+        std::fs::write(&record, lazy.to_string())?;
+        let error = node.start(&image).err().ok_or("it was believed")?;
+        let message = error.message().unwrap_or_default().to_owned();
+        assert!(message.contains("says that blob"), "{message}");
+        let report = node.store.verify_all(&())?.ok_or("nobody has stopped it")?;
+        assert!(report.wrong.is_empty(), "{:?}", report.wrong);
+        node.store.merged(&image.diff_ids[..1])?;
+    }
+    Ok(())
+}
+
+fn damaged() -> Result<(), Failed> {
+    let Pushed {
+        registry,
+        mote,
+        name,
+    } = pushed()?;
+    let id = mote.run(&["images", "-q", "--no-trunc"]).expect(0).stdout;
+    let blob = std::fs::read_dir(mote.root.path().join("blobs"))?.next();
+    std::fs::remove_dir_all(blob.ok_or("there is no blob")??.path())?;
+    mote.install_idle();
+    for reference in [&name, id.trim()] {
+        mote.run(&["run", reference])
+            .expect_failure(&["missing from the store", "mote load"]);
+    }
+    // One that was pulled is pulled again, by whatever name it is asked for.
+    mote.run(&["pull", &name]).expect(0);
+    let blob = std::fs::read_dir(mote.root.path().join("blobs"))?.next();
+    std::fs::remove_dir_all(blob.ok_or("there is no blob")??.path())?;
+    mote.run(&["tag", &name, "mine:v1"]).expect(0);
+    let run = mote.run(&["run", "mine:v1"]);
+    assert!(run.stderr.contains("completing it"), "{run:?}");
+    mote.assert_consistent();
+    drop(registry);
     Ok(())
 }
 

@@ -11,8 +11,9 @@ use hostagent::peer::{self, PeerError};
 use hostagent::store::{ImportError, Report, Store, StoredImage};
 use serde_json::json;
 
+use super::format::{FORMAT_HELP, Format};
 use super::interrupt;
-use super::output::{Format, print, print_json, size};
+use super::output::{print, size};
 use super::progress::TerminalProgress;
 use super::pull::{cancel, pull};
 
@@ -40,8 +41,7 @@ enum StoreCommand {
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct VerifyArgs {
-    /// How to print what was found.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
     /// Do not pull again what is broken and has a registry.
     #[arg(long)]
@@ -63,7 +63,11 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let Some(mut report) = store.verify_all(&progress)? else {
         return Err(ImportError::Cancelled.into());
     };
-    let booted = mend_boot(&store)?;
+    // What was found is told all the same.
+    let booted = mend_boot(&store).unwrap_or_else(|error| {
+        progress.note(&format!("the guests' kernel and initrd: {error:#}"));
+        Vec::new()
+    });
     let mut mended = Vec::new();
     if !args.no_fetch && !report.broken.is_empty() {
         // Peers first: what they have needs no conversion.
@@ -98,8 +102,8 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         }
     }
     drop(progress);
-    match args.format {
-        Format::Json => print_json(&as_json(&report, &mended, &booted))?,
+    match &args.format {
+        Format::Documents(format) => format.print(&as_json(&report, &mended, &booted))?,
         Format::Table => print(&as_text(&report, &mended, &booted))?,
     }
     Ok(match report.broken.is_empty() {

@@ -1,4 +1,5 @@
-//! Images that were started before they were here, and are needed whole.
+//! Images that are here in part, and are needed whole: they were started before they were
+//! here, or something of them was quarantined.
 
 use std::sync::Arc;
 
@@ -15,7 +16,8 @@ use super::pull::{cancel, pull};
 
 /// Sees to it that all of an image is here, and stays as long as `lease`. One that was
 /// started before it was here is completed, and converted by this machine; what a registry
-/// says its layers convert to is not used for that, only what they are.
+/// says its layers convert to is not used for that, only what they are. Else it is pulled
+/// again from where it was pulled, and nowhere else.
 pub fn obtain(
     store: &Arc<Store>,
     image: &StoredImage,
@@ -28,7 +30,7 @@ pub fn obtain(
         Err(error) => return Err(error.into()),
     };
     let recorded = store.lazy_images(image.id)?;
-    if recorded.is_empty() {
+    if recorded.is_empty() && image.sources.is_empty() {
         return Err(missing.into());
     }
     let id = image.id.short();
@@ -56,7 +58,13 @@ pub fn obtain(
             Err(error) => failed = error,
         }
     }
-    let name = image.names.first().or(image.sources.first());
+    // A name that was given here leads to no registry, or to another image.
+    let is_source = |name: &&ImageName| {
+        let mut sources = image.sources.iter();
+        sources.any(|source| source.repository() == name.repository())
+    };
+    let name = image.names.iter().find(is_source);
+    let name = name.or(image.sources.first());
     let name = name.map_or_else(|| "NAME".to_owned(), ImageName::to_string);
     Err(failed.context(format!(
         "image {id} is here in part, and the rest cannot be fetched now; `mote pull {name}` completes it once its registry can be reached"

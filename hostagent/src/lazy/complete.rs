@@ -5,6 +5,7 @@
 //! put together of blob and skeleton; it must have the digest that the image's configuration
 //! gives the layer, and is converted here like one that was loaded.
 
+use std::fmt;
 use std::io::{self, PipeReader, Read};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -93,7 +94,12 @@ pub fn complete(
         fetch.blob(blob, &name, progress)?;
     }
     let source = source(store, image, layers).map_err(stored)?;
-    Ok(store.import(&source, &[], lease, progress)?)
+    let imported = store.import(&source, &[], lease, progress);
+    if let Err(error) = &imported {
+        // It is fetched again, then.
+        store.quarantine_cause(error).map_err(stored)?;
+    }
+    Ok(imported?)
 }
 
 struct Fetch<'f> {
@@ -128,8 +134,9 @@ impl Fetch<'_> {
                 let written = match got {
                     Ok(bytes) => partial.write(first, &bytes),
                     Err(error) => {
-                        // What has arrived need not be fetched again.
-                        self.store.save_partial(&partial)?;
+                        // What has arrived need not be fetched again; why no more came is
+                        // what is to be told.
+                        let _ = self.store.save_partial(&partial);
                         return Err(error.into());
                     }
                 };
@@ -139,8 +146,9 @@ impl Fetch<'_> {
                 })?;
                 task.advance(end - start);
                 requests += 1;
-                if requests % SAVE_AFTER == 0 {
-                    self.store.save_partial(&partial)?;
+                // Others may have completed it.
+                if requests % SAVE_AFTER == 0 && self.store.save_partial(&partial)? {
+                    return Ok(());
                 }
             }
             if self.store.save_partial(&partial)? {
@@ -225,14 +233,32 @@ impl LayerContent for Assembled {
         Ok(Box::new(Tar {
             read,
             thread: Some(thread),
+            failure: None,
         }))
     }
 }
 
-/// What a thread writes, and then why it ended.
+/// What a thread writes, and then why it ended, as often as it is read.
 struct Tar {
     read: PipeReader,
     thread: Option<JoinHandle<io::Result<()>>>,
+    failure: Option<SharedError>,
+}
+
+/// An error that is told more than once.
+#[derive(Debug, Clone)]
+struct SharedError(Arc<io::Error>);
+
+impl fmt::Display for SharedError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("its parts could not be read")
+    }
+}
+
+impl std::error::Error for SharedError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&*self.0)
+    }
 }
 
 impl Read for Tar {
@@ -241,10 +267,17 @@ impl Read for Tar {
         if count > 0 || buffer.is_empty() {
             return Ok(count);
         }
-        match self.thread.take().map(JoinHandle::join) {
+        let outcome = match self.thread.take().map(JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(outcome)) => outcome,
+            Some(Err(_)) => Err(io::Error::other("the thread that reads them panicked")),
+        };
+        if let Err(error) = outcome {
+            self.failure = Some(SharedError(Arc::new(error)));
+        }
+        match &self.failure {
+            Some(failure) => Err(io::Error::other(failure.clone())),
             None => Ok(0),
-            Some(Ok(outcome)) => outcome.map(|()| 0),
-            Some(Err(_)) => Err(io::Error::other("the thread that reads the layer panicked")),
         }
     }
 }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use outboard::GROUP_BYTES;
+use outboard::{BlobHash, GROUP_BYTES};
 
 use super::artifact::Access;
 use super::queue::{Phase, Queue};
@@ -56,6 +56,18 @@ pub enum FetchError {
         repository: String,
         /// What is wrong.
         source: BlobError,
+    },
+    /// The registry says of a blob that is here that it has another length.
+    #[error("{repository} says that blob {hash} has {said} bytes, which has {found}")]
+    Length {
+        /// Who says so.
+        repository: String,
+        /// The blob.
+        hash: BlobHash,
+        /// What it says.
+        said: u64,
+        /// The length of the blob of this hash.
+        found: u64,
     },
     /// A hash tree did not arrive, or could not be written.
     #[error("a hash tree could not be fetched")]
@@ -247,10 +259,13 @@ impl Shared {
                     if queue.stopped {
                         return;
                     }
-                    if let Some(run) = self.next_run(&mut queue, only_wanted) {
+                    // Asked once: between two answers the time may have come.
+                    let rest_waits = queue.rest_waits();
+                    let rest_begins = rest_waits == Some(Duration::ZERO);
+                    if let Some(run) = self.next_run(&mut queue, only_wanted, rest_begins) {
                         break run;
                     }
-                    queue = match queue.rest_waits() {
+                    queue = match rest_waits {
                         Some(time) if !time.is_zero() => {
                             let waited = self.more.wait_timeout(queue, time);
                             waited.unwrap_or_else(PoisonError::into_inner).0
@@ -267,14 +282,14 @@ impl Shared {
         }
     }
 
-    fn next_run(&self, queue: &mut Queue, only_wanted: bool) -> Option<Run> {
+    fn next_run(&self, queue: &mut Queue, only_wanted: bool, rest_begins: bool) -> Option<Run> {
         if let Some(run) = self.next_wanted(queue) {
             return Some(run);
         }
         // Somebody waits for what is on its way: it has the connection for itself.
         let may_go_ahead = queue.wanted.is_empty() && queue.failures < MAX_FAILURES;
         match may_go_ahead && !only_wanted {
-            true => self.next_in_background(queue),
+            true => self.next_in_background(queue, rest_begins),
             false => None,
         }
     }
@@ -310,7 +325,7 @@ impl Shared {
 
     /// The first missing groups that are not on their way. What failed is tried again, until
     /// too much has failed in a row.
-    fn next_in_background(&self, queue: &mut Queue) -> Option<Run> {
+    fn next_in_background(&self, queue: &mut Queue, rest_begins: bool) -> Option<Run> {
         let missing = |(blob, groups): &(usize, Range<u64>)| {
             let partial = &self.sources[*blob].partial;
             partial.next_missing(groups.clone(), 1).is_some()
@@ -320,9 +335,9 @@ impl Shared {
                 some.pop_front();
             }
         }
-        let rest = match queue.rest_waits() {
-            Some(Duration::ZERO) => queue.rest.iter(),
-            _ => Default::default(),
+        let rest = match rest_begins {
+            true => queue.rest.iter(),
+            false => Default::default(),
         };
         let found = queue.early.iter().chain(rest).find_map(|(blob, groups)| {
             let partial = &self.sources[*blob].partial;

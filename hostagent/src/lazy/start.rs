@@ -260,8 +260,20 @@ pub(super) fn open_partial(
     match store.blob(identity, String::new) {
         Ok(_) => return Ok(None),
         Err(StoreError::Missing { .. }) => {}
-        // Of a wrong length: what is fetched takes its place.
-        Err(StoreError::Corrupt { .. }) => store.quarantine(identity.hash)?,
+        // What is here is damaged, and what is fetched takes its place, or the registry
+        // is wrong: its word takes nothing out of use.
+        Err(StoreError::Corrupt { .. }) => {
+            if let Some(found) = store.blob_identity(identity.hash)
+                && !store.quarantine_if_corrupt(found)?
+            {
+                return Err(FetchError::Length {
+                    repository: repository.to_string(),
+                    hash: identity.hash,
+                    said: identity.bytes,
+                    found: found.bytes,
+                });
+            }
+        }
         Err(error) => return Err(error.into()),
     }
     let partial = store.partial(identity, |file| match stored.outboard_descriptor() {

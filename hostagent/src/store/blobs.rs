@@ -12,6 +12,7 @@ use outboard::{BlobHash, GROUP_BYTES, Geometry, SPAN_BYTES, Span, Tree, TreeErro
 
 use super::blob::{BlobIdentity, DATA, OUTBOARD};
 use super::durable::sync_directory;
+use super::partial::is_at;
 use super::{Store, StoreError};
 
 /// A blob and its hash tree, open for reading.
@@ -261,6 +262,14 @@ pub(super) fn corruption(error: &(dyn std::error::Error + 'static)) -> Option<Bl
     None
 }
 
+/// Whether a directory could not be renamed because another is there.
+pub(super) fn is_in_the_way(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+    )
+}
+
 impl Store {
     /// A blob, if it is there and has its length. What it holds is verified when it is
     /// read.
@@ -327,22 +336,57 @@ impl Store {
         let what = || format!("blob {}", identity.hash);
         let failed = |error| self.io(format!("storing {}", what()), error);
         loop {
-            match self.blob(identity, what) {
-                Ok(_) => return std::fs::remove_dir_all(directory).map_err(failed),
-                Err(error) if error.is_damage() => {}
-                Err(error) => return Err(error),
+            if !self.is_damaged(identity)? {
+                return std::fs::remove_dir_all(directory).map_err(failed);
             }
-            self.quarantine(identity.hash)?;
             match std::fs::rename(directory, &place) {
-                // Somebody else was quicker.
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
-                    ) => {}
+                // Somebody else was quicker, or what is there is damaged.
+                Err(error) if is_in_the_way(&error) => {
+                    let _gate = self.gate().map_err(failed)?;
+                    self.make_room(identity)?;
+                }
                 outcome => return outcome.map_err(failed),
             }
         }
+    }
+
+    /// Takes away what is in the place of a blob and cannot be it; under the gate, so that
+    /// what somebody else puts there meanwhile stays.
+    pub(super) fn make_room(&self, identity: BlobIdentity) -> Result<(), StoreError> {
+        match self.is_damaged(identity)? {
+            true => self.quarantine(identity.hash),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether a blob is not there, or cannot be what it should be.
+    pub fn is_damaged(&self, identity: BlobIdentity) -> Result<bool, StoreError> {
+        match self.blob(identity, || format!("blob {}", identity.hash)) {
+            Ok(_) => Ok(false),
+            Err(error) if error.is_damage() => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Quarantines a blob that was found to be corrupt, unless another has taken its place
+    /// since it was opened.
+    pub(super) fn quarantine_read(&self, blob: &Blob) -> Result<(), StoreError> {
+        let hash = blob.identity.hash;
+        let failed = |error| self.io(format!("quarantining blob {hash}"), error);
+        let _gate = self.gate().map_err(failed)?;
+        let data = self.blob_directory(hash).join(DATA);
+        match is_at(&blob.data, &data).map_err(failed)? {
+            true => self.quarantine(hash),
+            false => Ok(()),
+        }
+    }
+
+    /// Quarantines the blob that an error says is corrupt, or that caused it.
+    pub(crate) fn quarantine_cause(
+        &self,
+        error: &(dyn std::error::Error + 'static),
+    ) -> Result<(), StoreError> {
+        corruption(error).map_or(Ok(()), |hash| self.quarantine(hash))
     }
 
     /// Takes a blob out of use that is not what it should be, and keeps it aside, in the

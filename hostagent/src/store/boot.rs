@@ -62,6 +62,10 @@ impl Store {
         }
         let found = self.copy_in(&mut boot.file, identity, lease, action)?;
         if found != identity {
+            if boot.identity.is_none() {
+                let changed = io::Error::other("it has changed while it was read");
+                return Err(self.io(action(), changed));
+            }
             return Err(StoreError::OtherFile {
                 what: boot.what.clone(),
                 expected: identity,
@@ -69,15 +73,6 @@ impl Store {
             });
         }
         self.hold_blob(identity, lease)
-    }
-
-    /// Whether a blob is not there, or cannot be what it should be.
-    pub fn is_damaged(&self, identity: BlobIdentity) -> Result<bool, StoreError> {
-        match self.blob(identity, || format!("blob {}", identity.hash)) {
-            Ok(_) => Ok(false),
-            Err(error) if error.is_damage() => Ok(true),
-            Err(error) => Err(error),
-        }
     }
 
     fn hold_blob(&self, identity: BlobIdentity, lease: &Lease) -> Result<Blob, StoreError> {

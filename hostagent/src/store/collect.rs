@@ -12,6 +12,7 @@ use std::path::Path;
 use outboard::BlobHash;
 
 use super::boot::BootRecord;
+use super::partial::partial_identity;
 use super::staging::Staging;
 use super::{Store, StoreError};
 use crate::image::digest::Digest;
@@ -52,23 +53,26 @@ impl Store {
             };
             // Records first: one whose blob is gone is damage, a blob without one is not.
             sweep
-                .all_but(&self.layers(), &needed.layers, |_| {})
-                .and_then(|()| sweep.all_but(&self.disks(), &needed.disks, |_| {}))
-                .and_then(|()| sweep.all_but(&self.contents(), &needed.content, |_| {}))
-                .and_then(|()| sweep.all_but(&self.lazy_records(), &needed.lazy, |_| {}))
-                .and_then(|()| sweep.all_but(&self.access_records(), &needed.images, |_| {}))
+                .all_but(&self.layers(), named(&needed.layers), |_| {})
+                .and_then(|()| sweep.all_but(&self.disks(), named(&needed.disks), |_| {}))
+                .and_then(|()| sweep.all_but(&self.contents(), named(&needed.content), |_| {}))
+                .and_then(|()| sweep.all_but(&self.lazy_records(), named(&needed.lazy), |_| {}))
+                .and_then(|()| sweep.all_but(&self.access_records(), named(&needed.images), |_| {}))
                 .and_then(|()| {
-                    let blobs = needed.blobs.iter().map(BlobHash::hex).collect();
+                    let blobs: BTreeSet<String> = needed.blobs.iter().map(BlobHash::hex).collect();
                     let mut collect = |path: &Path| {
                         collected.blobs += 1;
                         collected.bytes += disk_bytes(path);
                     };
-                    sweep.all_but(&self.blobs(), &blobs, &mut collect)?;
+                    sweep.all_but(&self.blobs(), named(&blobs), &mut collect)?;
                     // What has come by another way needs not be fetched any more.
-                    let is_here = |blob: &&BlobHash| self.blob_directory(**blob).exists();
-                    let missing = needed.blobs.iter().filter(|blob| !is_here(blob));
-                    let missing = missing.map(BlobHash::hex).collect();
-                    sweep.all_but(&self.partials(), &missing, &mut collect)
+                    let is_missing = |name: &str| {
+                        partial_identity(name).is_some_and(|identity| {
+                            needed.blobs.contains(&identity.hash)
+                                && self.blob_identity(identity.hash).is_none()
+                        })
+                    };
+                    sweep.all_but(&self.partials(), is_missing, &mut collect)
                 })
                 .map_err(failed)?;
         }
@@ -86,10 +90,14 @@ impl Store {
             number: 0,
         };
         sweep
-            .all_but(&self.quarantined(), &BTreeSet::new(), |path| {
-                collected.blobs += 1;
-                collected.bytes += disk_bytes(path);
-            })
+            .all_but(
+                &self.quarantined(),
+                |_| false,
+                |path| {
+                    collected.blobs += 1;
+                    collected.bytes += disk_bytes(path);
+                },
+            )
             .map_err(failed)?;
         drop(staging);
         Ok(collected)
@@ -176,18 +184,18 @@ struct Sweep<'s> {
 }
 
 impl Sweep<'_> {
-    /// Takes all entries out of `directory` but those named in `keep`; tells `each` of
+    /// Takes all entries out of `directory` but those that `keep` says; tells `each` of
     /// them where they are now.
     fn all_but(
         &mut self,
         directory: &Path,
-        keep: &BTreeSet<String>,
+        keep: impl Fn(&str) -> bool,
         mut each: impl FnMut(&Path),
     ) -> io::Result<()> {
         for entry in std::fs::read_dir(directory)? {
             let entry = entry?;
             let name = entry.file_name();
-            if name.to_str().is_some_and(|name| keep.contains(name)) {
+            if name.to_str().is_some_and(&keep) {
                 continue;
             }
             let place = self.staging.path().join(self.number.to_string());
@@ -209,6 +217,10 @@ pub(super) fn disk_bytes(directory: &Path) -> u64 {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let sizes = entries.filter_map(|entry| Some(entry.metadata().ok()?.blocks() * 512));
     sizes.sum()
+}
+
+fn named(names: &BTreeSet<String>) -> impl Fn(&str) -> bool {
+    |name| names.contains(name)
 }
 
 fn name(path: &Path) -> Option<String> {

@@ -115,7 +115,9 @@ pub enum StoreError {
         limit: u64,
     },
     /// Something an image needs is not there.
-    #[error("{what} is missing from the store; load the image again with `mote load`")]
+    #[error(
+        "{what} is missing from the store; load the image again with `mote load`, or pull it with `mote pull`"
+    )]
     Missing {
         /// Such as "layer …".
         what: String,

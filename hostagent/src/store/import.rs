@@ -211,8 +211,11 @@ impl Store {
     /// disk.
     pub(super) fn names_of_content(&self) -> io::Result<Unsynced> {
         let mut names = Unsynced::default();
-        for directory in [self.blobs(), self.layers(), self.disks(), self.contents()] {
-            names.add_directory(&directory)?;
+        // A converter of another version may just have made its directories.
+        let above = ["layers", "disks"].map(|name| self.root.join(name));
+        let directories = [self.blobs(), self.layers(), self.disks(), self.contents()];
+        for directory in directories.iter().chain(&above) {
+            names.add_directory(directory)?;
         }
         Ok(names)
     }

@@ -229,8 +229,10 @@ impl Store {
                 .map_err(|source| StoreError::Record { path, source })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // Whoever made what is there may have been killed before it was on disk.
-                for directory in ["content", "layers", "disks"] {
-                    sync_directory(&self.root.join(directory)).map_err(failed)?;
+                let above = self.root.parent().map(Path::to_owned);
+                let within = ["content", "layers", "disks"].map(|name| self.root.join(name));
+                for directory in within.into_iter().chain(above) {
+                    sync_directory(&directory).map_err(failed)?;
                 }
                 let staging = self.scratch()?;
                 let part = staging.path().join("format");

@@ -1,10 +1,14 @@
 //! Blobs that are not all here yet.
 //!
 //! ```text
-//! partial/HASH/data        the blob's length, with holes
-//!             /outboard    its hash tree, whole
-//!             /present     a bit for each group of 16 KiB that is in `data`
+//! partial/HASH-BYTES/data        the blob's length, with holes
+//!                   /outboard    its hash tree, whole
+//!                   /present     a bit for each group of 16 KiB that is in `data`
 //! ```
+//!
+//! A hash tree is verified by the blob's hash, and so is every group, but a length only by
+//! the last group. So what claims to be a blob of another length is filled elsewhere: it
+//! will never be whole, and is in nobody's way.
 //!
 //! Whatever is written is verified before. `present` is replaced now and then, after
 //! `data` was brought to disk: what a crash loses of it is fetched again. Several
@@ -21,11 +25,12 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use outboard::{GROUP_BYTES, SPAN_BYTES, Span, Tree};
+use outboard::{BlobHash, GROUP_BYTES, SPAN_BYTES, Span, Tree};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, renameat, unlinkat};
 
 use super::blob::{BlobIdentity, DATA, OUTBOARD};
-use super::blobs::BlobError;
+use super::blobs::{BlobError, is_in_the_way};
+use super::collect::disk_bytes;
 use super::durable::{sync_directory, write_file};
 use super::{Store, StoreError};
 
@@ -62,7 +67,7 @@ impl Store {
         identity: BlobIdentity,
         outboard: impl FnOnce(&File) -> Result<(), E>,
     ) -> Result<PartialBlob, E> {
-        let place = self.partial_directory(identity.hash);
+        let place = self.partial_directory(identity);
         let failed = |error| self.io(format!("opening part of blob {}", identity.hash), error);
         if let Found::Usable(partial) = PartialBlob::find(identity, &place).map_err(failed)? {
             return Ok(partial);
@@ -108,9 +113,9 @@ impl Store {
         match partial.check() {
             Ok(0) => Ok(false),
             Ok(_) => self.save_partial(partial).map(|_| true),
-            Err(error) if error.is_corruption() => {
-                self.drop_partial(hash, &partial.directory).map(|()| true)
-            }
+            Err(error) if error.is_corruption() => self
+                .drop_partial(partial.identity, &partial.directory)
+                .map(|()| true),
             Err(error) => Err(self.io(
                 format!("reading part of blob {hash}"),
                 io::Error::other(error),
@@ -125,13 +130,12 @@ impl Store {
         for entry in std::fs::read_dir(self.partials()).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let Some(hash) = outboard::BlobHash::from_hex(&name) else {
+            let Some(identity) = partial_identity(&name) else {
                 continue;
             };
-            let bytes = path.join(DATA).metadata().map_or(0, |data| data.len());
-            match PartialBlob::find(BlobIdentity { hash, bytes }, &path).map_err(failed)? {
+            match PartialBlob::find(identity, &path).map_err(failed)? {
                 Found::Usable(partial) => partials.push(partial),
-                Found::Unusable(directory) => self.drop_partial(hash, &directory)?,
+                Found::Unusable(directory) => self.drop_partial(identity, &directory)?,
                 // Complete now, or collected.
                 Found::Nothing => {}
             }
@@ -141,10 +145,10 @@ impl Store {
 
     /// How many bytes of a blob are not here, up to the next whole group.
     pub(super) fn missing_bytes(&self, identity: BlobIdentity) -> u64 {
-        if self.blob_directory(identity.hash).exists() {
+        if self.blob(identity, String::new).is_ok() {
             return 0;
         }
-        let place = self.partial_directory(identity.hash);
+        let place = self.partial_directory(identity);
         match PartialBlob::find(identity, &place) {
             Ok(Found::Usable(partial)) => identity.bytes.min(partial.missing() * GROUP_BYTES),
             _ => identity.bytes,
@@ -153,9 +157,9 @@ impl Store {
 
     /// Drops what is here of a blob, unless it has been begun anew in another directory than
     /// this one.
-    fn drop_partial(&self, hash: outboard::BlobHash, directory: &File) -> Result<(), StoreError> {
-        let failed = |error| self.io(format!("dropping part of blob {hash}"), error);
-        let place = self.partial_directory(hash);
+    fn drop_partial(&self, identity: BlobIdentity, directory: &File) -> Result<(), StoreError> {
+        let failed = |error| self.io(format!("dropping part of blob {}", identity.hash), error);
+        let place = self.partial_directory(identity);
         let staging = self.scratch()?;
         let _gate = self.gate().map_err(failed)?;
         match is_at(directory, &place).map_err(failed)? {
@@ -168,15 +172,17 @@ impl Store {
     /// and returns whether it is there now. If it has been begun anew meanwhile, nothing is
     /// saved: what is known is of other files.
     pub fn save_partial(&self, partial: &PartialBlob) -> Result<bool, StoreError> {
-        let hash = partial.identity.hash;
-        let failed = |error| self.io(format!("keeping part of blob {hash}"), error);
-        let (from, place) = (self.partial_directory(hash), self.blob_directory(hash));
+        let identity = partial.identity;
+        let failed = |error| self.io(format!("keeping part of blob {}", identity.hash), error);
+        let from = self.partial_directory(identity);
+        let place = self.blob_directory(identity.hash);
+        let is_there = || self.is_damaged(identity).map(|damaged| !damaged);
         // Of two threads that save, the later one knows more.
         let _saving = partial
             .saving
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if place.exists() {
+        if is_there()? {
             return Ok(true);
         }
         let (groups, missing, saved) = {
@@ -194,7 +200,7 @@ impl Store {
             {
                 let _gate = self.gate().map_err(failed)?;
                 if !is_at(&partial.directory, &from).map_err(failed)? {
-                    return Ok(place.exists());
+                    return is_there();
                 }
                 renameat(CWD, &part, &partial.directory, PRESENT)
                     .map_err(|error| failed(error.into()))?;
@@ -207,11 +213,13 @@ impl Store {
         }
         {
             let _gate = self.gate().map_err(failed)?;
-            if !is_at(&partial.directory, &from).map_err(failed)? {
-                return Ok(place.exists());
+            if !is_at(&partial.directory, &from).map_err(failed)? || is_there()? {
+                return is_there();
             }
+            // Nobody else puts anything there under the gate but what has it too.
+            self.make_room(identity)?;
             match std::fs::rename(&from, &place) {
-                Err(_) if place.exists() => return Ok(true),
+                Err(error) if is_in_the_way(&error) => return is_there(),
                 renamed => renamed.map_err(failed)?,
             }
         }
@@ -225,13 +233,33 @@ impl Store {
         Ok(true)
     }
 
-    fn partial_directory(&self, hash: outboard::BlobHash) -> PathBuf {
-        self.partials().join(hash.hex())
+    /// What is on disk of partial blobs of this hash.
+    pub(super) fn partial_disk_bytes(&self, hash: BlobHash) -> u64 {
+        let entries = std::fs::read_dir(self.partials());
+        let of_it = entries.into_iter().flatten().flatten().filter(|entry| {
+            let identity = entry.file_name().to_str().and_then(partial_identity);
+            identity.is_some_and(|identity| identity.hash == hash)
+        });
+        of_it.map(|entry| disk_bytes(&entry.path())).sum()
+    }
+
+    pub(super) fn partial_directory(&self, identity: BlobIdentity) -> PathBuf {
+        let name = format!("{}-{}", identity.hash.hex(), identity.bytes);
+        self.partials().join(name)
     }
 
     pub(super) fn partials(&self) -> PathBuf {
         self.root.join("partial")
     }
+}
+
+/// The blob that the directory of this name is filled to become.
+pub(super) fn partial_identity(name: &str) -> Option<BlobIdentity> {
+    let (hash, bytes) = name.split_once('-')?;
+    Some(BlobIdentity {
+        hash: BlobHash::from_hex(hash)?,
+        bytes: bytes.parse().ok()?,
+    })
 }
 
 /// What is at the place of a blob that is to be filled.
@@ -243,10 +271,10 @@ enum Found {
     Nothing,
 }
 
-/// Whether `directory` is what is at `path`. While it is open no other one can have its
-/// number; and who holds the gate finds it there until it lets go.
-fn is_at(directory: &File, path: &Path) -> io::Result<bool> {
-    let open = directory.metadata()?;
+/// Whether an open file or directory is what is at `path`. While it is open no other one can
+/// have its number; and who holds the gate finds it there until it lets go.
+pub(super) fn is_at(open: &File, path: &Path) -> io::Result<bool> {
+    let open = open.metadata()?;
     match std::fs::symlink_metadata(path) {
         Ok(named) => Ok(named.ino() == open.ino() && named.dev() == open.dev()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

@@ -105,7 +105,7 @@ fn a_wrong_hash_tree_verifies_nothing() {
     // One that goes wrong later is dropped, with all that it would verify.
     tree[10] ^= 1;
     let partial = open(&store, identity, &tree);
-    let place = store.partials().join(identity.hash.hex()).join(OUTBOARD);
+    let place = store.partial_directory(identity).join(OUTBOARD);
     tree[10] ^= 1;
     std::fs::write(place, &tree).unwrap();
     assert!(
@@ -141,7 +141,7 @@ fn a_blob_that_was_begun_with_another_length_is_begun_anew() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path()).unwrap();
     let (identity, content, tree) = blob(100_000);
-    let place = store.partials().join(identity.hash.hex());
+    let place = store.partial_directory(identity);
     std::fs::create_dir(&place).unwrap();
     std::fs::write(place.join(DATA), b"short").unwrap();
     std::fs::write(place.join(OUTBOARD), b"").unwrap();
@@ -152,7 +152,7 @@ fn a_blob_that_was_begun_with_another_length_is_begun_anew() {
 
 /// What becomes of a blob when another process begins it anew.
 fn begun_anew(store: &Store, identity: BlobIdentity, tree: &[u8]) -> PartialBlob {
-    let place = store.partials().join(identity.hash.hex());
+    let place = store.partial_directory(identity);
     std::fs::rename(&place, store.root().join("elsewhere")).unwrap();
     open(store, identity, tree)
 }
@@ -191,7 +191,7 @@ fn a_wrong_hash_tree_takes_nothing_away_that_was_begun_anew() {
     let store = Store::open(directory.path()).unwrap();
     let (identity, content, mut tree) = blob(100_000);
     let first = open(&store, identity, &tree);
-    let place = store.partials().join(identity.hash.hex()).join(OUTBOARD);
+    let place = store.partial_directory(identity).join(OUTBOARD);
     let right = tree.clone();
     tree[10] ^= 1;
     std::fs::write(place, &tree).unwrap();
@@ -218,6 +218,54 @@ fn a_length_that_the_hash_tree_does_not_have_displaces_nothing() {
     let refused = try_open(&store, longer, &longer_tree).unwrap_err();
     assert!(refused.is_damage(), "{refused}");
     assert_eq!(open(&store, identity, b"not asked for").missing(), 3);
+}
+
+#[test]
+fn a_length_that_only_the_last_group_tells_is_filled_elsewhere_and_never_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    for (bytes, difference) in [(100_000, 1_i64), (100_000, -1), (9_000, -4_000), (9_000, 7)] {
+        let (identity, content, tree) = blob(bytes);
+        let partial = open(&store, identity, &tree);
+        let half = (partial.groups() / 2 * GROUP_BYTES) as usize;
+        partial.write(0, &content[..half]).unwrap();
+        store.save_partial(&partial).unwrap();
+        let lie = BlobIdentity {
+            bytes: identity.bytes.checked_add_signed(difference).unwrap(),
+            ..identity
+        };
+        let other = open(&store, lie, &tree);
+        let last = other.groups() - 1;
+        let mut end = content[(last * GROUP_BYTES) as usize..].to_vec();
+        end.resize((lie.bytes - last * GROUP_BYTES) as usize, 0);
+        other.write(last, &end).unwrap_err();
+        assert!(!store.save_partial(&other).unwrap());
+        // The other one goes on.
+        assert_eq!(
+            open(&store, identity, b"not asked for").missing(),
+            partial.missing()
+        );
+        let first = half as u64 / GROUP_BYTES;
+        partial.write(first, &content[half..]).unwrap();
+        assert!(store.save_partial(&partial).unwrap());
+        assert!(!store.quarantine_if_corrupt(identity).unwrap());
+        store.quarantine(identity.hash).unwrap();
+    }
+}
+
+#[test]
+fn what_stands_in_the_place_of_a_blob_and_is_none_makes_room() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let (identity, content, tree) = blob(50_000);
+    let partial = open(&store, identity, &tree);
+    let place = store.blob_directory(identity.hash);
+    std::fs::create_dir(&place).unwrap();
+    std::fs::write(place.join(OUTBOARD), &tree).unwrap();
+    assert!(!store.save_partial(&partial).unwrap());
+    partial.write(0, &content).unwrap();
+    assert!(store.save_partial(&partial).unwrap());
+    assert!(!store.quarantine_if_corrupt(identity).unwrap());
 }
 
 #[test]
@@ -250,9 +298,7 @@ fn of_many_that_fill_drop_and_begin_a_blob_none_leaves_a_map_of_other_bytes() {
                         let _ = std::fs::rename(store.blob_directory(identity.hash), elsewhere);
                     }
                     if (seed + round) % 7 == 0 {
-                        store
-                            .drop_partial(identity.hash, &partial.directory)
-                            .unwrap();
+                        store.drop_partial(identity, &partial.directory).unwrap();
                     }
                 }
             });

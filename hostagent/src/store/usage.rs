@@ -66,8 +66,7 @@ impl Store {
         let usage = all.into_iter().map(|(image, blobs)| {
             let (mut shared_bytes, mut unique_bytes) = (0, 0);
             for blob in blobs {
-                let partial = self.partials().join(blob.hex());
-                let bytes = disk_bytes(&self.blob_directory(blob)) + disk_bytes(&partial);
+                let bytes = disk_bytes(&self.blob_directory(blob)) + self.partial_disk_bytes(blob);
                 match owners.get(&blob) {
                     Some(1) => unique_bytes += bytes,
                     _ => shared_bytes += bytes,
@@ -117,6 +116,8 @@ impl Store {
             let bytes = disk_bytes(&entry.path());
             let name = entry.file_name();
             let name = name.to_str().unwrap_or_default();
+            // Of what is here in part it goes on with the length.
+            let name = name.split('-').next().unwrap_or_default();
             if boot.contains(name) {
                 usage.boot.total += 1;
                 usage.boot.active += usize::from(running);

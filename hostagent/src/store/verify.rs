@@ -237,7 +237,7 @@ impl Store {
             }
             Err(source) => {
                 if source.is_corruption() {
-                    self.quarantine(blob.identity.hash)?;
+                    self.quarantine_read(blob)?;
                 }
                 Err(self.unusable(source, what))
             }

@@ -246,6 +246,29 @@ impl Mote {
         self.assets.path()
     }
 
+    /// Installs a kernel and a VMM that do nothing.
+    pub fn install_idle(&self) {
+        // An ELF header and nothing else: enough to be taken for a kernel.
+        let mut kernel = vec![0; 64];
+        kernel[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        kernel[18] = 62;
+        std::fs::write(self.assets().join("vmlinux"), kernel).unwrap();
+        std::fs::write(self.assets().join("initrd"), b"").unwrap();
+        self.install_vmm("exit 3");
+    }
+
+    /// Installs a script as the VMM.
+    pub fn install_vmm(&self, script: &str) {
+        let text = self.assets().join("text");
+        std::fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+        // By another process: a test that forks while this one has the file open for
+        // writing would keep it from being executed (ETXTBSY).
+        let mut install = Command::new("install");
+        install.arg("-m755").arg(&text);
+        let path = self.assets().join("mote-vmm");
+        assert!(install.arg(&path).status().unwrap().success());
+    }
+
     /// `mote` with these arguments, not yet started.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mote"));

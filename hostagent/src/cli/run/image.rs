@@ -103,20 +103,17 @@ fn stored(
     if when == PullWhen::Never {
         return Err(missing.into());
     }
-    // By its id, or by a name it was given here, it is what it is: no registry that the name
-    // would lead to is asked.
-    let recorded = store.lazy_images(image.id)?;
+    // By its id, or by a name it was given here, or if it has been here once, it is what it
+    // is: no registry that the name would lead to is asked.
+    let mut recorded = store.lazy_images(image.id)?.into_iter();
     let name = match reference {
         StoredReference::Name(name)
-            if recorded.is_empty()
-                || recorded
-                    .iter()
-                    .any(|lazy| lazy.repository == name.repository()) =>
+            if recorded.any(|lazy| lazy.repository == name.repository()) =>
         {
             name
         }
         _ => {
-            whole::obtain(store, &image, lease, progress)?;
+            whole::obtain(store, &image, lease, progress).with_context(|| missing.to_string())?;
             return whole_image(store, image, lease);
         }
     };
