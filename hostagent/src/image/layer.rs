@@ -89,6 +89,18 @@ pub enum LayerError<E: std::error::Error + 'static> {
     Cancelled,
 }
 
+/// The longest window of a zstd frame, which is held in memory: 64 MiB, as a power of two.
+/// No level asks for more of those that need no flag of their own (`--ultra`, `--long`).
+const MAX_WINDOW_LOG: u32 = 26;
+
+/// Decompresses frames of zstd; one that asks for more memory than a layer may cost is an
+/// error.
+pub(crate) fn zstd_decoder<R: BufRead>(input: R) -> io::Result<zstd::Decoder<'static, R>> {
+    let mut decoder = zstd::Decoder::with_buffer(input)?;
+    decoder.window_log_max(MAX_WINDOW_LOG)?;
+    Ok(decoder)
+}
+
 /// How a layer is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Compression {
@@ -149,7 +161,7 @@ impl LayerSource {
                 .map(|made| (made, None))
                 .map_err(|source| self.refused(source)),
             Compression::Gzip => self.decompressed(MultiGzDecoder::new(&mut blob), consume),
-            Compression::Zstd => zstd::Decoder::with_buffer(&mut blob)
+            Compression::Zstd => zstd_decoder(&mut blob)
                 .map_err(|source| self.unreadable(source))
                 .and_then(|decoder| self.decompressed(decoder, consume)),
         };

@@ -114,6 +114,16 @@ pub enum StoreError {
         /// How long it may be.
         limit: u64,
     },
+    /// An archive that is a pipe, or compressed as a whole, is longer than this host's
+    /// administrator allows a layer to be.
+    #[error(
+        "the archive has more than {limit} bytes, decompressed; max_layer_bytes in {} can raise that limit",
+        super::limits::FILE_NAME
+    )]
+    ArchiveTooLarge {
+        /// How long it may be.
+        limit: u64,
+    },
     /// Something an image needs is not there.
     #[error(
         "{what} is missing from the store; load the image again with `mote load`, or pull it with `mote pull`"

@@ -5,7 +5,8 @@
 //! not listed here are refused.
 //!
 //! ```toml
-//! max_layer_bytes = 137438953472     # of a layer's tar stream, after decompression
+//! max_layer_bytes = 137438953472     # of a layer's tar stream, after decompression; also
+//!                                    # of an archive that is a pipe, or compressed
 //! max_blob_bytes = 137438953472      # of what it is converted to
 //! max_entries = 4000000              # files and directories of a layer or an image
 //! max_metadata_bytes = 1073741824    # of their names, links and attributes, in memory

@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::import::ImportError;
 use super::{Store, StoreError};
+use crate::image::layer::zstd_decoder;
 use crate::image::progress::{Progress, Task};
 
 /// Bytes copied at a time.
@@ -24,7 +25,8 @@ const POLL: Timespec = Timespec {
 };
 
 impl Store {
-    /// Copies `input` to a nameless file of the store, decompressed.
+    /// Copies `input` to a nameless file of the store, decompressed, if it is no longer than
+    /// a layer may be.
     pub fn spool(&self, input: File, progress: &dyn Progress) -> Result<File, ImportError> {
         let staging = self.scratch()?;
         let failed = |error| self.io("copying the archive", error);
@@ -39,15 +41,22 @@ impl Store {
         let task = progress.begin("copying the archive", 0);
         let task = &*task;
         let input = Watched { input, task };
+        let limit = self.limits.max_tar_bytes;
         let copied = decompressed(input).and_then(|mut input| {
             let mut buffer = vec![0; BUFFER_BYTES];
+            let mut bytes = 0_u64;
             loop {
                 match input.read(&mut buffer) {
                     Ok(0) => return Ok(Ok(())),
-                    Ok(read) => match spooled.write_all(&buffer[..read]) {
-                        Ok(()) => {}
-                        Err(error) => return Ok(Err(error)),
-                    },
+                    Ok(read) => {
+                        bytes += read as u64;
+                        if bytes > limit {
+                            return Ok(Err(StoreError::ArchiveTooLarge { limit }));
+                        }
+                        if let Err(error) = spooled.write_all(&buffer[..read]) {
+                            return Ok(Err(failed(error)));
+                        }
+                    }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) => return Err(error),
                 }
@@ -60,7 +69,7 @@ impl Store {
             Ok(Ok(())) => Ok(spooled),
             Ok(Err(error)) => {
                 drop(spooled);
-                Err(failed(error).into())
+                Err(error.into())
             }
             Err(source) => Err(StoreError::Input { source }.into()),
         }
@@ -81,7 +90,7 @@ fn decompressed<'a>(input: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let input = BufReader::with_capacity(BUFFER_BYTES, io::Cursor::new(start).chain(input));
     Ok(match (compressed, gzip) {
         (true, true) => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
-        (true, false) => Box::new(zstd::Decoder::with_buffer(input)?),
+        (true, false) => Box::new(zstd_decoder(input)?),
         (false, _) => Box::new(input),
     })
 }
@@ -149,6 +158,31 @@ mod tests {
         assert!(spooled(&gzip.finish().unwrap()) == content);
         assert!(spooled(b"").is_empty());
         assert!(spooled(b"ab") == b"ab");
+    }
+
+    #[test]
+    fn what_decompresses_without_end_is_an_error_that_says_what_raises_the_limit() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let limits = erofs::Limits {
+            max_tar_bytes: 1 << 20,
+            ..erofs::Limits::default()
+        };
+        let store = store.with_limits(limits);
+        let zeroes = vec![0; (1 << 20) + 1];
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        gzip.write_all(&zeroes).unwrap();
+        for bomb in [
+            gzip.finish().unwrap(),
+            zstd::encode_all(&zeroes[..], 1).unwrap(),
+        ] {
+            let mut input = tempfile::tempfile().unwrap();
+            input.write_all(&bomb).unwrap();
+            input.rewind().unwrap();
+            let error = store.spool(input, &()).unwrap_err().to_string();
+            assert!(error.contains("max_layer_bytes in limits.toml"), "{error}");
+            assert_eq!(std::fs::read_dir(store.staging()).unwrap().count(), 0);
+        }
     }
 
     #[test]
