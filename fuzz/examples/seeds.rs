@@ -393,11 +393,11 @@ fn specs() -> Vec<Vec<u8>> {
     let boot_blob =
         |file: u32, outboard: u32| json!({"hash": hash, "file": file, "outboard": outboard});
     let small = json!({
-        "version": 1, "kvm": 3, "vcpus": 1, "memory_bytes": 2 << 20,
+        "version": 2, "kvm": 3, "vcpus": 1, "memory_bytes": 2 << 20,
         "boot": {"kernel": boot_blob(4, 12)},
     });
     let all = json!({
-        "version": 1, "kvm": 3, "vcpus": 4, "memory_bytes": 64 << 20,
+        "version": 2, "kvm": 3, "vcpus": 4, "memory_bytes": 64 << 20,
         "boot": {"kernel": boot_blob(4, 12), "initrd": boot_blob(36, 44), "command_line": "console=ttyS0"},
         "serial": {"output": 2, "input": 7},
         "disks": [

@@ -52,6 +52,19 @@ pub enum AssetError {
         /// Why not.
         source: io::Error,
     },
+    /// The guest kernel or the initrd has another length than `boot.json` says.
+    #[error(
+        "{} has {found} bytes, not {expected} as {RECORD} beside it says; install mote again, or remove {RECORD} to boot the file as it is",
+        path.display()
+    )]
+    Length {
+        /// The file.
+        path: PathBuf,
+        /// What `boot.json` says.
+        expected: u64,
+        /// How long it is.
+        found: u64,
+    },
     /// `mote-vmm`.
     #[error("mote-vmm was not found at {}; set {VMM_VARIABLE} to its path, or install it beside mote", .0.display())]
     Vmm(PathBuf),
@@ -159,15 +172,27 @@ impl Assets {
     }
 }
 
-/// Opens a file that a guest is to boot.
+/// Opens a file that a guest is to boot. Its bytes are compared with `identity` when they
+/// are read; its length is now, so that a file that was replaced alone is not passed over.
 pub fn boot_file(path: PathBuf, identity: Option<BlobIdentity>) -> Result<BootFile, AssetError> {
-    match File::open(&path) {
-        Ok(file) => Ok(BootFile {
+    let opened = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
+    let (found, file) = match opened {
+        Ok(opened) => opened,
+        Err(source) => return Err(AssetError::Open { path, source }),
+    };
+    match identity {
+        Some(BlobIdentity {
+            bytes: expected, ..
+        }) if expected != found => Err(AssetError::Length {
+            path,
+            expected,
+            found,
+        }),
+        _ => Ok(BootFile {
             what: path.display().to_string(),
             file,
             identity,
         }),
-        Err(source) => Err(AssetError::Open { path, source }),
     }
 }
 
@@ -216,6 +241,9 @@ mod tests {
         std::fs::write(one.path().join(INITRD), "kernel").unwrap();
         let found = assets.kernel_file().unwrap().identity.unwrap();
         assert_eq!((found.hash, found.bytes), (hash, 6));
+        std::fs::write(one.path().join(INITRD), "another").unwrap();
+        let error = assets.initrd_file().unwrap_err().to_string();
+        assert!(error.contains("7 bytes, not 6"), "{error}");
         std::fs::write(one.path().join(RECORD), "{}").unwrap();
         let error = assets.initrd_file().unwrap_err();
         assert!(matches!(error, AssetError::Record { .. }), "{error}");

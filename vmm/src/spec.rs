@@ -10,7 +10,7 @@ use outboard::BlobHash;
 use serde::{Deserialize, Serialize};
 
 /// The version of this format. A VMM refuses any other.
-pub const SPEC_VERSION: u32 = 1;
+pub const SPEC_VERSION: u32 = 2;
 
 /// A number in the descriptor table that `mote-vmm` inherits.
 pub type Descriptor = i32;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::{Check, Finding};
 use crate::assets::AssetError;
+use crate::store::BootFile;
 
 /// `mote-vmm`.
 pub const VMM: Check = Check {
@@ -23,7 +24,7 @@ pub const KERNEL: Check = Check {
     name: "guest-kernel",
     purpose: "is what guests boot",
     required: true,
-    run: |host| found(host.assets.kernel(), ASSETS_ADVICE),
+    run: |host| found(place(host.assets.kernel_file()), ASSETS_ADVICE),
 };
 
 /// The guest's init.
@@ -31,10 +32,14 @@ pub const INITRD: Check = Check {
     name: "guest-initrd",
     purpose: "starts the workload in a guest",
     required: true,
-    run: |host| found(host.assets.initrd(), ASSETS_ADVICE),
+    run: |host| found(place(host.assets.initrd_file()), ASSETS_ADVICE),
 };
 
 const ASSETS_ADVICE: &str = "build them with `cargo xtask kernel`, or set MOTE_ASSETS to the directory that has vmlinux and initrd";
+
+fn place(file: Result<BootFile, AssetError>) -> Result<PathBuf, AssetError> {
+    file.map(|file| file.what.into())
+}
 
 fn found(file: Result<PathBuf, AssetError>, advice: &str) -> Finding {
     match file {
@@ -49,9 +54,11 @@ fn found(file: Result<PathBuf, AssetError>, advice: &str) -> Finding {
         Err(AssetError::Vmm(path)) => {
             Finding::missing(format!("not at {}", path.display()), advice)
         }
-        Err(error @ (AssetError::Record { .. } | AssetError::Open { .. })) => {
-            Finding::missing(error.to_string(), advice)
-        }
+        Err(
+            error @ (AssetError::Record { .. }
+            | AssetError::Open { .. }
+            | AssetError::Length { .. }),
+        ) => Finding::missing(error.to_string(), advice),
     }
 }
 

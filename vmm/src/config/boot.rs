@@ -1,6 +1,6 @@
 //! What runs first.
 
-use outboard::Tree;
+use outboard::{BlobHash, Tree};
 
 use super::descriptor::{check_outboard, readable, stored_size};
 use super::error::{ConfigError, kind};
@@ -48,7 +48,11 @@ pub fn boot(spec: BootSpec, fds: &mut Descriptors) -> Result<BootConfig, ConfigE
 fn blob(spec: BootBlobSpec, field: &str, fds: &mut Descriptors) -> Result<BootBlob, ConfigError> {
     let file_field = format!("{field}.file");
     let data = readable(spec.file, &file_field, fds)?;
-    let bytes = stored_size(&data).ok_or_else(|| kind(file_field, "a regular file"))?;
+    let bytes = stored_size(&data).ok_or_else(|| kind(&file_field, "a regular file"))?;
+    // Nothing of it would be read, and so nothing verified.
+    if bytes == 0 && spec.hash != BlobHash::of(b"") {
+        return Err(kind(file_field, "a file that holds something"));
+    }
     let field = format!("{field}.outboard");
     let outboard = readable(spec.outboard, &field, fds)?;
     let tree = Tree::new(spec.hash, bytes);

@@ -271,8 +271,8 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     };
     let workload = options.apply(&config)?;
     disk.limits = args.disk;
-    let mut blobs = disk::blobs(&disk);
-    blobs.extend(boot.blobs());
+    let blobs = disk::blobs(&disk);
+    let booted = boot.blobs();
     let partials = fetching.as_ref().map(Running::partials).unwrap_or_default();
     if progress.cancelled() {
         return Err(ImportError::Cancelled.into());
@@ -341,7 +341,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         .context("cannot make the microVM known to `mote ps`")?;
     request.control = Some(registration.control().clone());
     let start_up = fetching.as_ref().map(Running::start_up);
-    let mut observer = RunObserver::new(registration, store, blobs, partials, start_up);
+    let mut observer = RunObserver::new(registration, store, blobs, booted, partials, start_up);
     timeline.fetched_bytes = fetching.as_ref().map(Running::fetched_bytes);
     let outcome = guest::run(request, timeline, &mut observer);
     // What was read is kept for the next start.

@@ -20,7 +20,9 @@ pub struct RunObserver {
     store: Arc<Store>,
     /// The blobs of its disk, its kernel and its initrd that nothing has been said about.
     blobs: Vec<BlobIdentity>,
-    /// Those of them that are here in part.
+    /// Its kernel and its initrd.
+    boot: [BlobHash; 2],
+    /// Those of the disk that are here in part.
     partials: Vec<Arc<PartialBlob>>,
     /// Who fetches them.
     start_up: Option<StartUp>,
@@ -31,15 +33,19 @@ impl RunObserver {
     pub fn new(
         registration: Registration,
         store: Arc<Store>,
-        blobs: Vec<BlobIdentity>,
+        disk: Vec<BlobIdentity>,
+        boot: [BlobIdentity; 2],
         partials: Vec<Arc<PartialBlob>>,
         start_up: Option<StartUp>,
     ) -> Self {
+        let mut blobs = disk;
+        blobs.extend(boot);
         Self {
             registration,
             messages: Messages::about("the guest's devices"),
             store,
             blobs,
+            boot: boot.map(|blob| blob.hash),
             partials,
             start_up,
         }
@@ -116,8 +122,9 @@ impl Observer for RunObserver {
         };
         let known = self.blobs.iter().position(|blob| blob.hash == hash);
         match known.map(|index| self.blobs.swap_remove(index)) {
-            // There is no guest to wait for it, and the next one must not meet it.
-            Some(blob) if boots => {
+            // There is no guest to wait for it, and the next one must not meet it. Nor does
+            // a VMM choose what is read for it now.
+            Some(blob) if boots && self.boot.contains(&hash) => {
                 let advice = "the next run takes it in again from its file";
                 check(&self.store, blob, advice, &mut self.messages);
             }
