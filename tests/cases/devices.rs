@@ -16,12 +16,13 @@ use std::time::Duration;
 
 use e2e::installed;
 use jail::{Jail, Jailed};
+use outboard::Builder;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 use serde_json::json;
 use support::tools;
-use vmm::spec::VmSpec;
+use vmm::spec::{SPEC_VERSION, VmSpec};
 
 /// Longer than a start takes, and what else a test waits for.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -83,6 +84,9 @@ impl Guest {
         };
         let kvm = File::options().read(true).write(true).open("/dev/kvm");
         let kernel = File::open(installed("vmlinux")).expect("mote is installed");
+        let outboard = tempfile::tempfile().expect("a temporary file");
+        let tree = outboard.try_clone().expect("a descriptor");
+        let built = Builder::new(tree).build(&kernel).expect("there is room");
         let (input, keyboard) = std::io::pipe().expect("a pipe");
         let (screen, output) = std::io::pipe().expect("a pipe");
         let flags = SocketFlags::CLOEXEC;
@@ -95,11 +99,18 @@ impl Guest {
              rootflags=dax=always init=/bin/sh -- -c \"{script}\""
         );
         let spec = json!({
-            "version": 1,
+            "version": SPEC_VERSION,
             "kvm": pass(kvm.expect("KVM").into()),
             "vcpus": 1,
             "memory_bytes": 256 << 20,
-            "boot": { "kernel": pass(kernel.into()), "command_line": command_line },
+            "boot": {
+                "kernel": {
+                    "hash": built.hash,
+                    "file": pass(kernel.into()),
+                    "outboard": pass(outboard.into()),
+                },
+                "command_line": command_line,
+            },
             "pmem": [{ "file": pass(root.into()), "length_bytes": length, "read_only": true }],
             "consoles": [{
                 "input": pass(input.into()),

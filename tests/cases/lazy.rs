@@ -1,9 +1,10 @@
 //! Images that start before they have arrived, from Debian's docker-registry.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
@@ -145,7 +146,7 @@ impl Node {
         Self { directory }
     }
 
-    fn root(&self) -> std::path::PathBuf {
+    fn root(&self) -> PathBuf {
         self.directory.path().join("store")
     }
 
@@ -194,8 +195,9 @@ fn an_image_runs_before_it_has_arrived_and_is_whole_in_the_end() {
     let node = Node::new();
     let run = node.shell(&name, "cat /opt/small").expect(0);
     assert_eq!(run.text(), "first");
-    // Metadata, layer, skeleton: parts of them, or all where that went quickly.
-    assert!(count(&node.root().join("partial")) + count(&node.root().join("blobs")) == 3);
+    // Metadata, layer, skeleton: parts of them, or all where that went quickly; and what
+    // every guest boots.
+    assert!(count(&node.root().join("partial")) + count(&node.root().join("blobs")) == 3 + 2);
     // What a guest reads is what was pushed, wherever it comes from.
     let sum = |node: &Node| {
         let run = node
@@ -241,4 +243,92 @@ fn a_registry_that_stalls_makes_reads_fail_with_a_reason() {
     // It is not for ever.
     gate.be(OPEN);
     node.shell(&name, "cat /opt/large >/dev/null").expect(0);
+}
+
+/// The blob of the image's only layer.
+fn layer_blob(node: &Node, name: &str) -> PathBuf {
+    let template = "{{(index .Store.Layers 0).Blob.Hash}}";
+    let run = node.mote(&["image", "inspect", "-f", template, name]);
+    let hash = run.expect(0).text();
+    let hex = hash.strip_prefix("blake3:").expect("a BLAKE3 hash");
+    node.root().join("blobs").join(hex)
+}
+
+#[test]
+fn what_rots_in_the_store_fails_with_the_reason_and_is_mended_from_the_registry() {
+    let registry = Registry::start();
+    let name = format!("{}/team/app:v1", registry.host);
+    push(&Node::new(), &name);
+    let node = Node::new();
+    node.mote(&["pull", &name]).expect(0);
+    let script = "cat /opt/large >/dev/null && cat /opt/small";
+    assert_eq!(node.shell(&name, script).expect(0).text(), "first");
+
+    let blob = layer_blob(&node, &name);
+    let data = File::options()
+        .write(true)
+        .read(true)
+        .open(blob.join("data"));
+    let data = data.expect("the blob is there");
+    let mut byte = [0];
+    data.read_exact_at(&mut byte, 20_000_000).expect("a byte");
+    data.write_all_at(&[byte[0] ^ 4], 20_000_000)
+        .expect("a byte is written");
+    let ended = node.shell(&name, script).expect(1);
+    for words in [
+        "Input/output error",
+        "instead of wrong data",
+        "blob blake3:",
+    ] {
+        assert!(ended.errors().contains(words), "{}", ended.errors());
+    }
+    let verified = node.mote(&["store", "verify"]).expect(0);
+    let told = format!("Fetched again: {name}");
+    assert!(verified.text().contains(&told), "{}", verified.text());
+    assert_eq!(node.shell(&name, script).expect(0).text(), "first");
+}
+
+#[test]
+fn the_commands_about_images_work_while_a_microvm_runs_on_one_and_take_nothing_from_it() {
+    let registry = Registry::start();
+    let name = format!("{}/team/app:v1", registry.host);
+    push(&Node::new(), &name);
+    let node = Node::new();
+    node.mote(&["pull", &name]).expect(0);
+    // It reads what has not been read before when all is done.
+    let script = "echo ready; read line; cat /opt/large >/dev/null && cat /opt/small";
+    let mut run = node
+        .command(&["run", "-i", &name, "/bin/sh", "-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("mote can be started");
+    let mut ready = [0; 6];
+    let stdout = run.stdout.as_mut().expect("a pipe");
+    stdout.read_exact(&mut ready).expect("it is ready");
+    let other = format!("{}/team/app:v2", registry.host);
+    let archive = node.directory.path().join("saved.tar");
+    let archive = archive.to_str().expect("a name");
+    for (arguments, code) in [
+        (&["images"][..], 0),
+        (&["image", "inspect", &name], 0),
+        (&["image", "history", &name], 0),
+        (&["system", "df", "-v"], 0),
+        (&["tag", &name, &other], 0),
+        (&["push", &other], 0),
+        (&["save", "-o", archive, &other], 0),
+        (&["rmi", &other], 0),
+        (&["rmi", &name], 125),
+        (&["rmi", "-f", &name], 125),
+        (&["load", "-i", archive], 0),
+        (&["pull", &name], 0),
+        (&["image", "prune", "-a", "-f"], 0),
+        (&["store", "verify"], 0),
+    ] {
+        node.mote(arguments).expect(code);
+    }
+    drop(run.stdin.take());
+    let ended = Run::of(run.wait_with_output().expect("it ends")).expect(0);
+    assert_eq!(ended.text(), "first", "{}", ended.errors());
 }
