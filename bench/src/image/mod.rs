@@ -74,7 +74,7 @@ impl<'s> Prepared<'s> {
             loads.push(self.images.turn()?);
             progress(&format!("turn {turn} of {runs}, reading"));
             reads.push(reads::turn(&self.images.blob()?)?);
-            progress(&format!("turn {turn} of {runs}, pulling a layer of 4 GiB"));
+            progress(&format!("turn {turn} of {runs}, pulling layers of 4 GiB"));
             pulls.push(registry.pull(self.setup.mote, self.setup.directory)?);
         }
         let setting = format!("an archive of {:.0} MiB with one layer", self.images.mib());
@@ -109,7 +109,12 @@ pub fn add_bars(comparison: &mut Comparison) {
             .find(|found| row.is_empty() || found.name == row)
     };
     let ratio = |row: Option<&Row>| row.and_then(|row| Some(row.ratio.as_ref()?.p50));
-    let own = |row: Option<&Row>| row.and_then(|row| Some(row.measured.first()?.as_ref()?.p50));
+    let own = |row: &Row| Some(row.measured.first()?.as_ref()?.p50);
+    let most = |title: &str| {
+        let group = comparison.groups.iter().find(|group| group.title == title);
+        let rows = group.into_iter().flat_map(|group| &group.rows);
+        rows.filter_map(own).reduce(f64::max)
+    };
     let share = |ratio: f64| 100.0 / ratio.max(f64::MIN_POSITIVE);
     let least = |rows: &[&str]| {
         let mut ratios = rows.iter().map(|name| ratio(row(reads::TITLE, name)));
@@ -119,54 +124,47 @@ pub fn add_bars(comparison: &mut Comparison) {
     let second = [load::TIMES, load::BYTES].map(|title| ratio(row(title, load::SECOND)));
     let second = second[0].map(share).zip(second[1].map(share));
     let reads = least(&reads::ROWS[..2]).zip(least(&reads::ROWS[4..]));
-    let bar = |text: &str, found: String, reached| Bar {
-        text: text.to_owned(),
-        found,
-        reached,
-    };
     let bars = [
-        own(row(guests::TIMES, "")).map(|seconds| {
-            bar(
-                "an archive of 202 MiB in at most 6 s, in the lab",
-                format!("{seconds:.1} s"),
-                seconds <= 6.0,
-            )
-        }),
-        load.map(|load| {
-            bar(
-                "an archive in at most 1.2 times the time of tar x and sync",
-                format!("{load:.2}"),
-                load <= 1.2,
-            )
-        }),
-        second.map(|(time, bytes)| {
-            bar(
-                "a second image with one layer of 1 MiB more in at most 3 % of the time and the bytes",
-                format!("{time:.1} % and {bytes:.1} %"),
-                time <= 3.0 && bytes <= 3.0,
-            )
-        }),
-        ratio(row(guests::FETCHED, "")).map(share).map(|fetched| {
-            bar(
-                "at most 10 % of an image fetched until the first output",
-                format!("{fetched:.1} %"),
-                fetched <= 10.0,
-            )
-        }),
-        reads.map(|(again, first)| {
-            bar(
-                "reads at 0.85 of unverified ones again, at 0.7 when they are first read from the disk",
-                format!("{again:.2} and {first:.2} at least"),
-                again >= 0.85 && first >= 0.7,
-            )
-        }),
-        own(row(pull::TITLE, "")).map(|mib| {
-            bar(
-                "a layer of 4 GiB pulled in at most 96 MiB of memory",
-                format!("{mib:.1} MiB"),
-                mib <= 96.0,
-            )
-        }),
+        (
+            "an archive of 202 MiB in at most 6 s, where guests run",
+            most(guests::TIMES).map(|seconds| (format!("{seconds:.1} s"), seconds <= 6.0)),
+        ),
+        (
+            "an archive in at most 1.2 times the time of tar x and sync",
+            load.map(|load| (format!("{load:.2}"), load <= 1.2)),
+        ),
+        (
+            "a second image with one layer of 1 MiB more in at most 3 % of the time and the bytes",
+            second.map(|(time, bytes)| {
+                let reached = time <= 3.0 && bytes <= 3.0;
+                (format!("{time:.1} % and {bytes:.1} %"), reached)
+            }),
+        ),
+        (
+            "at most 10 % of an image fetched until the first output",
+            ratio(row(guests::FETCHED, ""))
+                .map(share)
+                .map(|fetched| (format!("{fetched:.1} %"), fetched <= 10.0)),
+        ),
+        (
+            "reads at 0.85 of unverified ones again, at 0.7 when they are first read from the disk",
+            reads.map(|(again, first)| {
+                let reached = again >= 0.85 && first >= 0.7;
+                (format!("{again:.2} and {first:.2} at least"), reached)
+            }),
+        ),
+        (
+            "a layer of 4 GiB pulled in at most 96 MiB of memory",
+            most(pull::TITLE).map(|mib| (format!("{mib:.1} MiB"), mib <= 96.0)),
+        ),
     ];
-    comparison.bars = bars.into_iter().flatten().collect();
+    let bar = |(text, found): (&str, Option<(String, bool)>)| {
+        let (found, reached) = found.unwrap_or(("not measured".to_owned(), false));
+        Bar {
+            text: text.to_owned(),
+            found,
+            reached,
+        }
+    };
+    comparison.bars = bars.into_iter().map(bar).collect();
 }

@@ -64,7 +64,7 @@ impl RandomLayer {
         let mut put = |offset: usize, text: &str| {
             block[offset..offset + text.len()].copy_from_slice(text.as_bytes());
         };
-        put(0, &format!("random-{file:04}"));
+        put(0, &format!("random-{file:06}"));
         put(100, "0000644\0");
         put(108, "0000000\0");
         put(116, "0000000\0");

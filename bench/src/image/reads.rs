@@ -68,11 +68,16 @@ pub fn turn(blob: &StoredBlob) -> Result<Turn, BenchError> {
             match row / 2 {
                 0 => pass(&mut *backend, &memory, reads)?,
                 1 => warm(&blob.data)?,
-                _ => advise(&blob.data, Advice::DontNeed)?,
+                _ => {
+                    advise(&blob.data, Advice::DontNeed)?;
+                    advise(&blob.outboard, Advice::DontNeed)?;
+                }
             }
-            // As before a start.
-            advise(&blob.outboard, Advice::WillNeed)?;
             let clock = Instant::now();
+            // As before a start.
+            if verified {
+                advise(&blob.outboard, Advice::WillNeed)?;
+            }
             pass(&mut *backend, &memory, reads)?;
             let seconds = clock.elapsed().as_secs_f64();
             let read: u64 = reads.iter().map(|(_, length)| length).sum();
