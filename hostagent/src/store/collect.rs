@@ -3,7 +3,7 @@
 //! What is needed is marked from the images, by way of the records of layers and merges,
 //! and from the leases. All else is renamed into a staging directory, under the gate, and
 //! removed without it: so a crash leaves what the next command removes, and whoever
-//! looks something up waits for no disk.
+//! looks something up does not wait for that.
 
 use std::collections::BTreeSet;
 use std::io;

@@ -10,7 +10,7 @@
 //! │              /outboard             the hash tree over them (crate `outboard`)
 //! ├── layers/vN/DIFF_ID.json           which blob a layer was converted to
 //! ├── disks/vN/KEY.json                which blob is the tree over an image's layers
-//! ├── partial/HASH                    blobs that are not all here yet (see [`partial`])
+//! ├── partial/HASH-BYTES              blobs that are not all here yet (see [`partial`])
 //! ├── boot.json                       which blobs are the guests' kernel and initrd
 //! ├── lazy/, accesses/                images of such blobs (see [`lazy`])
 //! ├── quarantine/HASH                  blobs that were not what they should be
