@@ -17,7 +17,7 @@ fn layers() -> Vec<Vec<u8>> {
 }
 
 /// A store with these images; each is named `demo:` and its number, and has one layer
-/// more than the one before.
+/// more than the one before. Each was built before the one before it.
 fn mote_with(count: usize) -> Mote {
     let mote = Mote::new();
     for number in 1..=count {
@@ -26,6 +26,8 @@ fn mote_with(count: usize) -> Mote {
         layers.extend((2..=number).map(|n| layer(&[("more", &noise(n as u32 + 7, 20_000))])));
         let mut layout = Layout::new();
         let mut config = config(&layers);
+        config["created"] = json!(format!("2020-11-{:02}T12:00:00Z", 20 - number));
+        config["config"]["Labels"] = json!({"number": number.to_string()});
         config["history"] = json!([
             {"created": "2026-11-01T10:00:00Z", "created_by": "base"},
             {"created_by": "ENV A=b", "empty_layer": true},
@@ -244,6 +246,18 @@ fn history_and_inspect_tell_what_the_image_says_of_itself() {
         run.stdout.contains("<missing>") && run.stdout.contains("a comment"),
         "{run:?}"
     );
+    let id = inspected(&mote, "demo:v1")["Id"].as_str().unwrap()[7..].to_owned();
+    for (flags, id) in [
+        (&[][..], id[..12].to_owned()),
+        (&["--no-trunc"], format!("sha256:{id}")),
+    ] {
+        let template = "{{.ID}} {{.CreatedSince}}";
+        let history = ["image", "history", "--format", template, "demo:v1"];
+        let run = mote.run(&[&history[..], flags].concat()).expect(0);
+        let lines: Vec<&str> = run.stdout.lines().collect();
+        assert_eq!(lines[..2], [&format!("{id} N/A"), "<missing> N/A"]);
+        assert!(lines[2].ends_with(" ago"), "{run:?}");
+    }
 
     let image = inspected(&mote, "demo:v1");
     assert_eq!(image["RepoTags"], json!(["demo:v1"]));
@@ -379,6 +393,13 @@ fn images_are_listed_by_filters_with_ids_and_digests_as_asked_for() {
     let ids = ["demo:v1", "demo:v2"]
         .map(|name| inspected(&mote, name)["Id"].as_str().unwrap().to_owned());
     let short = |id: &str| id[7..19].to_owned();
+    assert_eq!(lines(&["--format", "{{.ID}}", "demo:v1"]), [short(&ids[0])]);
+    assert_eq!(
+        lines(&["--no-trunc", "--format", "{{.ID}}", "demo:v1"]),
+        [ids[0].clone()]
+    );
+    let since = lines(&["--format", "{{.CreatedSince}}", "demo:v1"]);
+    assert!(since[0].ends_with(" years ago"), "{since:?}");
     assert_eq!(lines(&["-q", "demo:v1"]), [short(&ids[0])]);
     assert_eq!(lines(&["-q", "--no-trunc", "demo:v2"]), [ids[1].clone()]);
     assert_eq!(lines(&["-a", "demo"]).len(), 3);
@@ -404,6 +425,11 @@ fn images_are_listed_by_filters_with_ids_and_digests_as_asked_for() {
         "{table:?}"
     );
     assert!(table[1].contains("   sha256:"), "{table:?}");
+    let digest = lines(&["--format", "{{.Digest}}", "demo:v2"]);
+    assert!(
+        digest[0].starts_with("sha256:") && table[1].contains(&digest[0]),
+        "{table:?}"
+    );
 
     assert!(lines(&["-q", "--filter", "dangling=true"]).is_empty());
     mote.run(&["rmi", "team/app:v1"]).expect(0);
@@ -462,4 +488,36 @@ fn what_is_pruned_is_chosen_by_age_and_label_and_what_is_shown_by_size() {
     mote.run(&["image", "prune", "-a", "-f", "--filter", "until=0s"])
         .expect(0);
     assert_eq!(blob_count(&mote), 0);
+}
+
+#[test]
+fn what_an_image_does_not_say_of_its_configuration_is_null() {
+    let mote = Mote::new();
+    let mut without = config(&layers());
+    without.as_object_mut().unwrap().remove("config");
+    for (name, config) in [("with:v1", config(&layers())), ("without:v1", without)] {
+        let mut layout = Layout::new();
+        let descriptor = layout.image(&config, &layers(), Stored::Gzip);
+        layout.tag(descriptor, name);
+        mote.load(&layout.reference(name));
+        let keys = "User ExposedPorts Entrypoint Volumes WorkingDir Labels StopSignal OnBuild";
+        for key in keys.split(' ') {
+            assert_eq!(
+                inspected(&mote, name)["Config"].get(key),
+                Some(&Value::Null)
+            );
+            let template =
+                format!("{{{{json .Config.{key}}}}}{{{{if .Config.{key}}}}} it{{{{end}}}}");
+            let run = mote.run(&["image", "inspect", "-f", &template, name]);
+            assert_eq!(run.expect(0).stdout, "null\n");
+            let plain = format!("{{{{.Config.{key}}}}}");
+            mote.run(&["image", "inspect", "-f", &plain, name])
+                .expect(0);
+        }
+    }
+    let template = "{{if .Config.Cmd}}{{json .Config.Cmd}}{{end}}";
+    for (name, text) in [("with:v1", "[\"/bin/sh\"]\n"), ("without:v1", "\n")] {
+        let run = mote.run(&["image", "inspect", "-f", template, name]);
+        assert_eq!(run.expect(0).stdout, text);
+    }
 }

@@ -11,16 +11,30 @@ use hostagent::image::name::ImageName;
 use hostagent::store::{BlobIdentity, Store, StoredImage};
 use jiff::Timestamp;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::filter::Filters;
 use super::format::{DocumentFormat, FORMAT_HELP, Format};
-use super::output::{ago, print, size, table};
+use super::output::{print, since, size, table};
 use super::rmi::{self, Change, RmiArgs, TagArgs, print_changes};
 use super::{images, load, pull, push, save};
 
 /// The longest command that the table of a history shows, in characters.
 const MAX_CREATED_BY: usize = 45;
+
+/// What a `Config` has in Docker's documents, whether the image says it or not.
+const CONFIG_KEYS: [&str; 10] = [
+    "User",
+    "ExposedPorts",
+    "Env",
+    "Entrypoint",
+    "Cmd",
+    "Volumes",
+    "WorkingDir",
+    "Labels",
+    "StopSignal",
+    "OnBuild",
+];
 
 /// Manage images.
 #[derive(Debug, Args)]
@@ -194,7 +208,7 @@ fn described(store: &Store, image: &StoredImage) -> anyhow::Result<Value> {
         "Architecture": field("architecture"),
         "Os": field("os"),
         "Size": image.bytes,
-        "Config": field("config"),
+        "Config": with_all_keys(field("config")),
         "RootFS": {"Type": "layers", "Layers": image.diff_ids},
         "Store": stored,
     }))
@@ -208,6 +222,19 @@ struct Step {
     comment: Option<String>,
     #[serde(default)]
     empty_layer: bool,
+}
+
+/// An image's `config` with null for what it does not say, so that a template can ask.
+fn with_all_keys(config: Value) -> Value {
+    let mut fields = match config {
+        Value::Object(fields) => fields,
+        Value::Null => Map::new(),
+        other => return other,
+    };
+    for key in CONFIG_KEYS {
+        fields.entry(key).or_insert(Value::Null);
+    }
+    fields.into()
 }
 
 fn history(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
@@ -252,7 +279,7 @@ fn history(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
         }
         if !args.format.is_table() {
             documents.push(json!({
-                "ID": id,
+                "ID": shown_id(id, args.no_trunc),
                 "CreatedAt": step.created,
                 "CreatedBy": step.created_by,
                 "Size": size(bytes),
@@ -264,6 +291,7 @@ fn history(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
         rows.push(row(&step, id, bytes, now, args));
     }
     match &args.format {
+                "CreatedSince": since(step.created.as_deref(), now),
         _ if args.quiet => {}
         Format::Documents(format) => format.print_all(documents)?,
         Format::Table => {
@@ -290,8 +318,8 @@ fn row(
     args: &HistoryArgs,
 ) -> [String; 5] {
     let created = match (&step.created, args.human) {
-        (Some(text), true) => text.parse().ok().map(|then| ago(then, now)),
-        (text, _) => text.clone(),
+        (Some(text), false) => text.clone(),
+        (text, _) => since(text.as_deref(), now),
     };
     let created_by = step.created_by.clone().unwrap_or_default();
     let created_by = match created_by.chars().count() > MAX_CREATED_BY && !args.no_trunc {
@@ -304,7 +332,7 @@ fn row(
     };
     [
         shown_id(id, args.no_trunc),
-        created.unwrap_or_else(|| "N/A".to_owned()),
+        created,
         created_by,
         match args.human {
             true => size(bytes),

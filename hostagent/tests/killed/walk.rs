@@ -71,11 +71,11 @@ fn images(mote: &Mote) -> Vec<Value> {
     let run = mote.run(&["images", "--format", "json"]).expect(0);
     let mut images = run.json();
     for image in &mut images {
-        // When it was loaded.
+        // When it was loaded, and how long ago it was built.
         image
             .as_object_mut()
             .unwrap()
-            .retain(|key, _| key != "LoadedUnixSeconds");
+            .retain(|key, _| !["LoadedUnixSeconds", "CreatedSince"].contains(&key.as_str()));
     }
     images.sort_by_key(Value::to_string);
     images
