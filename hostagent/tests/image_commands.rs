@@ -4,7 +4,7 @@ mod support;
 
 use hostagent::image::digest::Digest;
 use hostagent::running::RunningMachine;
-use hostagent::store::Store;
+use hostagent::store::{BlobIdentity, BootRecord, Store};
 use serde_json::{Value, json};
 use support::{Layout, Mote, Stored, config, layer, noise};
 use tempfile::TempDir;
@@ -520,4 +520,81 @@ fn what_an_image_does_not_say_of_its_configuration_is_null() {
         let run = mote.run(&["image", "inspect", "-f", template, name]);
         assert_eq!(run.expect(0).stdout, text);
     }
+}
+
+#[test]
+fn a_kernel_that_cannot_be_taken_in_again_is_damage_that_verifying_tells() {
+    let mote = Mote::new();
+    mote.install_idle();
+    let [kernel, initrd, says] = ["vmlinux", "initrd", "boot.json"].map(|n| mote.assets().join(n));
+    let identity = |path: &std::path::Path| {
+        let bytes = std::fs::read(path).unwrap();
+        BlobIdentity {
+            hash: outboard::BlobHash::of(&bytes),
+            bytes: bytes.len() as u64,
+        }
+    };
+    std::fs::write(&initrd, b"an initrd").unwrap();
+    let record = BootRecord {
+        kernel: identity(&kernel),
+        initrd: identity(&initrd),
+    };
+    let record_text = serde_json::to_string(&record).unwrap();
+    std::fs::write(&says, &record_text).unwrap();
+    let layout = Layout::with_image(&layers(), Stored::Gzip, "t");
+    // The VMM is none; what it would boot is taken in before that.
+    mote.run(&["run", &layout.reference("t")]).expect(125);
+    let data = |hash: outboard::BlobHash| {
+        let blob = mote.root.path().join("blobs").join(hash.hex());
+        blob.join("data")
+    };
+    let damage = || {
+        let data = data(record.kernel.hash);
+        if let Ok(mut bytes) = std::fs::read(&data) {
+            bytes[20] ^= 1;
+            std::fs::write(&data, bytes).unwrap();
+        }
+    };
+    let verify = |code: i32| mote.run(&["store", "verify"]).expect(code).stdout;
+    verify(0);
+    let good = std::fs::read(&kernel).unwrap();
+    let mut other = good.clone();
+    other.push(0);
+
+    damage();
+    assert!(verify(0).contains("Taken in again: "));
+    // Nothing says what the file is: it is read.
+    std::fs::remove_file(&says).unwrap();
+    damage();
+    assert!(verify(0).contains("Taken in again: "));
+
+    damage();
+    std::fs::write(&kernel, &other).unwrap();
+    let broken = verify(1);
+    assert!(
+        broken.contains("Broken: the guests' kernel: ") && broken.contains("is another than"),
+        "{broken}"
+    );
+    let of_other = BootRecord {
+        kernel: identity(&kernel),
+        ..record
+    };
+    // It says of itself that it is another, and that it is what it is not.
+    std::fs::write(&says, serde_json::to_string(&of_other).unwrap()).unwrap();
+    assert!(verify(1).contains("install the mote again that had the other"));
+    std::fs::write(&says, &record_text).unwrap();
+    assert!(verify(1).contains("install mote again"));
+    std::fs::remove_file(&kernel).unwrap();
+    let run = mote.run(&["store", "verify", "--format", "json"]).expect(1);
+    let problem = &run.json()[0]["boot_broken"][0];
+    assert_eq!(problem["what"], "the guests' kernel");
+    let problem = problem["problem"].as_str().unwrap();
+    assert!(
+        problem.contains("vmlinux was not found") && problem.contains("MOTE_ASSETS"),
+        "{problem}"
+    );
+    std::fs::write(&kernel, &good).unwrap();
+    assert!(verify(0).contains("Taken in again: "));
+    verify(0);
+    mote.assert_consistent();
 }
