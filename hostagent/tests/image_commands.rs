@@ -439,11 +439,23 @@ fn images_are_listed_by_filters_with_ids_and_digests_as_asked_for() {
         [short(&ids[0])]
     );
     assert_eq!(lines(&["-q", "--filter", "dangling=false"]).len(), 2);
-    let either = ["before", "since"].map(|key| {
-        let filter = format!("{key}={}", ids[1]);
-        lines(&["-q", "--filter", &filter])
-    });
-    assert_eq!(either.concat(), [short(&ids[0])]);
+    // By when they were built, not by when they came here.
+    for (key, of, found) in [
+        ("since", 1, Some(0)),
+        ("before", 0, Some(1)),
+        ("since", 0, None),
+        ("before", 1, None),
+    ] {
+        let found: Vec<String> = found
+            .iter()
+            .map(|&index: &usize| short(&ids[index]))
+            .collect();
+        let filter = format!("{key}={}", ids[of]);
+        let mut listed = lines(&["-q", "--filter", &filter]);
+        // One image has two names.
+        listed.dedup();
+        assert_eq!(listed, found, "{filter}");
+    }
     assert!(lines(&["-q", "--filter", "label=a"]).is_empty());
     for (wrong, word) in [("colour=red", "no filter"), ("dangling=x", "neither")] {
         mote.run(&["images", "--filter", wrong])
@@ -480,7 +492,16 @@ fn what_is_pruned_is_chosen_by_age_and_label_and_what_is_shown_by_size() {
         mote.run(&[&prune[..], &[kept]].concat()).expect(0);
         assert_eq!(mote.images().len(), 2, "{kept}");
     }
-    mote.run(&[&prune[..], &["until=soon"]].concat())
+    for (filter, words) in [
+        ("until=soon", "no time"),
+        ("dangling=true", "contradict"),
+        ("dangling=maybe", "neither true nor false"),
+    ] {
+        mote.run(&[&prune[..], &[filter]].concat())
+            .expect_failure(&[words]);
+    }
+    // What cannot be meant is not asked about.
+    mote.run(&["image", "prune", "--filter", "until=soon"])
         .expect_failure(&["no time"]);
     let before = blob_count(&mote);
     mote.run(&["rmi", "--no-prune", "demo:v2"]).expect(0);
@@ -597,4 +618,55 @@ fn a_kernel_that_cannot_be_taken_in_again_is_damage_that_verifying_tells() {
     assert!(verify(0).contains("Taken in again: "));
     verify(0);
     mote.assert_consistent();
+}
+
+#[test]
+fn pruning_by_filters_leaves_the_quarantine_and_what_the_filters_do_not_hold_of() {
+    let mote = mote_with(3);
+    let quarantined = mote.root.path().join("quarantine/00");
+    std::fs::create_dir(&quarantined).unwrap();
+    std::fs::write(quarantined.join("data"), b"x").unwrap();
+    let prune = |arguments: &[&str]| {
+        mote.run(&[&["image", "prune", "-f"], arguments].concat())
+            .expect(0);
+        mote.images()
+    };
+    // 2020-11-18T00:00:00Z
+    let until = prune(&["-a", "--filter", "until=1605657600"]);
+    assert_eq!(until, ["demo:v1", "demo:v2"]);
+    assert_eq!(prune(&["--filter", "label!=number=1"]).len(), 2);
+    assert_eq!(prune(&["-a", "--filter", "label!=number"]).len(), 2);
+    assert_eq!(prune(&["-a", "--filter", "label!=number=1"]), ["demo:v1"]);
+    assert_eq!(prune(&["--filter", "dangling=true"]), ["demo:v1"]);
+    assert!(prune(&["--filter", "dangling=false"]).is_empty());
+    assert!(quarantined.exists());
+    prune(&[]);
+    assert!(!quarantined.exists());
+}
+
+#[test]
+fn an_image_that_came_without_manifest_and_time_has_no_digest_and_is_as_old_as_its_load() {
+    let mote = mote_with(1);
+    let mut config = config(&layers());
+    config.as_object_mut().unwrap().remove("created");
+    let manifest = json!([{
+        "Config": "config.json",
+        "RepoTags": ["plain:v1"],
+        "Layers": ["0.tar", "1.tar"],
+    }]);
+    let archive = layer(&[
+        ("manifest.json", manifest.to_string().as_bytes()),
+        ("config.json", config.to_string().as_bytes()),
+        ("0.tar", &layers()[0]),
+        ("1.tar", &layers()[1]),
+    ]);
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("plain.tar");
+    std::fs::write(&path, archive).unwrap();
+    mote.run(&["load", "-i", path.to_str().unwrap()]).expect(0);
+    let template = "{{.Repository}} {{.Digest}} {{.CreatedSince}}";
+    for filter in ["reference=plain", "since=demo:v1"] {
+        let run = mote.run(&["images", "--format", template, "-f", filter]);
+        assert_eq!(run.expect(0).stdout, "plain <none> N/A\n", "{filter}");
+    }
 }

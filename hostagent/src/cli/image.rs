@@ -108,10 +108,20 @@ pub struct HistoryArgs {
     image: String,
 }
 
+const PRUNE_EXAMPLES: &str = "\
+Examples:
+  mote image prune                          Images without names, and what was quarantined
+  mote image prune -a -f                    All that no microVM runs, without a question
+  mote image prune -a --filter until=240h   Of these, those built ten days ago or earlier
+
+Filters: until=TIME (built before; 24h, 2026-11-01T10:00:00Z, or seconds since 1970),
+label=KEY[=VALUE], label!=KEY[=VALUE], dangling=true|false (false is --all). With a filter,
+what was quarantined stays.";
+
 /// Remove images that have no name, and what nobody needs.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  mote image prune        Images without names, and blobs that were quarantined\n  mote image prune -a -f  All that no microVM runs, without a question"
+    after_help = PRUNE_EXAMPLES
 )]
 pub struct PruneArgs {
     /// Remove all images that no microVM runs.
@@ -120,7 +130,7 @@ pub struct PruneArgs {
     /// Do not ask.
     #[arg(short, long)]
     force: bool,
-    /// Only images of which this holds: until=24h (built before), label=KEY[=VALUE].
+    /// Only images of which this holds; see below.
     #[arg(long, value_name = "KEY=VALUE")]
     filter: Vec<String>,
     #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
@@ -214,16 +224,6 @@ fn described(store: &Store, image: &StoredImage) -> anyhow::Result<Value> {
     }))
 }
 
-/// A step of a configuration's `history` (OCI image specification 1.1).
-#[derive(Debug, Deserialize)]
-struct Step {
-    created: Option<String>,
-    created_by: Option<String>,
-    comment: Option<String>,
-    #[serde(default)]
-    empty_layer: bool,
-}
-
 /// An image's `config` with null for what it does not say, so that a template can ask.
 fn with_all_keys(config: Value) -> Value {
     let mut fields = match config {
@@ -235,6 +235,16 @@ fn with_all_keys(config: Value) -> Value {
         fields.entry(key).or_insert(Value::Null);
     }
     fields.into()
+}
+
+/// A step of a configuration's `history` (OCI image specification 1.1).
+#[derive(Debug, Deserialize)]
+struct Step {
+    created: Option<String>,
+    created_by: Option<String>,
+    comment: Option<String>,
+    #[serde(default)]
+    empty_layer: bool,
 }
 
 fn history(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
@@ -281,6 +291,7 @@ fn history(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
             documents.push(json!({
                 "ID": shown_id(id, args.no_trunc),
                 "CreatedAt": step.created,
+                "CreatedSince": since(step.created.as_deref(), now),
                 "CreatedBy": step.created_by,
                 "Size": size(bytes),
                 "SizeBytes": bytes,
@@ -291,7 +302,6 @@ fn history(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
         rows.push(row(&step, id, bytes, now, args));
     }
     match &args.format {
-                "CreatedSince": since(step.created.as_deref(), now),
         _ if args.quiet => {}
         Format::Documents(format) => format.print_all(documents)?,
         Format::Table => {
@@ -343,15 +353,20 @@ fn row(
 }
 
 fn prune(args: &PruneArgs) -> anyhow::Result<ExitCode> {
-    if !args.force && !confirmed(args.all)? {
+    let store = Store::open(&Store::default_root())?;
+    let (filters, dangling) = Filters::of_prune(&store, &args.filter)?;
+    if args.all && dangling == Some(true) {
+        bail!("--all and dangling=true contradict each other; leave one of them away");
+    }
+    let all = args.all || dangling == Some(false);
+    let filtered = !args.filter.is_empty();
+    if !args.force && !confirmed(all, filtered)? {
         return Ok(ExitCode::SUCCESS);
     }
-    let store = Store::open(&Store::default_root())?;
-    let filters = Filters::of_prune(&store, &args.filter)?;
     let used = in_use(&store)?;
     let mut changes = Vec::new();
     for image in store.images()? {
-        let is_wanted = used.contains_key(&image.id) || !(args.all || image.names.is_empty());
+        let is_wanted = used.contains_key(&image.id) || !(all || image.names.is_empty());
         if is_wanted || !filters.admit(&store, &image)? {
             continue;
         }
@@ -359,8 +374,12 @@ fn prune(args: &PruneArgs) -> anyhow::Result<ExitCode> {
         changes.extend(Change::all(image.id, removed));
     }
     let collected = store.collect()?;
-    let emptied = store.empty_quarantine()?;
-    let bytes = collected.bytes + emptied.bytes;
+    // Who asks for some images has not asked for that.
+    let emptied = match filtered {
+        true => 0,
+        false => store.empty_quarantine()?.bytes,
+    };
+    let bytes = collected.bytes + emptied;
     if args.format.is_table() && !changes.is_empty() {
         print("Deleted Images:\n")?;
     }
@@ -386,7 +405,7 @@ pub fn in_use(store: &Store) -> anyhow::Result<HashMap<Digest, usize>> {
     Ok(used)
 }
 
-fn confirmed(all: bool) -> anyhow::Result<bool> {
+fn confirmed(all: bool, filtered: bool) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         bail!("standard input is no terminal, to ask whether images may be removed; give -f");
     }
@@ -394,7 +413,11 @@ fn confirmed(all: bool) -> anyhow::Result<bool> {
         true => "all images that no microVM runs",
         false => "all images without a name",
     };
-    eprint!("This will remove {which}. Are you sure you want to continue? [y/N] ");
+    let those = match filtered {
+        true => " of which the filters hold",
+        false => "",
+    };
+    eprint!("This will remove {which}{those}. Are you sure you want to continue? [y/N] ");
     std::io::stderr()
         .flush()
         .context("cannot write to standard error")?;

@@ -24,7 +24,8 @@ Examples:
   mote images --format json               One JSON document for each name
 
 Filters: reference=PATTERN, dangling=true|false, before=IMAGE, since=IMAGE, label=KEY[=VALUE].
-In patterns * and ? stand for any characters but a slash.";
+In patterns * and ? stand for any characters but a slash. Images are before or since others
+by when they were built, or by when they came here if they do not say it.";
 
 /// List the images that have been loaded.
 #[derive(Debug, Args)]
@@ -84,8 +85,8 @@ pub fn main(args: &ImagesArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    match &args.format {
     let now = Timestamp::now();
+    match &args.format {
         Format::Documents(format) => {
             let document = |(image, name)| as_json(image, name, id(image), now);
             format.print_all(rows.map(document))?;
@@ -139,8 +140,8 @@ fn as_json(
         "ID": id,
         "Digest": digest(image, name),
         "CreatedAt": image.created,
-        "Size": size(image.bytes),
         "CreatedSince": since(image.created.as_deref(), now),
+        "Size": size(image.bytes),
         "SizeBytes": image.bytes,
         "Layers": image.diff_ids,
         "LoadedUnixSeconds": image.loaded_unix_seconds,
