@@ -670,3 +670,14 @@ fn an_image_that_came_without_manifest_and_time_has_no_digest_and_is_as_old_as_i
         assert_eq!(run.expect(0).stdout, "plain <none> N/A\n", "{filter}");
     }
 }
+
+#[test]
+fn what_cannot_be_removed_keeps_nothing_else_from_being_removed() {
+    let mote = mote_with(2);
+    let run = mote.run(&["rmi", "none:v1", "demo:v1", "Not/A/Name", "demo:v2"]);
+    let run = run.expect_failure(&["no such image: none:v1", "upper-case"]);
+    assert_eq!(run.stderr.lines().count(), 2, "{run:?}");
+    assert!(run.stdout.contains("Untagged: demo:v2"), "{run:?}");
+    assert!(mote.images().is_empty());
+    assert_eq!(blob_count(&mote), 0);
+}

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::format::{FORMAT_HELP, Format};
 use super::output::print;
+use super::{EXIT_FAILURE, tell};
 
 const RMI_EXAMPLES: &str = "\
 Examples:
@@ -85,21 +86,20 @@ pub fn print_changes(changes: &[Change], format: &Format) -> anyhow::Result<()> 
     }
 }
 
-/// Removes; the first error ends it, and what was removed before stays so.
+/// Removes. What cannot be removed is told, and keeps nothing else from being removed.
 pub fn rmi(args: &RmiArgs) -> anyhow::Result<ExitCode> {
     let store = Store::open(&Store::default_root())?;
-    let mut outcome = Ok(());
+    let mut code = ExitCode::SUCCESS;
     for text in &args.images {
-        outcome = remove(&store, text, args);
-        if outcome.is_err() {
-            break;
+        if let Err(error) = remove(&store, text, args) {
+            tell(&error);
+            code = ExitCode::from(EXIT_FAILURE);
         }
     }
-    // Also after an error: what was removed before it is removed.
     if !args.no_prune {
         store.collect()?;
     }
-    outcome.map(|()| ExitCode::SUCCESS)
+    Ok(code)
 }
 
 fn remove(store: &Store, text: &str, args: &RmiArgs) -> anyhow::Result<()> {
