@@ -681,3 +681,27 @@ fn what_cannot_be_removed_keeps_nothing_else_from_being_removed() {
     assert!(mote.images().is_empty());
     assert_eq!(blob_count(&mote), 0);
 }
+
+#[test]
+fn a_template_tells_what_was_tagged_and_saved() {
+    let mote = mote_with(1);
+    let id = inspected(&mote, "demo:v1")["Id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let run = mote.run(&["tag", "--format", "{{.id}} {{.name}}", "demo:v1", "x:v1"]);
+    assert_eq!(run.expect(0).stdout, format!("{id} x:v1\n"));
+    let run = mote.run(&["tag", "demo:v1", "x:v2"]).expect(0);
+    assert_eq!(run.stdout, "");
+    let directory = TempDir::new().unwrap();
+    let archive = directory.path().join("demo.tar");
+    let save = ["save", "-o", archive.to_str().unwrap(), "--format"];
+    let run = mote.run(&[&save[..], &["{{.id}}", "demo:v1"]].concat());
+    assert_eq!(run.expect(0).stdout, format!("{id}\n"));
+    let saved = mote.command(&["save", "--format", "{{.id}}", "demo:v1"]);
+    assert!({ saved }.output().unwrap().stdout == std::fs::read(archive).unwrap());
+    for (command, words) in [("tag", "Prints nothing"), ("save", "Without -o")] {
+        let run = mote.run(&[command, "--help"]).expect(0);
+        assert!(run.stdout.contains(words), "{run:?}");
+    }
+}

@@ -20,7 +20,14 @@ Examples:
   mote rmi 4f1a0c2b9d3e     Removes it by its id
   mote rmi -f 4f1a0c2b9d3e  Even if it has several names
 
-An image that a microVM runs is not removed. Layers that other images have stay.";
+An image that a microVM runs is not removed. Layers that other images have stay. Of several
+images those that can be removed are, and mote exits with 125 if one could not be.";
+
+const TAG_EXAMPLES: &str = "\
+Examples:
+  mote tag demo:v1 registry.example/demo:stable
+
+Prints nothing as a table; as json or by a template the document {id, name}.";
 
 /// Remove images.
 #[derive(Debug, Args)]
@@ -42,7 +49,7 @@ pub struct RmiArgs {
 
 /// Give an image one more name.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  mote tag demo:v1 registry.example/demo:stable")]
+#[command(after_help = TAG_EXAMPLES)]
 pub struct TagArgs {
     #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
