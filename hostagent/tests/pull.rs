@@ -9,9 +9,14 @@ mod docker_registry;
 #[path = "support/fault_proxy.rs"]
 #[allow(dead_code, reason = "each test program uses a part")]
 mod fault_proxy;
+#[path = "pull/hostile.rs"]
+mod hostile;
 #[path = "support/http_server.rs"]
 #[allow(dead_code, reason = "each test program uses a part")]
 mod http_server;
+#[path = "killed/registry.rs"]
+#[allow(dead_code, reason = "each test program uses a part")]
+mod memory_registry;
 mod support;
 
 use std::process::{Command, ExitCode, Stdio};
@@ -83,6 +88,9 @@ fn main() -> ExitCode {
     let trials = TESTS
         .iter()
         .map(|(name, test)| Trial::test(*name, test).with_ignored_flag(missing));
+    // These need no registry but the test's.
+    let more = hostile::TESTS.iter();
+    let trials = trials.chain(more.map(|(name, test)| Trial::test(*name, test)));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 

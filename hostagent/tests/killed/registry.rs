@@ -9,7 +9,7 @@ use hostagent::registry::OCI_MANIFEST;
 use crate::http_server::{Reply, Request, Server};
 use crate::support::Layout;
 
-type Content = HashMap<String, Vec<u8>>;
+pub type Content = HashMap<String, Vec<u8>>;
 
 /// A registry of one repository, `app`; what it has is named by digest or tag.
 pub fn start(content: Content) -> Server {
@@ -31,7 +31,8 @@ pub fn content(layout: &Layout, tag: &str, manifest: &str) -> Content {
     content
 }
 
-fn answer(request: &Request, content: &mut Content) -> Reply {
+/// Answers one request.
+pub fn answer(request: &Request, content: &mut Content) -> Reply {
     let path = request.path();
     let name = path.rsplit('/').next().unwrap();
     match request.method.as_str() {
