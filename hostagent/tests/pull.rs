@@ -18,6 +18,8 @@ mod http_server;
 #[allow(dead_code, reason = "each test program uses a part")]
 mod memory_registry;
 mod support;
+#[path = "pull/waiting.rs"]
+mod waiting;
 
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -89,7 +91,7 @@ fn main() -> ExitCode {
         .iter()
         .map(|(name, test)| Trial::test(*name, test).with_ignored_flag(missing));
     // These need no registry but the test's.
-    let more = hostile::TESTS.iter();
+    let more = hostile::TESTS.iter().chain(waiting::TESTS);
     let trials = trials.chain(more.map(|(name, test)| Trial::test(*name, test)));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
