@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use hostagent::image::digest::Digest;
-use hostagent::registry::OCI_MANIFEST;
+use hostagent::registry::{OCI_INDEX, OCI_MANIFEST};
+use serde_json::{Value, json};
 
 use crate::http_server::{Reply, Request, Server};
 use crate::support::Layout;
@@ -46,6 +47,7 @@ pub fn answer(request: &Request, content: &mut Content) -> Reply {
             reply.with("OCI-Subject", digest)
         }
         _ if path == "/v2/" => Reply::new(200, ""),
+        _ if path.contains("/referrers/") => referrers(name, content),
         _ => match content.get(name) {
             Some(bytes) if path.contains("/manifests/") => {
                 Reply::new(200, bytes.clone()).with("Content-Type", OCI_MANIFEST)
@@ -54,4 +56,26 @@ pub fn answer(request: &Request, content: &mut Content) -> Reply {
             None => Reply::new(404, ""),
         },
     }
+}
+
+/// The manifests whose subject is this one.
+fn referrers(subject: &str, content: &Content) -> Reply {
+    let all = content.iter().filter(|(name, _)| name.contains(':'));
+    let manifests = all.filter_map(|(digest, bytes)| {
+        let manifest: Value = serde_json::from_slice(bytes).ok()?;
+        (manifest["subject"]["digest"] == subject).then(|| {
+            json!({
+                "mediaType": OCI_MANIFEST,
+                "digest": digest,
+                "size": bytes.len(),
+                "artifactType": manifest["artifactType"],
+            })
+        })
+    });
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": OCI_INDEX,
+        "manifests": manifests.collect::<Vec<_>>(),
+    });
+    Reply::new(200, index.to_string()).with("Content-Type", OCI_INDEX)
 }

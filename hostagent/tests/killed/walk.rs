@@ -60,6 +60,8 @@ impl Looks {
         let mut files = tree::files(mote.root.path());
         // What a dead process needed is forgotten when something is collected.
         files.retain(|path, _| !path.starts_with("leases"));
+        // What was there of a blob before all of it was does no harm beside it.
+        files.retain(|path, _| !(path.starts_with("blobs") && path.ends_with("present")));
         Self {
             images: images(mote),
             files,
