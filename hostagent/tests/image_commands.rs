@@ -4,7 +4,7 @@ mod support;
 
 use hostagent::image::digest::Digest;
 use hostagent::running::RunningMachine;
-use hostagent::store::Store;
+use hostagent::store::{BlobIdentity, BootRecord, Store};
 use serde_json::{Value, json};
 use support::{Layout, Mote, Stored, config, layer, noise};
 use tempfile::TempDir;
@@ -17,7 +17,7 @@ fn layers() -> Vec<Vec<u8>> {
 }
 
 /// A store with these images; each is named `demo:` and its number, and has one layer
-/// more than the one before.
+/// more than the one before. Each was built before the one before it.
 fn mote_with(count: usize) -> Mote {
     let mote = Mote::new();
     for number in 1..=count {
@@ -26,6 +26,8 @@ fn mote_with(count: usize) -> Mote {
         layers.extend((2..=number).map(|n| layer(&[("more", &noise(n as u32 + 7, 20_000))])));
         let mut layout = Layout::new();
         let mut config = config(&layers);
+        config["created"] = json!(format!("2020-11-{:02}T12:00:00Z", 20 - number));
+        config["config"]["Labels"] = json!({"number": number.to_string()});
         config["history"] = json!([
             {"created": "2026-11-01T10:00:00Z", "created_by": "base"},
             {"created_by": "ENV A=b", "empty_layer": true},
@@ -244,6 +246,18 @@ fn history_and_inspect_tell_what_the_image_says_of_itself() {
         run.stdout.contains("<missing>") && run.stdout.contains("a comment"),
         "{run:?}"
     );
+    let id = inspected(&mote, "demo:v1")["Id"].as_str().unwrap()[7..].to_owned();
+    for (flags, id) in [
+        (&[][..], id[..12].to_owned()),
+        (&["--no-trunc"], format!("sha256:{id}")),
+    ] {
+        let template = "{{.ID}} {{.CreatedSince}}";
+        let history = ["image", "history", "--format", template, "demo:v1"];
+        let run = mote.run(&[&history[..], flags].concat()).expect(0);
+        let lines: Vec<&str> = run.stdout.lines().collect();
+        assert_eq!(lines[..2], [&format!("{id} N/A"), "<missing> N/A"]);
+        assert!(lines[2].ends_with(" ago"), "{run:?}");
+    }
 
     let image = inspected(&mote, "demo:v1");
     assert_eq!(image["RepoTags"], json!(["demo:v1"]));
@@ -379,6 +393,13 @@ fn images_are_listed_by_filters_with_ids_and_digests_as_asked_for() {
     let ids = ["demo:v1", "demo:v2"]
         .map(|name| inspected(&mote, name)["Id"].as_str().unwrap().to_owned());
     let short = |id: &str| id[7..19].to_owned();
+    assert_eq!(lines(&["--format", "{{.ID}}", "demo:v1"]), [short(&ids[0])]);
+    assert_eq!(
+        lines(&["--no-trunc", "--format", "{{.ID}}", "demo:v1"]),
+        [ids[0].clone()]
+    );
+    let since = lines(&["--format", "{{.CreatedSince}}", "demo:v1"]);
+    assert!(since[0].ends_with(" years ago"), "{since:?}");
     assert_eq!(lines(&["-q", "demo:v1"]), [short(&ids[0])]);
     assert_eq!(lines(&["-q", "--no-trunc", "demo:v2"]), [ids[1].clone()]);
     assert_eq!(lines(&["-a", "demo"]).len(), 3);
@@ -404,6 +425,11 @@ fn images_are_listed_by_filters_with_ids_and_digests_as_asked_for() {
         "{table:?}"
     );
     assert!(table[1].contains("   sha256:"), "{table:?}");
+    let digest = lines(&["--format", "{{.Digest}}", "demo:v2"]);
+    assert!(
+        digest[0].starts_with("sha256:") && table[1].contains(&digest[0]),
+        "{table:?}"
+    );
 
     assert!(lines(&["-q", "--filter", "dangling=true"]).is_empty());
     mote.run(&["rmi", "team/app:v1"]).expect(0);
@@ -413,11 +439,23 @@ fn images_are_listed_by_filters_with_ids_and_digests_as_asked_for() {
         [short(&ids[0])]
     );
     assert_eq!(lines(&["-q", "--filter", "dangling=false"]).len(), 2);
-    let either = ["before", "since"].map(|key| {
-        let filter = format!("{key}={}", ids[1]);
-        lines(&["-q", "--filter", &filter])
-    });
-    assert_eq!(either.concat(), [short(&ids[0])]);
+    // By when they were built, not by when they came here.
+    for (key, of, found) in [
+        ("since", 1, Some(0)),
+        ("before", 0, Some(1)),
+        ("since", 0, None),
+        ("before", 1, None),
+    ] {
+        let found: Vec<String> = found
+            .iter()
+            .map(|&index: &usize| short(&ids[index]))
+            .collect();
+        let filter = format!("{key}={}", ids[of]);
+        let mut listed = lines(&["-q", "--filter", &filter]);
+        // One image has two names.
+        listed.dedup();
+        assert_eq!(listed, found, "{filter}");
+    }
     assert!(lines(&["-q", "--filter", "label=a"]).is_empty());
     for (wrong, word) in [("colour=red", "no filter"), ("dangling=x", "neither")] {
         mote.run(&["images", "--filter", wrong])
@@ -454,7 +492,16 @@ fn what_is_pruned_is_chosen_by_age_and_label_and_what_is_shown_by_size() {
         mote.run(&[&prune[..], &[kept]].concat()).expect(0);
         assert_eq!(mote.images().len(), 2, "{kept}");
     }
-    mote.run(&[&prune[..], &["until=soon"]].concat())
+    for (filter, words) in [
+        ("until=soon", "no time"),
+        ("dangling=true", "contradict"),
+        ("dangling=maybe", "neither true nor false"),
+    ] {
+        mote.run(&[&prune[..], &[filter]].concat())
+            .expect_failure(&[words]);
+    }
+    // What cannot be meant is not asked about.
+    mote.run(&["image", "prune", "--filter", "until=soon"])
         .expect_failure(&["no time"]);
     let before = blob_count(&mote);
     mote.run(&["rmi", "--no-prune", "demo:v2"]).expect(0);
@@ -462,4 +509,199 @@ fn what_is_pruned_is_chosen_by_age_and_label_and_what_is_shown_by_size() {
     mote.run(&["image", "prune", "-a", "-f", "--filter", "until=0s"])
         .expect(0);
     assert_eq!(blob_count(&mote), 0);
+}
+
+#[test]
+fn what_an_image_does_not_say_of_its_configuration_is_null() {
+    let mote = Mote::new();
+    let mut without = config(&layers());
+    without.as_object_mut().unwrap().remove("config");
+    for (name, config) in [("with:v1", config(&layers())), ("without:v1", without)] {
+        let mut layout = Layout::new();
+        let descriptor = layout.image(&config, &layers(), Stored::Gzip);
+        layout.tag(descriptor, name);
+        mote.load(&layout.reference(name));
+        let keys = "User ExposedPorts Entrypoint Volumes WorkingDir Labels StopSignal OnBuild";
+        for key in keys.split(' ') {
+            assert_eq!(
+                inspected(&mote, name)["Config"].get(key),
+                Some(&Value::Null)
+            );
+            let template =
+                format!("{{{{json .Config.{key}}}}}{{{{if .Config.{key}}}}} it{{{{end}}}}");
+            let run = mote.run(&["image", "inspect", "-f", &template, name]);
+            assert_eq!(run.expect(0).stdout, "null\n");
+            let plain = format!("{{{{.Config.{key}}}}}");
+            mote.run(&["image", "inspect", "-f", &plain, name])
+                .expect(0);
+        }
+    }
+    let template = "{{if .Config.Cmd}}{{json .Config.Cmd}}{{end}}";
+    for (name, text) in [("with:v1", "[\"/bin/sh\"]\n"), ("without:v1", "\n")] {
+        let run = mote.run(&["image", "inspect", "-f", template, name]);
+        assert_eq!(run.expect(0).stdout, text);
+    }
+}
+
+#[test]
+fn a_kernel_that_cannot_be_taken_in_again_is_damage_that_verifying_tells() {
+    let mote = Mote::new();
+    mote.install_idle();
+    let [kernel, initrd, says] = ["vmlinux", "initrd", "boot.json"].map(|n| mote.assets().join(n));
+    let identity = |path: &std::path::Path| {
+        let bytes = std::fs::read(path).unwrap();
+        BlobIdentity {
+            hash: outboard::BlobHash::of(&bytes),
+            bytes: bytes.len() as u64,
+        }
+    };
+    std::fs::write(&initrd, b"an initrd").unwrap();
+    let record = BootRecord {
+        kernel: identity(&kernel),
+        initrd: identity(&initrd),
+    };
+    let record_text = serde_json::to_string(&record).unwrap();
+    std::fs::write(&says, &record_text).unwrap();
+    let layout = Layout::with_image(&layers(), Stored::Gzip, "t");
+    // The VMM is none; what it would boot is taken in before that.
+    mote.run(&["run", &layout.reference("t")]).expect(125);
+    let data = |hash: outboard::BlobHash| {
+        let blob = mote.root.path().join("blobs").join(hash.hex());
+        blob.join("data")
+    };
+    let damage = || {
+        let data = data(record.kernel.hash);
+        if let Ok(mut bytes) = std::fs::read(&data) {
+            bytes[20] ^= 1;
+            std::fs::write(&data, bytes).unwrap();
+        }
+    };
+    let verify = |code: i32| mote.run(&["store", "verify"]).expect(code).stdout;
+    verify(0);
+    let good = std::fs::read(&kernel).unwrap();
+    let mut other = good.clone();
+    other.push(0);
+
+    damage();
+    assert!(verify(0).contains("Taken in again: "));
+    // Nothing says what the file is: it is read.
+    std::fs::remove_file(&says).unwrap();
+    damage();
+    assert!(verify(0).contains("Taken in again: "));
+
+    damage();
+    std::fs::write(&kernel, &other).unwrap();
+    let broken = verify(1);
+    assert!(
+        broken.contains("Broken: the guests' kernel: ") && broken.contains("is another than"),
+        "{broken}"
+    );
+    let of_other = BootRecord {
+        kernel: identity(&kernel),
+        ..record
+    };
+    // It says of itself that it is another, and that it is what it is not.
+    std::fs::write(&says, serde_json::to_string(&of_other).unwrap()).unwrap();
+    assert!(verify(1).contains("install the mote again that had the other"));
+    std::fs::write(&says, &record_text).unwrap();
+    assert!(verify(1).contains("install mote again"));
+    std::fs::remove_file(&kernel).unwrap();
+    let run = mote.run(&["store", "verify", "--format", "json"]).expect(1);
+    let problem = &run.json()[0]["boot_broken"][0];
+    assert_eq!(problem["what"], "the guests' kernel");
+    let problem = problem["problem"].as_str().unwrap();
+    assert!(
+        problem.contains("vmlinux was not found") && problem.contains("MOTE_ASSETS"),
+        "{problem}"
+    );
+    std::fs::write(&kernel, &good).unwrap();
+    assert!(verify(0).contains("Taken in again: "));
+    verify(0);
+    mote.assert_consistent();
+}
+
+#[test]
+fn pruning_by_filters_leaves_the_quarantine_and_what_the_filters_do_not_hold_of() {
+    let mote = mote_with(3);
+    let quarantined = mote.root.path().join("quarantine/00");
+    std::fs::create_dir(&quarantined).unwrap();
+    std::fs::write(quarantined.join("data"), b"x").unwrap();
+    let prune = |arguments: &[&str]| {
+        mote.run(&[&["image", "prune", "-f"], arguments].concat())
+            .expect(0);
+        mote.images()
+    };
+    // 2020-11-18T00:00:00Z
+    let until = prune(&["-a", "--filter", "until=1605657600"]);
+    assert_eq!(until, ["demo:v1", "demo:v2"]);
+    assert_eq!(prune(&["--filter", "label!=number=1"]).len(), 2);
+    assert_eq!(prune(&["-a", "--filter", "label!=number"]).len(), 2);
+    assert_eq!(prune(&["-a", "--filter", "label!=number=1"]), ["demo:v1"]);
+    assert_eq!(prune(&["--filter", "dangling=true"]), ["demo:v1"]);
+    assert!(prune(&["--filter", "dangling=false"]).is_empty());
+    assert!(quarantined.exists());
+    prune(&[]);
+    assert!(!quarantined.exists());
+}
+
+#[test]
+fn an_image_that_came_without_manifest_and_time_has_no_digest_and_is_as_old_as_its_load() {
+    let mote = mote_with(1);
+    let mut config = config(&layers());
+    config.as_object_mut().unwrap().remove("created");
+    let manifest = json!([{
+        "Config": "config.json",
+        "RepoTags": ["plain:v1"],
+        "Layers": ["0.tar", "1.tar"],
+    }]);
+    let archive = layer(&[
+        ("manifest.json", manifest.to_string().as_bytes()),
+        ("config.json", config.to_string().as_bytes()),
+        ("0.tar", &layers()[0]),
+        ("1.tar", &layers()[1]),
+    ]);
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("plain.tar");
+    std::fs::write(&path, archive).unwrap();
+    mote.run(&["load", "-i", path.to_str().unwrap()]).expect(0);
+    let template = "{{.Repository}} {{.Digest}} {{.CreatedSince}}";
+    for filter in ["reference=plain", "since=demo:v1"] {
+        let run = mote.run(&["images", "--format", template, "-f", filter]);
+        assert_eq!(run.expect(0).stdout, "plain <none> N/A\n", "{filter}");
+    }
+}
+
+#[test]
+fn what_cannot_be_removed_keeps_nothing_else_from_being_removed() {
+    let mote = mote_with(2);
+    let run = mote.run(&["rmi", "none:v1", "demo:v1", "Not/A/Name", "demo:v2"]);
+    let run = run.expect_failure(&["no such image: none:v1", "upper-case"]);
+    assert_eq!(run.stderr.lines().count(), 2, "{run:?}");
+    assert!(run.stdout.contains("Untagged: demo:v2"), "{run:?}");
+    assert!(mote.images().is_empty());
+    assert_eq!(blob_count(&mote), 0);
+}
+
+#[test]
+fn a_template_tells_what_was_tagged_and_saved() {
+    let mote = mote_with(1);
+    let id = inspected(&mote, "demo:v1")["Id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let run = mote.run(&["tag", "--format", "{{.id}} {{.name}}", "demo:v1", "x:v1"]);
+    assert_eq!(run.expect(0).stdout, format!("{id} x:v1\n"));
+    let run = mote.run(&["tag", "demo:v1", "x:v2"]).expect(0);
+    assert_eq!(run.stdout, "");
+    let directory = TempDir::new().unwrap();
+    let archive = directory.path().join("demo.tar");
+    let save = ["save", "-o", archive.to_str().unwrap(), "--format"];
+    let run = mote.run(&[&save[..], &["{{.id}}", "demo:v1"]].concat());
+    assert_eq!(run.expect(0).stdout, format!("{id}\n"));
+    let saved = mote.command(&["save", "--format", "{{.id}}", "demo:v1"]);
+    assert!({ saved }.output().unwrap().stdout == std::fs::read(archive).unwrap());
+    for (command, words) in [("tag", "Prints nothing"), ("save", "Without -o")] {
+        let run = mote.run(&[command, "--help"]).expect(0);
+        assert!(run.stdout.contains(words), "{run:?}");
+    }
 }

@@ -20,13 +20,22 @@ mod tree;
 mod walk;
 
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
+use common::never;
 use hostagent::image::digest::Digest;
+use hostagent::image::remote;
+use hostagent::lazy::start;
+use hostagent::store::Store;
 use http_server::Server;
 use libtest_mimic::{Arguments, Failed, Trial};
 use support::{Layout, Mote, Stored, config, layer, noise};
+use vmm::fetch;
 use walk::Walk;
 
 type Test = (&'static str, fn() -> Result<(), Failed>);
@@ -47,6 +56,10 @@ const TESTS: &[Test] = &[
     (
         "a_push_that_is_killed_at_any_step_leaves_the_store_alone",
         push,
+    ),
+    (
+        "a_save_that_is_killed_while_it_completes_an_image_is_made_good_by_the_next",
+        save,
     ),
     (
         "a_removal_that_is_killed_at_any_step_harms_no_other_image",
@@ -142,6 +155,69 @@ fn push() -> Result<(), Failed> {
         least: 15,
     };
     walk.go()
+}
+
+/// A store that has recorded an image which was pushed in converted form, and has fetched a
+/// little of it.
+fn in_part(name: &str) -> Result<Mote, Failed> {
+    let mote = Mote::new();
+    let store = Arc::new(Store::open(mote.root.path())?);
+    let host = name.split('/').next().unwrap();
+    let client = Arc::new(common::client(host));
+    let resolved = remote::resolve(&client, &name.parse()?, &never())?;
+    let source = remote::image(&client, &resolved, &never())?;
+    let lazy = start::find(&client, &source, &|_| Ok(()), &never(), &|_| {})?;
+    let lazy = lazy.ok_or("there is no converted image")?;
+    let image = store.describe_lazy(&source, &lazy);
+    let lease = store.lease()?;
+    store.record_lazy(&source, &image, &lazy, &lease)?;
+    let started = start::start(
+        &store,
+        &client,
+        &image,
+        &lazy,
+        &never(),
+        Box::new(|error| panic!("{error}")),
+    )?;
+    // The test is the VMM, and reads of the second layer.
+    let socket = started.disk.source.as_ref().ok_or("nothing is missing")?;
+    let mut socket = UnixStream::from(socket.try_clone()?);
+    socket.set_read_timeout(Some(Duration::from_secs(60)))?;
+    let request = fetch::Request {
+        id: 0,
+        extent: 2,
+        first_group: 30,
+        groups: 4,
+    };
+    socket.write_all(&request.encode())?;
+    let mut answer = [0; 64];
+    let count = socket.read(&mut answer)?;
+    let answer = fetch::Reply::decode(&answer[..count]).ok_or("no answer")?;
+    assert!(answer.present);
+    Ok(mote)
+}
+
+fn save() -> Result<(), Failed> {
+    let server = registry::start(Default::default());
+    let name = format!("{}/app:v1", server.host());
+    let layout = Layout::with_image(&layers(1), Stored::Gzip, &name);
+    let other = Mote::new();
+    other.load(&layout.reference(&name));
+    other.run(&["push", &name]).expect(0);
+    let before = in_part(&name)?;
+    let directory = tempfile::tempdir()?;
+    let archive = directory.path().join("app.tar");
+    let walk = Walk {
+        before: &before,
+        arguments: &["save", "-o", archive.to_str().unwrap(), &name],
+        damaged: false,
+        least: 200,
+    };
+    walk.go()?;
+    let saved = std::fs::read(&archive)?;
+    other.run(walk.arguments).expect(0);
+    assert!(std::fs::read(&archive)? == saved, "another image was saved");
+    Ok(())
 }
 
 /// A store with two images that share a layer: `one` and `two`.

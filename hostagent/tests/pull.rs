@@ -9,10 +9,17 @@ mod docker_registry;
 #[path = "support/fault_proxy.rs"]
 #[allow(dead_code, reason = "each test program uses a part")]
 mod fault_proxy;
+#[path = "pull/hostile.rs"]
+mod hostile;
 #[path = "support/http_server.rs"]
 #[allow(dead_code, reason = "each test program uses a part")]
 mod http_server;
+#[path = "killed/registry.rs"]
+#[allow(dead_code, reason = "each test program uses a part")]
+mod memory_registry;
 mod support;
+#[path = "pull/waiting.rs"]
+mod waiting;
 
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -83,6 +90,9 @@ fn main() -> ExitCode {
     let trials = TESTS
         .iter()
         .map(|(name, test)| Trial::test(*name, test).with_ignored_flag(missing));
+    // These need no registry but the test's.
+    let more = hostile::TESTS.iter().chain(waiting::TESTS);
+    let trials = trials.chain(more.map(|(name, test)| Trial::test(*name, test)));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
@@ -195,6 +205,23 @@ fn by_tag_and_digest() -> Result<(), Failed> {
 
     let again = pulled(&mote, &format!("{host}/app@{digest}"));
     assert_eq!(again["layers_pulled"], 0);
+    // Up to date is what led to this image before, not what has its layers.
+    Image::of(layers()).push(&registry, "same")?;
+    let status = |mote: &Mote, name: &str, words: &str| {
+        let run = mote.run(&["pull", &format!("{host}/app{name}")]).expect(0);
+        let status = format!("Status: {words} ");
+        assert!(run.stdout.contains(&status), "{run:?}");
+    };
+    status(&mote, ":v1", "Image is up to date for");
+    status(&mote, &format!("@{digest}"), "Image is up to date for");
+    status(&mote, ":same", "Downloaded newer image for");
+    status(&mote, ":same", "Image is up to date for");
+    let mut newer = Image::of(layers());
+    newer.config["created"] = json!("2026-11-02T12:00:00Z");
+    newer.push(&registry, "same")?;
+    status(&mote, ":same", "Downloaded newer image for");
+    status(&mote, ":same", "Image is up to date for");
+    mote.run(&["rmi", &format!("{host}/app:same")]).expect(0);
     let run = mote.run(&[
         "image",
         "inspect",

@@ -11,12 +11,20 @@ use serde_json::Value;
 pub struct Filters {
     references: Vec<String>,
     dangling: Option<bool>,
-    /// Images loaded before this one.
-    before: Option<StoredImage>,
-    since: Option<StoredImage>,
-    /// Built before.
-    until: Option<Timestamp>,
-    labels: Vec<(String, Option<String>)>,
+    /// Built before this time.
+    before: Option<Timestamp>,
+    /// Built after it.
+    since: Option<Timestamp>,
+    labels: Vec<Label>,
+}
+
+/// A label that an image must have, or must not.
+#[derive(Debug)]
+struct Label {
+    key: String,
+    /// Any, unless it is said.
+    value: Option<String>,
+    wanted: bool,
 }
 
 impl Filters {
@@ -26,9 +34,13 @@ impl Filters {
         Self::parse(store, texts, &known)
     }
 
-    /// For `docker image prune`: `until=`, `label=`.
-    pub fn of_prune(store: &Store, texts: &[String]) -> anyhow::Result<Self> {
-        Self::parse(store, texts, &["until", "label"])
+    /// For `docker image prune`: `until=`, `label=`, `label!=`, and `dangling=`, which says
+    /// whether only images without a name are meant, and is returned beside the others.
+    pub fn of_prune(store: &Store, texts: &[String]) -> anyhow::Result<(Self, Option<bool>)> {
+        let known = ["until", "label", "label!", "dangling"];
+        let mut filters = Self::parse(store, texts, &known)?;
+        let dangling = filters.dangling.take();
+        Ok((filters, dangling))
     }
 
     fn parse(store: &Store, texts: &[String], known: &[&str]) -> anyhow::Result<Self> {
@@ -41,7 +53,8 @@ impl Filters {
                     known.join("=VALUE or ")
                 );
             };
-            let image = || -> anyhow::Result<StoredImage> { Ok(store.find(&value.parse()?)?) };
+            let built =
+                || -> anyhow::Result<Timestamp> { Ok(built(&store.find(&value.parse()?)?)) };
             match key {
                 "reference" => filters.references.push(value.to_owned()),
                 "dangling" => {
@@ -51,14 +64,18 @@ impl Filters {
                         _ => bail!("dangling={value:?} is neither true nor false"),
                     });
                 }
-                "before" => filters.before = Some(image()?),
-                "since" => filters.since = Some(image()?),
-                "until" => filters.until = Some(until(value)?),
-                _ => {
+                "before" => filters.before = earlier(filters.before, built()?),
+                "since" => filters.since = filters.since.max(Some(built()?)),
+                "until" => filters.before = earlier(filters.before, until(value)?),
+                key => {
                     let pair = value.split_once('=');
-                    let (key, value) =
-                        pair.map_or((value, None), |(key, value)| (key, Some(value.to_owned())));
-                    filters.labels.push((key.to_owned(), value));
+                    let (label, value) =
+                        pair.map_or((value, None), |(label, value)| (label, Some(value)));
+                    filters.labels.push(Label {
+                        key: label.to_owned(),
+                        value: value.map(str::to_owned),
+                        wanted: key == "label",
+                    });
                 }
             }
         }
@@ -72,28 +89,12 @@ impl Filters {
 
     /// Whether the image is meant, whatever it is called.
     pub fn admit(&self, store: &Store, image: &StoredImage) -> anyhow::Result<bool> {
-        let when = |image: &StoredImage| (image.loaded_unix_seconds, image.id);
-        let other = |other: &StoredImage| other.id != image.id;
+        let at = built(image);
         if self.dangling.is_some_and(|it| it != image.names.is_empty())
-            || self
-                .before
-                .as_ref()
-                .is_some_and(|it| !other(it) || when(image) >= when(it))
-            || self
-                .since
-                .as_ref()
-                .is_some_and(|it| !other(it) || when(image) <= when(it))
+            || self.before.is_some_and(|before| at >= before)
+            || self.since.is_some_and(|since| at <= since)
         {
             return Ok(false);
-        }
-        if let Some(until) = self.until {
-            let created: Option<Timestamp> =
-                image.created.as_deref().and_then(|at| at.parse().ok());
-            // When it was built is not said: when it came here, then.
-            let loaded = || Timestamp::from_second(image.loaded_unix_seconds as i64).ok();
-            if created.or_else(loaded).is_none_or(|at| at >= until) {
-                return Ok(false);
-            }
         }
         if self.labels.is_empty() {
             return Ok(true);
@@ -102,9 +103,11 @@ impl Filters {
         let config: Value = serde_json::from_slice(&bytes)
             .with_context(|| format!("cannot read the configuration of image {}", image.id))?;
         let labels = &config["config"]["Labels"];
-        Ok(self.labels.iter().all(|(key, value)| {
-            let found = labels.get(key).and_then(Value::as_str);
-            found.is_some_and(|found| value.as_deref().is_none_or(|value| value == found))
+        Ok(self.labels.iter().all(|label| {
+            let found = labels.get(&label.key).and_then(Value::as_str);
+            let wanted = label.value.as_deref();
+            let has = found.is_some_and(|found| wanted.is_none_or(|value| value == found));
+            has == label.wanted
         }))
     }
 
@@ -123,8 +126,26 @@ impl Filters {
     }
 }
 
-/// A point in time, or how long ago it is: `24h`, `2026-11-01`, `2026-11-01T10:00:00Z`.
+/// When an image was built; when it came here, if it does not say it.
+fn built(image: &StoredImage) -> Timestamp {
+    let created = image.created.as_deref().and_then(|at| at.parse().ok());
+    let loaded = || Timestamp::from_second(image.loaded_unix_seconds as i64);
+    created.unwrap_or_else(|| loaded().unwrap_or(Timestamp::MAX))
+}
+
+fn earlier(one: Option<Timestamp>, other: Timestamp) -> Option<Timestamp> {
+    Some(one.map_or(other, |one| one.min(other)))
+}
+
+/// A point in time, or how long ago it is: `24h`, `2026-11-01`, `2026-11-01T10:00:00Z`, or
+/// seconds since 1970, `1793527200`.
 fn until(text: &str) -> anyhow::Result<Timestamp> {
+    // Before all else: eight digits would be a day, too.
+    if text.bytes().all(|b| b.is_ascii_digit() || b == b'.')
+        && let Some(at) = unix_time(text)
+    {
+        return Ok(at);
+    }
     if let Ok(ago) = text.parse::<SignedDuration>() {
         let then = Timestamp::now().checked_sub(ago);
         return then.with_context(|| format!("until={text:?} is too long ago"));
@@ -135,8 +156,17 @@ fn until(text: &str) -> anyhow::Result<Timestamp> {
     };
     let at = text.parse().ok().or_else(day);
     at.with_context(|| {
-        format!("until={text:?} is no time; give one such as 24h or 2026-11-01T10:00:00Z")
+        format!(
+            "until={text:?} is no time; give one such as 24h, 2026-11-01T10:00:00Z, or 1793527200 in seconds since 1970"
+        )
     })
+}
+
+/// Seconds since 1970, and perhaps a fraction of one.
+fn unix_time(text: &str) -> Option<Timestamp> {
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let nanoseconds = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
+    Timestamp::new(seconds.parse().ok()?, nanoseconds).ok()
 }
 
 /// Whether a pattern matches all of a text: `*` any characters but `/`, `?` one of them.
@@ -186,10 +216,19 @@ mod tests {
     }
 
     #[test]
-    fn a_time_is_a_duration_a_day_or_a_moment() {
+    fn a_time_is_a_duration_a_day_a_moment_or_seconds_since_1970() {
         let day = until("2026-11-01").unwrap();
         assert_eq!(day, until("2026-11-01T00:00:00Z").unwrap());
         assert!(until("24h").unwrap() < until("1h30m").unwrap());
-        until("yesterday").unwrap_err();
+        for (seconds, text) in [
+            ("1793527200", "2026-11-01T10:00:00Z"),
+            ("1793527200.5", "2026-11-01T10:00:00.5Z"),
+            ("20261101", "1970-08-23T12:05:01Z"),
+        ] {
+            assert_eq!(until(seconds).unwrap(), until(text).unwrap());
+        }
+        for wrong in ["yesterday", "", ".", "1.2.3", "99999999999999999999"] {
+            until(wrong).unwrap_err();
+        }
     }
 }

@@ -165,7 +165,8 @@ impl Template {
         text.context("cannot fill in the template; --format json shows what there is")
     }
 
-    /// The lines it makes of documents, their tabs made columns, under headings.
+    /// The lines it makes of documents, their tabs made columns, under headings. Nothing of
+    /// no documents: the headings are the names of a document's fields.
     fn columns(&self, documents: &[Value]) -> anyhow::Result<String> {
         let headings = documents.first().map(headings);
         let lines = headings.into_iter().chain(documents.iter().cloned());

@@ -11,16 +11,30 @@ use hostagent::image::name::ImageName;
 use hostagent::store::{BlobIdentity, Store, StoredImage};
 use jiff::Timestamp;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::filter::Filters;
 use super::format::{DocumentFormat, FORMAT_HELP, Format};
-use super::output::{ago, print, size, table};
+use super::output::{print, since, size, table};
 use super::rmi::{self, Change, RmiArgs, TagArgs, print_changes};
 use super::{images, load, pull, push, save};
 
 /// The longest command that the table of a history shows, in characters.
 const MAX_CREATED_BY: usize = 45;
+
+/// What a `Config` has in Docker's documents, whether the image says it or not.
+const CONFIG_KEYS: [&str; 10] = [
+    "User",
+    "ExposedPorts",
+    "Env",
+    "Entrypoint",
+    "Cmd",
+    "Volumes",
+    "WorkingDir",
+    "Labels",
+    "StopSignal",
+    "OnBuild",
+];
 
 /// Manage images.
 #[derive(Debug, Args)]
@@ -94,10 +108,20 @@ pub struct HistoryArgs {
     image: String,
 }
 
+const PRUNE_EXAMPLES: &str = "\
+Examples:
+  mote image prune                          Images without names, and what was quarantined
+  mote image prune -a -f                    All that no microVM runs, without a question
+  mote image prune -a --filter until=240h   Of these, those built ten days ago or earlier
+
+Filters: until=TIME (built before; 24h, 2026-11-01T10:00:00Z, or seconds since 1970),
+label=KEY[=VALUE], label!=KEY[=VALUE], dangling=true|false (false is --all). With a filter,
+what was quarantined stays.";
+
 /// Remove images that have no name, and what nobody needs.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  mote image prune        Images without names, and blobs that were quarantined\n  mote image prune -a -f  All that no microVM runs, without a question"
+    after_help = PRUNE_EXAMPLES
 )]
 pub struct PruneArgs {
     /// Remove all images that no microVM runs.
@@ -106,7 +130,7 @@ pub struct PruneArgs {
     /// Do not ask.
     #[arg(short, long)]
     force: bool,
-    /// Only images of which this holds: until=24h (built before), label=KEY[=VALUE].
+    /// Only images of which this holds; see below.
     #[arg(long, value_name = "KEY=VALUE")]
     filter: Vec<String>,
     #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
@@ -194,10 +218,23 @@ fn described(store: &Store, image: &StoredImage) -> anyhow::Result<Value> {
         "Architecture": field("architecture"),
         "Os": field("os"),
         "Size": image.bytes,
-        "Config": field("config"),
+        "Config": with_all_keys(field("config")),
         "RootFS": {"Type": "layers", "Layers": image.diff_ids},
         "Store": stored,
     }))
+}
+
+/// An image's `config` with null for what it does not say, so that a template can ask.
+fn with_all_keys(config: Value) -> Value {
+    let mut fields = match config {
+        Value::Object(fields) => fields,
+        Value::Null => Map::new(),
+        other => return other,
+    };
+    for key in CONFIG_KEYS {
+        fields.entry(key).or_insert(Value::Null);
+    }
+    fields.into()
 }
 
 /// A step of a configuration's `history` (OCI image specification 1.1).
@@ -252,8 +289,9 @@ fn history(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
         }
         if !args.format.is_table() {
             documents.push(json!({
-                "ID": id,
+                "ID": shown_id(id, args.no_trunc),
                 "CreatedAt": step.created,
+                "CreatedSince": since(step.created.as_deref(), now),
                 "CreatedBy": step.created_by,
                 "Size": size(bytes),
                 "SizeBytes": bytes,
@@ -290,8 +328,8 @@ fn row(
     args: &HistoryArgs,
 ) -> [String; 5] {
     let created = match (&step.created, args.human) {
-        (Some(text), true) => text.parse().ok().map(|then| ago(then, now)),
-        (text, _) => text.clone(),
+        (Some(text), false) => text.clone(),
+        (text, _) => since(text.as_deref(), now),
     };
     let created_by = step.created_by.clone().unwrap_or_default();
     let created_by = match created_by.chars().count() > MAX_CREATED_BY && !args.no_trunc {
@@ -304,7 +342,7 @@ fn row(
     };
     [
         shown_id(id, args.no_trunc),
-        created.unwrap_or_else(|| "N/A".to_owned()),
+        created,
         created_by,
         match args.human {
             true => size(bytes),
@@ -315,15 +353,20 @@ fn row(
 }
 
 fn prune(args: &PruneArgs) -> anyhow::Result<ExitCode> {
-    if !args.force && !confirmed(args.all)? {
+    let store = Store::open(&Store::default_root())?;
+    let (filters, dangling) = Filters::of_prune(&store, &args.filter)?;
+    if args.all && dangling == Some(true) {
+        bail!("--all and dangling=true contradict each other; leave one of them away");
+    }
+    let all = args.all || dangling == Some(false);
+    let filtered = !args.filter.is_empty();
+    if !args.force && !confirmed(all, filtered)? {
         return Ok(ExitCode::SUCCESS);
     }
-    let store = Store::open(&Store::default_root())?;
-    let filters = Filters::of_prune(&store, &args.filter)?;
     let used = in_use(&store)?;
     let mut changes = Vec::new();
     for image in store.images()? {
-        let is_wanted = used.contains_key(&image.id) || !(args.all || image.names.is_empty());
+        let is_wanted = used.contains_key(&image.id) || !(all || image.names.is_empty());
         if is_wanted || !filters.admit(&store, &image)? {
             continue;
         }
@@ -331,8 +374,12 @@ fn prune(args: &PruneArgs) -> anyhow::Result<ExitCode> {
         changes.extend(Change::all(image.id, removed));
     }
     let collected = store.collect()?;
-    let emptied = store.empty_quarantine()?;
-    let bytes = collected.bytes + emptied.bytes;
+    // Who asks for some images has not asked for that.
+    let emptied = match filtered {
+        true => 0,
+        false => store.empty_quarantine()?.bytes,
+    };
+    let bytes = collected.bytes + emptied;
     if args.format.is_table() && !changes.is_empty() {
         print("Deleted Images:\n")?;
     }
@@ -358,7 +405,7 @@ pub fn in_use(store: &Store) -> anyhow::Result<HashMap<Digest, usize>> {
     Ok(used)
 }
 
-fn confirmed(all: bool) -> anyhow::Result<bool> {
+fn confirmed(all: bool, filtered: bool) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         bail!("standard input is no terminal, to ask whether images may be removed; give -f");
     }
@@ -366,7 +413,11 @@ fn confirmed(all: bool) -> anyhow::Result<bool> {
         true => "all images that no microVM runs",
         false => "all images without a name",
     };
-    eprint!("This will remove {which}. Are you sure you want to continue? [y/N] ");
+    let those = match filtered {
+        true => " of which the filters hold",
+        false => "",
+    };
+    eprint!("This will remove {which}{those}. Are you sure you want to continue? [y/N] ");
     std::io::stderr()
         .flush()
         .context("cannot write to standard error")?;

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::filter::Filters;
 use super::format::{FORMAT_HELP, Format};
-use super::output::{ago, print, size, table};
+use super::output::{print, since, size, table};
 
 /// What stands for a name an image does not have, as in Docker.
 const NONE: &str = "<none>";
@@ -24,7 +24,8 @@ Examples:
   mote images --format json               One JSON document for each name
 
 Filters: reference=PATTERN, dangling=true|false, before=IMAGE, since=IMAGE, label=KEY[=VALUE].
-In patterns * and ? stand for any characters but a slash.";
+In patterns * and ? stand for any characters but a slash. Images are before or since others
+by when they were built, or by when they came here if they do not say it.";
 
 /// List the images that have been loaded.
 #[derive(Debug, Args)]
@@ -84,19 +85,20 @@ pub fn main(args: &ImagesArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    let now = Timestamp::now();
     match &args.format {
         Format::Documents(format) => {
-            format.print_all(rows.map(|(image, name)| as_json(image, name)))?;
+            let document = |(image, name)| as_json(image, name, id(image), now);
+            format.print_all(rows.map(document))?;
         }
         Format::Table => {
-            let now = Timestamp::now();
             let row = |(image, name): (&StoredImage, Option<&ImageName>)| {
                 [
                     repository(name).to_owned(),
                     tag(name).to_owned(),
                     digest(image, name),
                     id(image),
-                    created(image).map_or_else(|| "N/A".to_owned(), |then| ago(then, now)),
+                    since(image.created.as_deref(), now),
                     size(image.bytes),
                 ]
             };
@@ -126,13 +128,19 @@ fn digest(image: &StoredImage, name: Option<&ImageName>) -> String {
 }
 
 /// The keys of `docker images --format json`, and exact values beside them.
-fn as_json(image: &StoredImage, name: Option<&ImageName>) -> serde_json::Value {
+fn as_json(
+    image: &StoredImage,
+    name: Option<&ImageName>,
+    id: String,
+    now: Timestamp,
+) -> serde_json::Value {
     json!({
         "Repository": repository(name),
         "Tag": tag(name),
-        "ID": image.id,
-        "Digest": image.manifest,
+        "ID": id,
+        "Digest": digest(image, name),
         "CreatedAt": image.created,
+        "CreatedSince": since(image.created.as_deref(), now),
         "Size": size(image.bytes),
         "SizeBytes": image.bytes,
         "Layers": image.diff_ids,
@@ -146,8 +154,4 @@ fn repository(name: Option<&ImageName>) -> &str {
 
 fn tag(name: Option<&ImageName>) -> &str {
     name.and_then(ImageName::tag).unwrap_or(NONE)
-}
-
-fn created(image: &StoredImage) -> Option<Timestamp> {
-    image.created.as_deref()?.parse().ok()
 }

@@ -123,13 +123,18 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::main(&args),
     };
     done.unwrap_or_else(|error| {
-        // Guests and images have a say in some errors.
-        eprintln!("mote: {}", printable_lines(&format!("{error:#}")));
+        tell(&error);
         if guest_never_came_up(&error) {
             eprintln!("`mote doctor` tells whether guests with Linux can run on this machine.");
         }
         ExitCode::from(exit_code_of(&error))
     })
+}
+
+/// Says on standard error what went wrong.
+fn tell(error: &anyhow::Error) {
+    // Guests and images have a say in some errors.
+    eprintln!("mote: {}", printable_lines(&format!("{error:#}")));
 }
 
 /// The arguments of this process, ready for the parser.

@@ -81,7 +81,7 @@ pub fn size(bytes: u64) -> String {
 }
 
 /// How long ago, in the largest unit that fits twice.
-pub fn ago(then: Timestamp, now: Timestamp) -> String {
+fn ago(then: Timestamp, now: Timestamp) -> String {
     const UNITS: [(&str, i64); 6] = [
         ("years", 365 * 86_400),
         ("months", 30 * 86_400),
@@ -98,6 +98,12 @@ pub fn ago(then: Timestamp, now: Timestamp) -> String {
             || format!("{seconds} seconds ago"),
             |(unit, length)| format!("{} {unit} ago", seconds / length),
         )
+}
+
+/// How long ago an image says something was made, if it says so in RFC 3339's way.
+pub fn since(then: Option<&str>, now: Timestamp) -> String {
+    let then = then.and_then(|text| text.parse().ok());
+    then.map_or_else(|| "N/A".to_owned(), |then| ago(then, now))
 }
 
 #[cfg(test)]
@@ -143,6 +149,9 @@ mod tests {
             ("2025-01-01T00:00:00Z", "0 seconds ago"),
         ] {
             assert_eq!(ago(then, now.parse().unwrap()), text);
+        }
+        for text in [None, Some("yesterday")] {
+            assert_eq!(since(text, then), "N/A");
         }
     }
 }

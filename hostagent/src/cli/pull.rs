@@ -7,10 +7,11 @@ use anyhow::{Context, bail};
 use clap::Args;
 use hostagent::image::digest::Digest;
 use hostagent::image::name::ImageName;
+use hostagent::image::reference::StoredReference;
 use hostagent::image::remote;
 use hostagent::image::source::{SourceError, SourceImage};
 use hostagent::registry::{Cancel, Client, RegistryError};
-use hostagent::store::{ImportError, Imported, Lease, Store, limits};
+use hostagent::store::{ImportError, Imported, Lease, Store, StoreError, limits};
 use hostagent::trust::{Policy, Requirement, TrustError};
 use serde_json::json;
 
@@ -78,12 +79,29 @@ pub fn main(args: &PullArgs) -> anyhow::Result<ExitCode> {
             name.familiar_repository()
         ))?;
     }
+    let before = led_to(&store, &name)?;
     let pulled = pull(&store, &name, &store.lease()?, &progress)?;
     drop(progress);
-    report(&name, &pulled, args)
+    report(&name, before, &pulled, args)
 }
 
-fn report(name: &ImageName, pulled: &Pulled, args: &PullArgs) -> anyhow::Result<ExitCode> {
+/// The image that a name leads to here.
+fn led_to(store: &Store, name: &ImageName) -> anyhow::Result<Option<Digest>> {
+    let image = match store.find(&StoredReference::Name(name.clone())) {
+        Err(StoreError::NoSuchImage { .. } | StoreError::AmbiguousId { .. }) => return Ok(None),
+        found => found?,
+    };
+    // What is found by the start of its id is not called so.
+    let is_called = name.digest().is_some() || image.names.contains(name);
+    Ok(is_called.then_some(image.id))
+}
+
+fn report(
+    name: &ImageName,
+    before: Option<Digest>,
+    pulled: &Pulled,
+    args: &PullArgs,
+) -> anyhow::Result<ExitCode> {
     let image = &pulled.imported.image;
     if let Format::Documents(format) = &args.format {
         format.print(&json!({
@@ -100,9 +118,9 @@ fn report(name: &ImageName, pulled: &Pulled, args: &PullArgs) -> anyhow::Result<
     }
     let full = name.tagged().or_else(|| name.pinned()).unwrap_or_default();
     if !args.quiet {
-        let status = match pulled.imported.converted {
-            0 => "Image is up to date for",
-            _ => "Downloaded newer image for",
+        let status = match before == Some(image.id) {
+            true => "Image is up to date for",
+            false => "Downloaded newer image for",
         };
         print(&format!(
             "Digest: {}\nStatus: {status} {name}\n",

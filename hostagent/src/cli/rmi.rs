@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::format::{FORMAT_HELP, Format};
 use super::output::print;
+use super::{EXIT_FAILURE, tell};
 
 const RMI_EXAMPLES: &str = "\
 Examples:
@@ -19,7 +20,14 @@ Examples:
   mote rmi 4f1a0c2b9d3e     Removes it by its id
   mote rmi -f 4f1a0c2b9d3e  Even if it has several names
 
-An image that a microVM runs is not removed. Layers that other images have stay.";
+An image that a microVM runs is not removed. Layers that other images have stay. Of several
+images those that can be removed are, and mote exits with 125 if one could not be.";
+
+const TAG_EXAMPLES: &str = "\
+Examples:
+  mote tag demo:v1 registry.example/demo:stable
+
+Prints nothing as a table; as json or by a template the document {id, name}.";
 
 /// Remove images.
 #[derive(Debug, Args)]
@@ -41,7 +49,7 @@ pub struct RmiArgs {
 
 /// Give an image one more name.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  mote tag demo:v1 registry.example/demo:stable")]
+#[command(after_help = TAG_EXAMPLES)]
 pub struct TagArgs {
     #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
@@ -85,21 +93,20 @@ pub fn print_changes(changes: &[Change], format: &Format) -> anyhow::Result<()> 
     }
 }
 
-/// Removes; the first error ends it, and what was removed before stays so.
+/// Removes. What cannot be removed is told, and keeps nothing else from being removed.
 pub fn rmi(args: &RmiArgs) -> anyhow::Result<ExitCode> {
     let store = Store::open(&Store::default_root())?;
-    let mut outcome = Ok(());
+    let mut code = ExitCode::SUCCESS;
     for text in &args.images {
-        outcome = remove(&store, text, args);
-        if outcome.is_err() {
-            break;
+        if let Err(error) = remove(&store, text, args) {
+            tell(&error);
+            code = ExitCode::from(EXIT_FAILURE);
         }
     }
-    // Also after an error: what was removed before it is removed.
     if !args.no_prune {
         store.collect()?;
     }
-    outcome.map(|()| ExitCode::SUCCESS)
+    Ok(code)
 }
 
 fn remove(store: &Store, text: &str, args: &RmiArgs) -> anyhow::Result<()> {

@@ -2,13 +2,15 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
 use hostagent::assets::Assets;
 use hostagent::image::name::ImageName;
 use hostagent::image::progress::Progress;
 use hostagent::peer::{self, PeerError};
-use hostagent::store::{ImportError, Report, Store, StoredImage};
+use hostagent::store::{
+    BlobIdentity, BootFile, ImportError, Lease, Report, Store, StoreError, StoredImage,
+};
 use serde_json::json;
 
 use super::format::{FORMAT_HELP, Format};
@@ -22,8 +24,10 @@ Examples:
   mote store verify
   mote store verify --format json | jq .broken
 
-What was pulled from a registry is pulled again, or fetched from peers. Exits with 0 if all is whole now, and with 1
-if an image must be loaded again. What is wrong is kept aside until `mote image prune`.";
+What was pulled from a registry is pulled again, or fetched from peers; the guests' kernel
+and initrd are taken in again from where mote is installed. Exits with 0 if all is whole now,
+and with 1 if an image must be loaded again, or mote installed again. What is wrong is kept
+aside until `mote image prune`.";
 
 /// Look after the content store.
 #[derive(Debug, Args)]
@@ -64,9 +68,9 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         return Err(ImportError::Cancelled.into());
     };
     // What was found is told all the same.
-    let booted = mend_boot(&store).unwrap_or_else(|error| {
-        progress.note(&format!("the guests' kernel and initrd: {error:#}"));
-        Vec::new()
+    let boot = mend_boot(&store).unwrap_or_else(|error| Boot {
+        taken: Vec::new(),
+        broken: vec![("the guests' kernel and initrd", error)],
     });
     let mut mended = Vec::new();
     if !args.no_fetch && !report.broken.is_empty() {
@@ -103,10 +107,10 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     }
     drop(progress);
     match &args.format {
-        Format::Documents(format) => format.print(&as_json(&report, &mended, &booted))?,
-        Format::Table => print(&as_text(&report, &mended, &booted))?,
+        Format::Documents(format) => format.print(&as_json(&report, &mended, &boot))?,
+        Format::Table => print(&as_text(&report, &mended, &boot))?,
     }
-    Ok(match report.broken.is_empty() {
+    Ok(match report.broken.is_empty() && boot.broken.is_empty() {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     })
@@ -128,32 +132,71 @@ fn mend(store: &Store, image: &StoredImage, progress: &TerminalProgress) -> anyh
     failed.map_or(Ok(false), Err)
 }
 
+/// What became of the guests' kernel and initrd.
+#[derive(Default)]
+struct Boot {
+    /// The files they were taken in from again.
+    taken: Vec<String>,
+    /// What is damaged still, and why.
+    broken: Vec<(&'static str, anyhow::Error)>,
+}
+
 /// Takes the guests' kernel and initrd in again if they are not there any more, and this
-/// mote is installed with the same ones; returns from which files.
-fn mend_boot(store: &Store) -> anyhow::Result<Vec<String>> {
+/// mote is installed with the same ones.
+fn mend_boot(store: &Store) -> anyhow::Result<Boot> {
+    let mut boot = Boot::default();
     let Some(record) = store.boot_record()? else {
-        return Ok(Vec::new());
+        return Ok(boot);
     };
     let assets = Assets::locate();
     let lease = store.lease()?;
-    let mut taken = Vec::new();
-    for (identity, file) in [
-        (record.kernel, assets.kernel_file()),
-        (record.initrd, assets.initrd_file()),
+    for (what, identity, file) in [
+        ("the guests' kernel", record.kernel, assets.kernel_file()),
+        ("the guests' initrd", record.initrd, assets.initrd_file()),
     ] {
-        // Of another, the next run takes in what it boots.
-        if let Ok(mut file) = file
-            && file.identity == Some(identity)
-            && store.is_damaged(identity)?
+        if !store.is_damaged(identity)? {
+            continue;
+        }
+        match file
+            .map_err(anyhow::Error::from)
+            .and_then(|file| take_in(store, file, identity, &lease))
         {
-            store.obtain_boot(&mut file, &lease)?;
-            taken.push(file.what);
+            Ok(file) => boot.taken.push(file),
+            Err(error) => boot.broken.push((what, error)),
         }
     }
-    Ok(taken)
+    Ok(boot)
 }
 
-fn as_json(report: &Report, mended: &[StoredImage], booted: &[String]) -> serde_json::Value {
+/// Takes in a file if it is this blob; returns what it is called.
+fn take_in(
+    store: &Store,
+    mut file: BootFile,
+    identity: BlobIdentity,
+    lease: &Lease,
+) -> anyhow::Result<String> {
+    let path = file.what.clone();
+    let is_another = || {
+        anyhow!(
+            "{path} is another than the one that is damaged; the next `mote run` takes in that one, or install the mote again that had the other"
+        )
+    };
+    if file.identity.is_some_and(|found| found != identity) {
+        return Err(is_another());
+    }
+    let says_itself = file.identity.replace(identity).is_some();
+    match store.obtain_boot(&mut file, lease) {
+        Err(StoreError::OtherFile { .. }) if !says_itself => Err(is_another()),
+        obtained => {
+            obtained.with_context(|| {
+                format!("{path} cannot be taken in; install mote again if it stays so")
+            })?;
+            Ok(path)
+        }
+    }
+}
+
+fn as_json(report: &Report, mended: &[StoredImage], boot: &Boot) -> serde_json::Value {
     let wrong = report.wrong.iter();
     let broken = report.broken.iter();
     json!({
@@ -163,7 +206,12 @@ fn as_json(report: &Report, mended: &[StoredImage], booted: &[String]) -> serde_
             .map(|wrong| json!({"what": wrong.what, "problem": wrong.problem}))
             .collect::<Vec<_>>(),
         "merged_again": report.merged,
-        "taken_in_again": booted,
+        "taken_in_again": boot.taken,
+        "boot_broken": boot
+            .broken
+            .iter()
+            .map(|(what, error)| json!({"what": what, "problem": format!("{error:#}")}))
+            .collect::<Vec<_>>(),
         "fetched_again": mended.iter().map(called).collect::<Vec<_>>(),
         "broken": broken
             .map(|(image, error)| json!({
@@ -175,7 +223,7 @@ fn as_json(report: &Report, mended: &[StoredImage], booted: &[String]) -> serde_
     })
 }
 
-fn as_text(report: &Report, mended: &[StoredImage], booted: &[String]) -> String {
+fn as_text(report: &Report, mended: &[StoredImage], boot: &Boot) -> String {
     let mut text = String::new();
     for wrong in &report.wrong {
         text.push_str(&format!("Quarantined: {wrong}\n"));
@@ -183,7 +231,7 @@ fn as_text(report: &Report, mended: &[StoredImage], booted: &[String]) -> String
     if report.merged > 0 {
         text.push_str(&format!("Merged again: {}\n", report.merged));
     }
-    for file in booted {
+    for file in &boot.taken {
         text.push_str(&format!("Taken in again: {file}\n"));
     }
     for image in mended {
@@ -191,6 +239,9 @@ fn as_text(report: &Report, mended: &[StoredImage], booted: &[String]) -> String
     }
     for (image, error) in &report.broken {
         text.push_str(&format!("Broken: {}: {error}\n", called(image)));
+    }
+    for (what, error) in &boot.broken {
+        text.push_str(&format!("Broken: {what}: {error:#}\n"));
     }
     text.push_str(&format!(
         "Whole: {} blobs, {}\n",

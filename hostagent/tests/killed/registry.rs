@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use hostagent::image::digest::Digest;
-use hostagent::registry::OCI_MANIFEST;
+use hostagent::registry::{OCI_INDEX, OCI_MANIFEST};
+use serde_json::{Value, json};
 
 use crate::http_server::{Reply, Request, Server};
 use crate::support::Layout;
 
-type Content = HashMap<String, Vec<u8>>;
+pub type Content = HashMap<String, Vec<u8>>;
 
 /// A registry of one repository, `app`; what it has is named by digest or tag.
 pub fn start(content: Content) -> Server {
@@ -31,7 +32,8 @@ pub fn content(layout: &Layout, tag: &str, manifest: &str) -> Content {
     content
 }
 
-fn answer(request: &Request, content: &mut Content) -> Reply {
+/// Answers one request.
+pub fn answer(request: &Request, content: &mut Content) -> Reply {
     let path = request.path();
     let name = path.rsplit('/').next().unwrap();
     match request.method.as_str() {
@@ -45,6 +47,7 @@ fn answer(request: &Request, content: &mut Content) -> Reply {
             reply.with("OCI-Subject", digest)
         }
         _ if path == "/v2/" => Reply::new(200, ""),
+        _ if path.contains("/referrers/") => referrers(name, content),
         _ => match content.get(name) {
             Some(bytes) if path.contains("/manifests/") => {
                 Reply::new(200, bytes.clone()).with("Content-Type", OCI_MANIFEST)
@@ -53,4 +56,26 @@ fn answer(request: &Request, content: &mut Content) -> Reply {
             None => Reply::new(404, ""),
         },
     }
+}
+
+/// The manifests whose subject is this one.
+fn referrers(subject: &str, content: &Content) -> Reply {
+    let all = content.iter().filter(|(name, _)| name.contains(':'));
+    let manifests = all.filter_map(|(digest, bytes)| {
+        let manifest: Value = serde_json::from_slice(bytes).ok()?;
+        (manifest["subject"]["digest"] == subject).then(|| {
+            json!({
+                "mediaType": OCI_MANIFEST,
+                "digest": digest,
+                "size": bytes.len(),
+                "artifactType": manifest["artifactType"],
+            })
+        })
+    });
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": OCI_INDEX,
+        "manifests": manifests.collect::<Vec<_>>(),
+    });
+    Reply::new(200, index.to_string()).with("Content-Type", OCI_INDEX)
 }

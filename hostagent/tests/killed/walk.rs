@@ -60,6 +60,8 @@ impl Looks {
         let mut files = tree::files(mote.root.path());
         // What a dead process needed is forgotten when something is collected.
         files.retain(|path, _| !path.starts_with("leases"));
+        // What was there of a blob before all of it was does no harm beside it.
+        files.retain(|path, _| !(path.starts_with("blobs") && path.ends_with("present")));
         Self {
             images: images(mote),
             files,
@@ -71,11 +73,11 @@ fn images(mote: &Mote) -> Vec<Value> {
     let run = mote.run(&["images", "--format", "json"]).expect(0);
     let mut images = run.json();
     for image in &mut images {
-        // When it was loaded.
+        // When it was loaded, and how long ago it was built.
         image
             .as_object_mut()
             .unwrap()
-            .retain(|key, _| key != "LoadedUnixSeconds");
+            .retain(|key, _| !["LoadedUnixSeconds", "CreatedSince"].contains(&key.as_str()));
     }
     images.sort_by_key(Value::to_string);
     images
