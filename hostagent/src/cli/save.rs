@@ -142,12 +142,19 @@ fn to_file(
         let mut target = ArchiveTarget::new(file, path.display().to_string());
         save(store, images, &mut target, progress)?;
         let finished = target.finish().and_then(|file| file.sync_data());
-        Ok(finished.and_then(|()| std::fs::rename(&part, path)))
+        Ok(finished.and_then(|()| put_in_place(&part, path)))
     });
     if !matches!(written, Ok(Ok(()))) {
         let _ = std::fs::remove_file(&part);
     }
     written
+}
+
+/// Renames, and brings the name to disk.
+fn put_in_place(part: &Path, path: &Path) -> std::io::Result<()> {
+    std::fs::rename(part, path)?;
+    let directory = path.parent().filter(|parent| *parent != Path::new(""));
+    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 fn part_of(path: &Path) -> PathBuf {
