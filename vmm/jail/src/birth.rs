@@ -15,7 +15,7 @@ use rustix::process::{
     set_dumpable_behavior, set_parent_process_death_signal, setsid,
 };
 use rustix::thread::{
-    CapabilitySet, UnshareFlags, capabilities, remove_capability_from_bounding_set,
+    CapabilitySet, UnshareFlags, capabilities, gettid, remove_capability_from_bounding_set,
     set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
@@ -79,7 +79,11 @@ impl Jail<'_> {
         }
         let prepare = |what| move |errno: Errno| JailError::Prepare(what, errno.into());
         let privileged = is_privileged().map_err(prepare("read this process's capabilities"))?;
-        let parent = pidfd_open(getpid(), PidfdFlags::empty())
+        // `PIDFD_THREAD`, since Linux 6.9: a child's parent is the thread that made it, and
+        // this tells of its end even while others of its process are still ending.
+        let thread = PidfdFlags::from_bits_retain(libc::O_EXCL as u32);
+        let parent = pidfd_open(gettid(), thread)
+            .or_else(|_| pidfd_open(getpid(), PidfdFlags::empty()))
             .map_err(prepare("open a pidfd of this process"))?;
         let mut arguments: Vec<*const c_char> = self
             .arguments
@@ -316,7 +320,10 @@ fn become_the_program(birth: &Birth) -> Result<Infallible, Failure> {
 fn confine(birth: &Birth) -> Result<(), Failure> {
     let at = |step| move |errno| (step, errno);
     match birth.namespaces() {
-        Some(namespaces) => namespaces.enter().map_err(at(Step::Namespaces))?,
+        Some(namespaces) => {
+            let entered = namespaces.enter(|| is_alive(birth.parent));
+            entered.map_err(at(Step::Namespaces))?;
+        }
         None => enter_empty_root().map_err(at(Step::Root))?,
     }
     birth.jail.limits.apply().map_err(at(Step::Limits))?;
@@ -356,6 +363,10 @@ fn give_up_capabilities() -> rustix::io::Result<()> {
 fn die_with(parent: BorrowedFd) -> rustix::io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // It may have died before it was asked for.
+    is_alive(parent)
+}
+
+fn is_alive(parent: BorrowedFd) -> rustix::io::Result<()> {
     let mut watched = [PollFd::from_borrowed_fd(parent, PollFlags::IN)];
     match poll(&mut watched, Some(&Timespec::default()))? {
         0 => Ok(()),

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
+use rustix::event::Timespec;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -30,6 +31,12 @@ pub(crate) const PREPARED: UnshareFlags = UnshareFlags::NEWNET
 /// Where the empty root is mounted, in its own mount namespace, before it becomes the
 /// root. Any directory would do; every Linux has this one.
 const MOUNT_POINT: &std::ffi::CStr = c"/proc";
+
+/// How often who waits looks whether there is somebody who makes them.
+const INTERVAL: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
 
 /// An empty network namespace, an IPC namespace and a mount namespace with an empty
 /// root, that another thread makes.
@@ -76,15 +83,16 @@ impl NewNamespaces {
 
     /// Waits until they are made, or not.
     pub fn finish(&self) -> io::Result<()> {
-        self.wait()?;
+        self.wait(|| Ok(()))?;
         Ok(())
     }
 
     /// Has this process, whose root and working directory no other shares, enter them.
-    /// System calls only: called by the child, which shares memory and descriptors with
-    /// its parent then.
-    pub(crate) fn enter(&self) -> Result<(), Errno> {
-        let Made { namespaces, root } = self.wait()?;
+    /// While it waits for them, `may_go_on` says now and then whether there is somebody who
+    /// makes them. System calls only: called by the child, which shares memory and
+    /// descriptors with its parent then.
+    pub(crate) fn enter(&self, may_go_on: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
+        let Made { namespaces, root } = self.wait(may_go_on)?;
         for (kind, namespace) in namespaces {
             move_into_link_name_space(namespace.as_fd(), Some(*kind))?;
         }
@@ -94,13 +102,14 @@ impl NewNamespaces {
         rustix::process::chroot(c".")
     }
 
-    fn wait(&self) -> Result<&Made, Errno> {
+    fn wait(&self, may_go_on: impl Fn() -> Result<(), Errno>) -> Result<&Made, Errno> {
         let Outcome { made, told } = &*self.outcome;
         loop {
             match made.get() {
                 Some(made) => return made.as_ref().map_err(|errno| *errno),
-                None => match futex::wait(told, futex::Flags::PRIVATE, 0, None) {
+                None => match futex::wait(told, futex::Flags::PRIVATE, 0, Some(&INTERVAL)) {
                     Ok(()) | Err(Errno::AGAIN | Errno::INTR) => {}
+                    Err(Errno::TIMEDOUT) => may_go_on()?,
                     Err(errno) => return Err(errno),
                 },
             }
