@@ -3,11 +3,15 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use e2e::oci::{Layout, tar};
 use e2e::{mote, variable};
 use serde_json::Value;
+
+/// Every guest boots the same kernel: no test runs one while another test damages that.
+static KERNEL: RwLock<()> = RwLock::new(());
 
 /// A layer with a file that a guest can read a part of, and what is in its blob.
 struct Image {
@@ -84,6 +88,7 @@ fn run(image: &Image, script: &str) -> e2e::Run {
 
 #[test]
 fn a_changed_bit_is_an_io_error_and_an_event_then_the_blob_is_quarantined_and_made_again() {
+    let _kernel = KERNEL.read().unwrap_or_else(PoisonError::into_inner);
     let image = image("changed-bit-of-data");
     run(&image, "cmp /opt/data /opt/data && cat /opt/small").expect(0);
     let blob = blob_of(&image.diff_id);
@@ -122,6 +127,7 @@ fn a_changed_bit_is_an_io_error_and_an_event_then_the_blob_is_quarantined_and_ma
 
 #[test]
 fn a_changed_bit_of_a_hash_tree_gives_no_wrong_data() {
+    let _kernel = KERNEL.read().unwrap_or_else(PoisonError::into_inner);
     let image = image("changed-bit-of-tree");
     run(&image, "true").expect(0);
     let tree = blob_of(&image.diff_id).join("outboard");
@@ -146,6 +152,7 @@ fn a_changed_bit_of_a_hash_tree_gives_no_wrong_data() {
 
 #[test]
 fn a_kernel_or_initrd_with_a_changed_bit_is_not_booted_and_the_next_run_has_it_again() {
+    let _kernel = KERNEL.write().unwrap_or_else(PoisonError::into_inner);
     let image = image("kernel-and-initrd");
     run(&image, "true").expect(0);
     for which in ["kernel", "initrd"] {
@@ -169,6 +176,7 @@ fn a_kernel_or_initrd_with_a_changed_bit_is_not_booted_and_the_next_run_has_it_a
 /// Of the merged metadata: what the guest's kernel reads to find anything.
 #[test]
 fn no_changed_bit_of_an_images_metadata_gives_a_guest_wrong_data() {
+    let _kernel = KERNEL.read().unwrap_or_else(PoisonError::into_inner);
     let image = image("metadata");
     let loaded = mote(["load", "--format", "{{.id}}", &image.reference]).expect(0);
     let id = loaded.text();
