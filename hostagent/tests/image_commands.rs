@@ -414,7 +414,7 @@ fn images_are_listed_by_filters_with_ids_and_digests_as_asked_for() {
     assert_eq!(
         lines(&["--format", &columns, "demo"]),
         [
-            "REPOSITORY:TAG   6",
+            "REPOSITORY:TAG   LAYERS",
             "demo:v2          3",
             "demo:v1          2"
         ]

@@ -40,7 +40,17 @@ pub enum DocumentFormat {
 
 /// A template, parsed.
 #[derive(Clone)]
-pub struct Template(Arc<gotmpl::Template>);
+pub struct Template {
+    documents: Arc<gotmpl::Template>,
+    /// The same with functions that give back what they are given, for a line of headings;
+    /// none where the template's syntax does not allow for one.
+    headings: Arc<gotmpl::Template>,
+}
+
+/// Functions that make something else of a field, whose heading stays what it is.
+const KEEP_HEADINGS: [&str; 10] = [
+    "json", "join", "split", "lower", "upper", "title", "truncate", "len", "index", "slice",
+];
 
 impl fmt::Debug for Template {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -104,7 +114,8 @@ impl FromStr for Template {
             return Err("it is neither table, nor json, nor a template with {{…}}".to_owned());
         }
         let template = gotmpl::Template::new("")
-            .missing_key(MissingKey::Error)
+            // As Go has it of a map: `<no value>`. Of some documents not all have all fields.
+            .missing_key(MissingKey::Invalid)
             .func("json", |given| {
                 let text = serde_json::to_string(&from_template(argument(given, 0)?));
                 text.map(Into::into)
@@ -149,7 +160,17 @@ impl FromStr for Template {
             })
             .parse(&unescaped(text))
             .map_err(|error| error.to_string())?;
-        Ok(Self(Arc::new(template)))
+        let mut headings = gotmpl::Template::new("");
+        for name in KEEP_HEADINGS {
+            headings = headings.func(name, |given| Ok(argument(given, 0)?.clone()));
+        }
+        let headings = headings
+            .parse(&unescaped(text))
+            .map_err(|error| error.to_string())?;
+        Ok(Self {
+            documents: Arc::new(template),
+            headings: Arc::new(headings),
+        })
     }
 }
 
@@ -161,17 +182,22 @@ impl Template {
             clean(&mut document);
         }
         let document = gotmpl::to_value(&document).context("cannot fill in the template")?;
-        let text = self.0.execute_to_string(&document);
+        let text = self.documents.execute_to_string(&document);
         text.context("cannot fill in the template; --format json shows what there is")
     }
 
     /// The lines it makes of documents, their tabs made columns, under headings. Nothing of
     /// no documents: the headings are the names of a document's fields.
     fn columns(&self, documents: &[Value]) -> anyhow::Result<String> {
-        let headings = documents.first().map(headings);
-        let lines = headings.into_iter().chain(documents.iter().cloned());
-        let rows = lines.map(|line| Ok(cells(&self.fill(line)?)));
-        let rows: Vec<Vec<String>> = rows.collect::<anyhow::Result<_>>()?;
+        let headings = documents.first().and_then(|document| {
+            // What no heading can be made for has none.
+            let fields = gotmpl::to_value(&headings(document)).ok()?;
+            self.headings.execute_to_string(&fields).ok()
+        });
+        let mut rows: Vec<Vec<String>> = headings.iter().map(|line| cells(line)).collect();
+        for document in documents {
+            rows.push(cells(&self.fill(document.clone())?));
+        }
         Ok(columns(&rows))
     }
 }
@@ -224,11 +250,25 @@ fn unescaped(template: &str) -> String {
     text
 }
 
+/// All of a text that a terminal does not obey.
+fn visible(text: &str) -> String {
+    // In pieces: one line for a person has an end.
+    let chars: Vec<char> = text.chars().collect();
+    let pieces = chars
+        .chunks(256)
+        .map(|piece| one_line(&String::from_iter(piece)));
+    pieces.collect()
+}
+
 fn clean(value: &mut Value) {
     match value {
-        Value::String(text) => *text = one_line(text),
+        Value::String(text) => *text = visible(text),
         Value::Array(items) => items.iter_mut().for_each(clean),
-        Value::Object(fields) => fields.values_mut().for_each(clean),
+        Value::Object(fields) => {
+            let all = std::mem::take(fields).into_iter();
+            *fields = all.map(|(name, value)| (visible(&name), value)).collect();
+            fields.values_mut().for_each(clean);
+        }
         _ => {}
     }
 }
@@ -299,14 +339,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_format_is_refused_and_what_a_document_has_not_is_an_error() {
+    fn what_is_no_format_is_refused_and_what_a_document_has_not_is_no_value() {
         for text in ["", "tabel", "yaml", "{{.ID", "table ID", "table"] {
             let parsed = text.parse::<Format>();
             assert_eq!(parsed.is_ok(), text == "table", "{text}");
         }
-        let template: Template = "{{.Missing}}".parse().unwrap();
-        let error = format!("{:#}", template.fill(json!({"ID": 1})).unwrap_err());
-        assert!(error.contains("Missing"), "{error}");
+        let text = filled("{{.Missing}}{{if .Missing}} it{{end}}", json!({"ID": 1}));
+        assert_eq!(text, "<no value>");
         for template in [
             "{{join .ID}}",
             "{{nothing .ID}}",
@@ -316,6 +355,20 @@ mod tests {
             let template: Template = template.parse().unwrap();
             template.fill(json!({"ID": "x"})).unwrap_err();
         }
+    }
+
+    #[test]
+    fn functions_leave_headings_as_they_are() {
+        let template: Template = "{{join .Tags \",\"}}\\t{{len .Layers}}".parse().unwrap();
+        let columns = template.columns(&[json!({"Tags": ["a", "b"], "Layers": [1, 2]})]);
+        assert_eq!(columns.unwrap(), "TAGS   LAYERS\na,b    2\n");
+    }
+
+    #[test]
+    fn no_name_and_no_value_speaks_to_the_terminal_and_none_is_cut() {
+        let mut document = json!({"a\u{1b}]0;": {"b\u{202e}": ["x\u{7}".repeat(2000)]}});
+        clean(&mut document);
+        assert_eq!(document, json!({"a]0;": {"b": ["x".repeat(2000)]}}));
     }
 
     #[test]

@@ -154,7 +154,11 @@ fn to_file(
 fn put_in_place(part: &Path, path: &Path) -> std::io::Result<()> {
     std::fs::rename(part, path)?;
     let directory = path.parent().filter(|parent| *parent != Path::new(""));
-    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+    match File::open(directory.unwrap_or(Path::new("."))) {
+        // One that may be written and not read.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
+        opened => opened?.sync_all(),
+    }
 }
 
 fn part_of(path: &Path) -> PathBuf {

@@ -26,7 +26,7 @@ pub fn obtain(
 ) -> anyhow::Result<()> {
     let missing = match hold(store, image, lease) {
         Ok(()) => return Ok(()),
-        Err(error @ StoreError::Missing { .. }) => error,
+        Err(error) if error.is_damage() => error,
         Err(error) => return Err(error.into()),
     };
     let recorded = store.lazy_images(image.id)?;

@@ -163,6 +163,10 @@ impl Converted {
         {
             return Err(ArtifactError::Other("a blob is longer than any file"));
         }
+        // None has nothing: not even a skeleton, which is compressed.
+        if converted.blobs().any(|blob| blob.bytes == 0) {
+            return Err(ArtifactError::Other("a blob is empty"));
+        }
         let trees = |blob: &StoredBlob| {
             blob.outboard.is_some() == (Geometry::of(blob.bytes).outboard_bytes() > 0)
         };

@@ -266,6 +266,10 @@ pub(super) fn open_partial(
             if let Some(found) = store.blob_identity(identity.hash)
                 && !store.quarantine_if_corrupt(found)?
             {
+                // Somebody else has just put it there.
+                if store.blob(identity, String::new).is_ok() {
+                    return Ok(None);
+                }
                 return Err(FetchError::Length {
                     repository: repository.to_string(),
                     hash: identity.hash,

@@ -100,6 +100,14 @@ impl Blob {
                 offset,
                 source,
             })?;
+        // A file of nothing is a blob, too, and has one group.
+        if buffer.is_empty() && !span.verify(offset / GROUP_BYTES, buffer) {
+            return Err(BlobError::Corrupt {
+                hash,
+                offset,
+                length: 0,
+            });
+        }
         for (bytes, group) in buffer
             .chunks(GROUP_BYTES as usize)
             .zip(offset / GROUP_BYTES..)
@@ -386,7 +394,8 @@ impl Store {
         &self,
         error: &(dyn std::error::Error + 'static),
     ) -> Result<(), StoreError> {
-        corruption(error).map_or(Ok(()), |hash| self.quarantine(hash))
+        let found = corruption(error).and_then(|hash| self.blob_identity(hash));
+        found.map_or(Ok(()), |blob| self.quarantine_if_corrupt(blob).map(drop))
     }
 
     /// Takes a blob out of use that is not what it should be, and keeps it aside, in the

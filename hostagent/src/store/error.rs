@@ -52,7 +52,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// A record of the store is not what this version wrote.
-    #[error("{} of the store cannot be read; load the image again with `mote load`", path.display())]
+    #[error("{} of the store cannot be read; load the image again with `mote load`, or pull it with `mote pull`", path.display())]
     Record {
         /// The file.
         path: PathBuf,
@@ -71,7 +71,7 @@ pub enum StoreError {
     },
     /// What the store holds is not what was put there.
     #[error(
-        "{what} in the store is corrupt: expected {expected}, found {found}; load the image again with `mote load`"
+        "{what} in the store is corrupt: expected {expected}, found {found}; load the image again with `mote load`, or pull it with `mote pull`"
     )]
     Corrupt {
         /// Such as "layer …".
@@ -82,7 +82,9 @@ pub enum StoreError {
         found: String,
     },
     /// A blob is not what was put there.
-    #[error("{what} in the store is corrupt; load the image again with `mote load`")]
+    #[error(
+        "{what} in the store is corrupt; load the image again with `mote load`, or pull it with `mote pull`"
+    )]
     Blob {
         /// Such as "layer …".
         what: String,
@@ -160,7 +162,7 @@ pub enum StoreError {
 
 impl StoreError {
     /// Whether something derived is damaged, so that making it again helps.
-    pub(crate) fn is_damage(&self) -> bool {
+    pub fn is_damage(&self) -> bool {
         matches!(
             self,
             Self::Corrupt { .. }

@@ -231,8 +231,13 @@ impl Store {
                 // Whoever made what is there may have been killed before it was on disk.
                 let above = self.root.parent().map(Path::to_owned);
                 let within = ["content", "layers", "disks"].map(|name| self.root.join(name));
-                for directory in within.into_iter().chain(above) {
+                for directory in within {
                     sync_directory(&directory).map_err(failed)?;
+                }
+                match above.map_or(Ok(()), |above| sync_directory(&above)) {
+                    // One that this user may not read: whoever made the root there has.
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                    synced => synced.map_err(failed)?,
                 }
                 let staging = self.scratch()?;
                 let part = staging.path().join("format");

@@ -423,6 +423,14 @@ impl PartialBlob {
         let hash = self.identity.hash;
         let geometry = self.tree().geometry();
         let mut known: Option<(u64, Span)> = None;
+        // Nothing would be verified, and nothing come of it.
+        if bytes.is_empty() {
+            return Err(BlobError::Corrupt {
+                hash,
+                offset: first * GROUP_BYTES,
+                length: 0,
+            });
+        }
         for (piece, group) in bytes.chunks(GROUP_BYTES as usize).zip(first..) {
             let index = group * GROUP_BYTES / SPAN_BYTES;
             let span = match known.take() {

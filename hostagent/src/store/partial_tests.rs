@@ -228,7 +228,9 @@ fn a_length_that_only_the_last_group_tells_is_filled_elsewhere_and_never_whole()
         let (identity, content, tree) = blob(bytes);
         let partial = open(&store, identity, &tree);
         let half = (partial.groups() / 2 * GROUP_BYTES) as usize;
-        partial.write(0, &content[..half]).unwrap();
+        if half > 0 {
+            partial.write(0, &content[..half]).unwrap();
+        }
         store.save_partial(&partial).unwrap();
         let lie = BlobIdentity {
             bytes: identity.bytes.checked_add_signed(difference).unwrap(),
@@ -308,4 +310,25 @@ fn of_many_that_fill_drop_and_begin_a_blob_none_leaves_a_map_of_other_bytes() {
     for partial in store.partial_blobs().unwrap() {
         assert_eq!(partial.check().unwrap(), 0);
     }
+}
+
+#[test]
+fn a_blob_of_nothing_is_none_whatever_its_hash_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let (identity, content, tree) = blob(9_000);
+    let nothing = BlobIdentity {
+        bytes: 0,
+        ..identity
+    };
+    let partial = open(&store, nothing, b"");
+    partial.write(0, b"").unwrap_err();
+    assert!(!store.save_partial(&partial).unwrap());
+    // Nor is one that has lost all it had.
+    let whole = open(&store, identity, &tree);
+    whole.write(0, &content).unwrap();
+    assert!(store.save_partial(&whole).unwrap());
+    let data = store.blob_directory(identity.hash).join(DATA);
+    std::fs::write(data, b"").unwrap();
+    assert!(store.quarantine_if_corrupt(nothing).unwrap());
 }

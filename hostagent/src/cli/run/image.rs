@@ -97,7 +97,7 @@ fn stored(
                 fetching: None,
             });
         }
-        Err(error @ StoreError::Missing { .. }) => error,
+        Err(error) if error.is_damage() => error,
         Err(error) => return Err(error.into()),
     };
     if when == PullWhen::Never {
@@ -113,7 +113,7 @@ fn stored(
             name
         }
         _ => {
-            whole::obtain(store, &image, lease, progress).with_context(|| missing.to_string())?;
+            whole::obtain(store, &image, lease, progress)?;
             return whole_image(store, image, lease);
         }
     };
