@@ -136,6 +136,14 @@ impl Assets {
             .map_err(|source| AssetError::Record { path, source })
     }
 
+    /// The guest kernel and the initramfs, to be taken into a store, and what they are.
+    pub fn boot_files(&self) -> Result<(BootFile, BootFile, Option<BootRecord>), AssetError> {
+        let record = self.boot_record()?;
+        let initrd = boot_file(self.initrd()?, record.map(|record| record.initrd))?;
+        let kernel = boot_file(self.kernel()?, record.map(|record| record.kernel))?;
+        Ok((kernel, initrd, record))
+    }
+
     /// The guest kernel, to be taken into a store.
     pub fn kernel_file(&self) -> Result<BootFile, AssetError> {
         let record = self.boot_record()?;

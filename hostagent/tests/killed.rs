@@ -33,14 +33,12 @@ use hostagent::image::remote;
 use hostagent::lazy::start;
 use hostagent::store::Store;
 use http_server::Server;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Failed;
 use support::{Layout, Mote, Stored, config, layer, noise};
 use vmm::fetch;
 use walk::Walk;
 
-type Test = (&'static str, fn() -> Result<(), Failed>);
-
-const TESTS: &[Test] = &[
+const TESTS: &[tracer::Test] = &[
     (
         "a_load_that_is_killed_at_any_step_is_made_good_by_the_next",
         load,
@@ -72,15 +70,7 @@ const TESTS: &[Test] = &[
 ];
 
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
-    let possible = tracer::is_possible();
-    if !possible {
-        println!("ignored: this user may not trace processes (ptrace)");
-    }
-    let trials = TESTS
-        .iter()
-        .map(|(name, test)| Trial::test(*name, test).with_ignored_flag(!possible));
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    tracer::run_tests(TESTS)
 }
 
 /// Small layers, and one of several spans of its hash tree.

@@ -17,12 +17,10 @@ mod tracer;
 use std::process::ExitCode;
 
 use history::History;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Failed;
 use support::{Layout, Stored, layer, noise};
 
-type Test = (&'static str, fn() -> Result<(), Failed>);
-
-const TESTS: &[Test] = &[
+const TESTS: &[tracer::Test] = &[
     (
         "after_a_power_loss_images_are_whole_and_what_was_done_is_done",
         power_loss,
@@ -34,15 +32,7 @@ const TESTS: &[Test] = &[
 ];
 
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
-    let possible = tracer::is_possible();
-    if !possible {
-        println!("ignored: this user may not trace processes (ptrace)");
-    }
-    let trials = TESTS
-        .iter()
-        .map(|(name, test)| Trial::test(*name, test).with_ignored_flag(!possible));
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    tracer::run_tests(TESTS)
 }
 
 /// Two images that share a layer.

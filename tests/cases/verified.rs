@@ -57,29 +57,28 @@ fn boot_blob(which: &str) -> PathBuf {
     store().join("blobs").join(hex)
 }
 
-/// Changes one bit in the middle of a file.
-fn flip_a_bit_in_the_middle(path: &Path) {
-    let bytes = fs::read(path).expect("the blob can be read");
-    let offset = bytes.len() / 2;
-    let file = File::options().write(true).open(path);
-    file.expect("the blob can be written")
-        .write_all_at(&[bytes[offset] ^ 1], offset as u64)
+/// Changes a bit of a file.
+fn flip_bit(path: &Path, offset: u64, bit: u8) {
+    let file = File::options().read(true).write(true).open(path);
+    let file = file.expect("the blob is there");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).expect("a byte");
+    file.write_all_at(&[byte[0] ^ 1 << bit], offset)
         .expect("a byte is written");
 }
 
-/// Changes one bit where `text` is in a file.
-fn flip_a_bit(path: &Path, text: &str, from: usize) {
+fn length(path: &Path) -> u64 {
+    path.metadata().expect("the blob is there").len()
+}
+
+/// Changes a bit where `text` is in a file.
+fn flip_bit_of(path: &Path, text: &str, from: usize) {
     let bytes = fs::read(path).expect("the blob can be read");
     let found = bytes[from..]
         .windows(text.len())
         .position(|window| window == text.as_bytes());
     let offset = from + found.expect("the file's content is in the blob");
-    let file = File::options()
-        .write(true)
-        .open(path)
-        .expect("the blob can be written");
-    file.write_all_at(&[bytes[offset] ^ 1], offset as u64)
-        .expect("a byte is written");
+    flip_bit(path, offset as u64, 0);
 }
 
 fn run(image: &Image, script: &str) -> e2e::Run {
@@ -93,7 +92,7 @@ fn a_changed_bit_is_an_io_error_and_an_event_then_the_blob_is_quarantined_and_ma
     run(&image, "cmp /opt/data /opt/data && cat /opt/small").expect(0);
     let blob = blob_of(&image.diff_id);
     // Past the middle, so that the rest of the file can still be read.
-    flip_a_bit(&blob.join("data"), "changed-bit-of-data", 2_000_000);
+    flip_bit_of(&blob.join("data"), "changed-bit-of-data", 2_000_000);
 
     let ended = run(
         &image,
@@ -131,16 +130,8 @@ fn a_changed_bit_of_a_hash_tree_gives_no_wrong_data() {
     let image = image("changed-bit-of-tree");
     run(&image, "true").expect(0);
     let tree = blob_of(&image.diff_id).join("outboard");
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .open(tree)
-        .expect("the tree is there");
-    let mut byte = [0];
     // In the root: nothing of the blob can be verified.
-    file.read_exact_at(&mut byte, 40).expect("a byte");
-    file.write_all_at(&[byte[0] ^ 0x10], 40)
-        .expect("a byte is written");
+    flip_bit(&tree, 40, 4);
     let ended = run(&image, "cat /opt/small").expect(1);
     assert!(
         ended.errors().contains("its hash tree is wrong"),
@@ -157,7 +148,8 @@ fn a_kernel_or_initrd_with_a_changed_bit_is_not_booted_and_the_next_run_has_it_a
     run(&image, "true").expect(0);
     for which in ["kernel", "initrd"] {
         let blob = boot_blob(which);
-        flip_a_bit_in_the_middle(&blob.join("data"));
+        let data = blob.join("data");
+        flip_bit(&data, length(&data) / 2, 0);
         let ended = run(&image, "echo booted").expect(125);
         assert_eq!(ended.text(), "");
         for words in [
@@ -184,19 +176,11 @@ fn no_changed_bit_of_an_images_metadata_gives_a_guest_wrong_data() {
     let expected = run(&image, script).expect(0).text();
     let inspect = ["image", "inspect", "-f", "{{.Store.Metadata.Hash}}", &id];
     let mut failed = 0;
-    for (file, part) in [("data", 0), ("data", 1), ("data", 5), ("outboard", 3)] {
+    for (file, part) in [("data", 0_u8), ("data", 1), ("data", 5), ("outboard", 3)] {
         let hash = mote(inspect).expect(0).text();
         let hex = hash.strip_prefix("blake3:").expect("a BLAKE3 hash");
         let path = store().join("blobs").join(hex).join(file);
-        let opened = File::options().read(true).write(true).open(path);
-        let opened = opened.expect("the metadata is there");
-        let length = opened.metadata().expect("a file").len();
-        let offset = length * part / 8 + 9;
-        let mut byte = [0];
-        opened.read_exact_at(&mut byte, offset).expect("a byte");
-        opened
-            .write_all_at(&[byte[0] ^ 1 << part], offset)
-            .expect("a byte is written");
+        flip_bit(&path, length(&path) * u64::from(part) / 8 + 9, part);
         let ended = run(&image, script);
         match ended.code {
             // A part that nobody needed.

@@ -166,8 +166,8 @@ impl Drop for Limit {
     }
 }
 
-/// A run that does not outlive its value.
-struct Ended(Child);
+/// A process that does not outlive its value.
+pub struct Ended(pub Child);
 
 impl Drop for Ended {
     fn drop(&mut self) {

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use hostagent::image::digest::Digest;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
+use super::guests::Ended;
 use super::layout;
 use super::random::RandomLayer;
 use crate::comparison::{Better, Group};
@@ -188,18 +189,6 @@ fn digest_of(reader: &mut dyn Read) -> Result<(Digest, u64), BenchError> {
     let mut hash = Sha256::new();
     let length = io::copy(reader, &mut hash).map_err(host("hash a layer"))?;
     Ok((Digest::from(<[u8; 32]>::from(hash.finalize())), length))
-}
-
-/// A process that does not outlive its value.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        if matches!(self.0.try_wait(), Ok(None)) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
 }
 
 /// The most memory that was resident of a process at once. What `wait4(2)` tells of a child

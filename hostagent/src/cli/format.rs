@@ -42,8 +42,7 @@ pub enum DocumentFormat {
 #[derive(Clone)]
 pub struct Template {
     documents: Arc<gotmpl::Template>,
-    /// The same with functions that give back what they are given, for a line of headings;
-    /// none where the template's syntax does not allow for one.
+    /// The same with functions that give back what they are given, for a line of headings.
     headings: Arc<gotmpl::Template>,
 }
 
@@ -238,13 +237,12 @@ fn unescaped(template: &str) -> String {
     let mut text = String::new();
     let mut rest = template;
     while let Some(start) = rest.find("{{") {
-        let length = rest[start..]
-            .find("}}")
-            .map_or(rest.len(), |end| start + end);
-        let (before, action) = (&rest[..start], &rest[start..length]);
+        let end = rest[start..].find("}}");
+        let end = end.map_or(rest.len(), |length| start + length);
+        let (before, action) = (&rest[..start], &rest[start..end]);
         text.push_str(&before.replace("\\t", "\t").replace("\\n", "\n"));
         text.push_str(action);
-        rest = &rest[length..];
+        rest = &rest[end..];
     }
     text.push_str(&rest.replace("\\t", "\t").replace("\\n", "\n"));
     text

@@ -7,10 +7,11 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::ptr;
 
 use libc::pid_t;
+use libtest_mimic::{Arguments, Failed, Trial};
 
 const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD
     | libc::PTRACE_O_TRACEFORK
@@ -88,8 +89,25 @@ struct Thread {
     started: bool,
 }
 
+/// A test's name, and what it does.
+pub type Test = (&'static str, fn() -> Result<(), Failed>);
+
+/// Runs tests that trace processes, as a program's main function. Where that is not allowed
+/// they are told as ignored.
+pub fn run_tests(tests: &[Test]) -> ExitCode {
+    let arguments = Arguments::from_args();
+    let possible = is_possible();
+    if !possible {
+        println!("ignored: this user may not trace processes (ptrace)");
+    }
+    let trials = tests
+        .iter()
+        .map(|(name, test)| Trial::test(*name, *test).with_ignored_flag(!possible));
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
 /// Whether this test may trace its children. Whatever else keeps it from that is a failure.
-pub fn is_possible() -> bool {
+fn is_possible() -> bool {
     let directory = std::env::temp_dir();
     let traced = run(&mut Command::new("true"), &directory, |_, _, _| {
         Verdict::GoOn

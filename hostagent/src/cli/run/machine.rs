@@ -62,20 +62,23 @@ impl Boot {
         kernel: Option<&Path>,
         modules: Option<&Path>,
     ) -> anyhow::Result<Self> {
-        let initrd = match (kernel.map(identify).transpose()?, kernel) {
-            (Some(KernelKind::BzImage { version }), Some(kernel)) => {
-                let (tree, initrd) = (module_tree(kernel, &version, modules)?, assets.initrd()?);
-                BootFile {
-                    what: format!("{} with modules", initrd.display()),
-                    file: initrd_with_modules(kernel, &initrd, &tree)?,
-                    identity: None,
-                }
+        let (kernel, initrd, record) = match kernel {
+            None => assets.boot_files()?,
+            Some(kernel) => {
+                let initrd = match identify(kernel)? {
+                    KernelKind::BzImage { version } => {
+                        let tree = module_tree(kernel, &version, modules)?;
+                        let initrd = assets.initrd()?;
+                        BootFile {
+                            what: format!("{} with modules", initrd.display()),
+                            file: initrd_with_modules(kernel, &initrd, &tree)?,
+                            identity: None,
+                        }
+                    }
+                    _ => assets.initrd_file()?,
+                };
+                (boot_file(kernel.to_owned(), None)?, initrd, None)
             }
-            _ => assets.initrd_file()?,
-        };
-        let (kernel, record) = match kernel {
-            Some(kernel) => (boot_file(kernel.to_owned(), None)?, None),
-            None => (assets.kernel_file()?, assets.boot_record()?),
         };
         Ok(Self {
             kvm: Kvm::open(),
