@@ -7,8 +7,8 @@ use std::os::unix::fs::FileExt;
 use blake3::hazmat::ChainingValue;
 
 use crate::{
-    BlobHash, GROUP_BYTES, Geometry, NODE_BYTES, SPAN_BYTES, SPAN_GROUPS, SPAN_NODES, group_value,
-    left_of, node_value, root_hash,
+    BLOCK_BYTES, BlobHash, GROUP_BYTES, GROUP_VALUE_BYTES, Geometry, NODE_BYTES, SPAN_BYTES,
+    SPAN_GROUPS, SPAN_NODES, block_value, group_value, left_of, node_value, root_hash, value_over,
 };
 
 const WHOLE_SPAN_NODE_BYTES: u64 = SPAN_NODES * NODE_BYTES;
@@ -21,6 +21,8 @@ const WHOLE_SPAN_NODE_BYTES: u64 = SPAN_NODES * NODE_BYTES;
 #[derive(Debug)]
 pub struct Builder {
     outboard: File,
+    /// Where the block values go, if they are wanted.
+    blocks: Option<File>,
     /// The values of the spans so far, as if there were more than one.
     spans: Vec<ChainingValue>,
     blob_bytes: u64,
@@ -42,10 +44,17 @@ impl Builder {
     pub fn new(outboard: File) -> Self {
         Self {
             outboard,
+            blocks: None,
             spans: Vec::new(),
             blob_bytes: 0,
             only: BlobHash::of(b""),
         }
+    }
+
+    /// Will write the block values, too: to `blocks`, an empty file open for writing.
+    pub fn with_blocks(mut self, blocks: File) -> Self {
+        self.blocks = Some(blocks);
+        self
     }
 
     /// Adds the next span: [`SPAN_BYTES`], or less if it is the last one. After that one,
@@ -121,21 +130,41 @@ impl Builder {
         })
     }
 
-    /// Writes the nodes within a span to where they lie for now; returns its value.
+    /// Writes the nodes within a span to where they lie for now, and the values of its
+    /// blocks; returns its value.
     fn write(&mut self, index: u64, span: &[u8]) -> io::Result<ChainingValue> {
-        if index == 0 && span.len() as u64 <= GROUP_BYTES {
+        let is_only = index == 0 && span.len() as u64 <= GROUP_BYTES;
+        if is_only {
             self.only = BlobHash::of(span);
         }
-        let groups = span.chunks(GROUP_BYTES as usize);
-        let values: Vec<_> = groups
-            .zip(index * SPAN_GROUPS..)
-            .map(|(bytes, group)| group_value(group, bytes))
-            .collect();
+        let values = match self.blocks.as_ref().filter(|_| !is_only) {
+            Some(blocks) => self.write_blocks(blocks, index, span)?,
+            None => {
+                let groups = span.chunks(GROUP_BYTES as usize);
+                let numbered = groups.zip(index * SPAN_GROUPS..);
+                numbered
+                    .map(|(bytes, group)| group_value(group, bytes))
+                    .collect()
+            }
+        };
         let mut nodes = Vec::with_capacity(WHOLE_SPAN_NODE_BYTES as usize);
         let value = fold(&values, &mut nodes);
         self.outboard
             .write_all_at(&nodes, index * WHOLE_SPAN_NODE_BYTES)?;
         Ok(value)
+    }
+
+    /// Writes the values of a span's blocks; returns those of its groups.
+    fn write_blocks(&self, file: &File, index: u64, span: &[u8]) -> io::Result<Vec<ChainingValue>> {
+        let blocks = span.chunks(BLOCK_BYTES as usize);
+        let values: Vec<_> = blocks
+            .zip(index * (SPAN_BYTES / BLOCK_BYTES)..)
+            .map(|(bytes, block)| block_value(block, bytes))
+            .collect();
+        let place = index * SPAN_GROUPS * GROUP_VALUE_BYTES;
+        file.write_all_at(values.as_flattened(), place)?;
+        let groups = values.chunks((GROUP_BYTES / BLOCK_BYTES) as usize);
+        Ok(groups.map(value_over).collect())
     }
 
     /// Writes the nodes over these spans, which are `groups` groups; the first of them

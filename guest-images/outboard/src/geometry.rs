@@ -1,6 +1,11 @@
 //! Where in an outboard the nodes of a blob are.
 
-use crate::{GROUP_BYTES, NODE_BYTES, SPAN_BYTES, SPAN_GROUPS, left_of};
+use std::ops::Range;
+
+use crate::{
+    BLOCK_BYTES, GROUP_BYTES, GROUP_VALUE_BYTES, NODE_BYTES, SPAN_BYTES, SPAN_GROUPS, VALUE_BYTES,
+    left_of,
+};
 
 /// The shape of the tree over a blob, which its length says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +50,24 @@ impl Geometry {
     /// How long its outboard is.
     pub fn outboard_bytes(&self) -> u64 {
         (self.groups() - 1) * NODE_BYTES
+    }
+
+    /// How long the file of its block values is.
+    pub fn block_values_bytes(&self) -> u64 {
+        match self.groups() {
+            1 => 0,
+            _ => self.blob_bytes.div_ceil(BLOCK_BYTES) * VALUE_BYTES,
+        }
+    }
+
+    /// Where in that file the values of these groups' blocks are; nothing of what is not
+    /// there.
+    pub fn block_values(&self, groups: Range<u64>) -> Range<u64> {
+        let place = |group: u64| {
+            let place = group.saturating_mul(GROUP_VALUE_BYTES);
+            place.min(self.block_values_bytes())
+        };
+        place(groups.start)..place(groups.end)
     }
 
     /// The length of a group, which is [`GROUP_BYTES`] but for the last one; 0 for one

@@ -17,6 +17,13 @@
 //! verifies a span's nodes against the hash of the blob by what lies on the way from the
 //! root, and the [`Span`] then verifies groups, each alone. A [`Builder`] writes an
 //! outboard while a blob is written.
+//!
+//! Whoever reads 4 KiB here and there would read and hash four times as much by groups. For
+//! them a file of *block values* may lie beside an outboard: the chaining values of all
+//! blocks of 4 KiB ([`BLOCK_BYTES`]) one after another, 1/128 of the blob; none for a blob
+//! of one group. They are what the nodes within groups are made of, so that those of a
+//! group are verified by the group's own value ([`Span::blocks`]), and nobody need have
+//! them.
 
 mod builder;
 mod geometry;
@@ -26,10 +33,12 @@ mod tree;
 pub use builder::{Builder, Built};
 pub use geometry::{Geometry, SpanPlace};
 pub use hash::{BlobHash, HashError};
-pub use tree::{Span, Tree, TreeError};
+pub use tree::{Blocks, Span, Tree, TreeError};
 
 /// The least that can be verified alone, in bytes: 16 chunks of BLAKE3's.
 pub const GROUP_BYTES: u64 = 16 << 10;
+/// The least that can be verified alone where there are block values, in bytes: 4 chunks.
+pub const BLOCK_BYTES: u64 = 4 << 10;
 /// The nodes over so many bytes of a blob lie together in its outboard.
 pub const SPAN_BYTES: u64 = SPAN_GROUPS * GROUP_BYTES;
 /// The length of a node: the chaining values of its two children.
@@ -41,12 +50,38 @@ const SPAN_NODES: u64 = SPAN_GROUPS - 1;
 
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root};
 
+/// The length of a chaining value.
+const VALUE_BYTES: u64 = 32;
+/// The length of the values of a group's blocks, of the last group's at most.
+const GROUP_VALUE_BYTES: u64 = GROUP_BYTES / BLOCK_BYTES * VALUE_BYTES;
+
 /// The chaining value of a group that is not all of its blob.
 fn group_value(group: u64, bytes: &[u8]) -> ChainingValue {
+    value(group * GROUP_BYTES, bytes)
+}
+
+/// The chaining value of a block that is not all of its blob.
+fn block_value(block: u64, bytes: &[u8]) -> ChainingValue {
+    value(block * BLOCK_BYTES, bytes)
+}
+
+/// The chaining value of a subtree over `bytes`, at `offset` of its blob: a multiple of its
+/// length, which is a power of two of chunks, or less at the end of the blob.
+fn value(offset: u64, bytes: &[u8]) -> ChainingValue {
     let mut hasher = blake3::Hasher::new();
-    hasher.set_input_offset(group * GROUP_BYTES);
+    hasher.set_input_offset(offset);
     hasher.update(bytes);
     hasher.finalize_non_root()
+}
+
+/// The value of the subtree over what has these values: at least one. It goes as deep as the
+/// subtree is high.
+fn value_over(values: &[ChainingValue]) -> ChainingValue {
+    if let [value] = values {
+        return *value;
+    }
+    let (left, right) = values.split_at(left_of(values.len() as u64) as usize);
+    merge_subtrees_non_root(&value_over(left), &value_over(right), Mode::Hash)
 }
 
 /// The chaining value of a node that is not the root.

@@ -5,8 +5,8 @@ use std::io;
 use blake3::hazmat::ChainingValue;
 
 use crate::{
-    BlobHash, GROUP_BYTES, Geometry, NODE_BYTES, SPAN_GROUPS, SPAN_NODES, group_value, left_of,
-    node_value, root_hash,
+    BLOCK_BYTES, BlobHash, GROUP_BYTES, Geometry, NODE_BYTES, SPAN_GROUPS, SPAN_NODES, VALUE_BYTES,
+    block_value, group_value, left_of, node_value, root_hash, value_over,
 };
 
 /// The tree over a blob, known by its root. Nothing else is trusted.
@@ -54,6 +54,13 @@ pub enum TreeError {
 pub struct Span {
     first_group: u64,
     groups: Groups,
+}
+
+/// What the blocks of a group are, verified.
+#[derive(Debug, Clone)]
+pub struct Blocks {
+    first_block: u64,
+    values: Vec<ChainingValue>,
 }
 
 #[derive(Debug, Clone)]
@@ -195,10 +202,46 @@ impl Span {
         match &self.groups {
             Groups::Only(hash) => group == 0 && BlobHash::of(bytes) == *hash,
             Groups::Several(_) if bytes.is_empty() => false,
-            Groups::Several(values) => group
-                .checked_sub(self.first_group)
-                .and_then(|index| values.get(usize::try_from(index).ok()?))
-                .is_some_and(|value| group_value(group, bytes) == *value),
+            Groups::Several(_) => self
+                .value(group)
+                .is_some_and(|value| group_value(group, bytes) == value),
         }
+    }
+
+    /// What the blocks of a group are, by what is said to be their values; `None` if it is
+    /// not, and for the only group of a blob, which has no block values.
+    pub fn blocks(&self, group: u64, values: &[u8]) -> Option<Blocks> {
+        let expected = self.value(group)?;
+        let (values, []) = values.as_chunks::<{ VALUE_BYTES as usize }>() else {
+            return None;
+        };
+        let fits = (1..=GROUP_BYTES / BLOCK_BYTES).contains(&(values.len() as u64));
+        if !fits || value_over(values) != expected {
+            return None;
+        }
+        Some(Blocks {
+            first_block: group * (GROUP_BYTES / BLOCK_BYTES),
+            values: values.to_vec(),
+        })
+    }
+
+    fn value(&self, group: u64) -> Option<ChainingValue> {
+        let Groups::Several(values) = &self.groups else {
+            return None;
+        };
+        let index = group.checked_sub(self.first_group)?;
+        values.get(usize::try_from(index).ok()?).copied()
+    }
+}
+
+impl Blocks {
+    /// Whether `bytes` are what the blob has as this block, all of it. Blocks count from the
+    /// start of the blob.
+    pub fn verify(&self, block: u64, bytes: &[u8]) -> bool {
+        let length = 1..=BLOCK_BYTES;
+        let index = block.checked_sub(self.first_block);
+        let value = index.and_then(|index| self.values.get(usize::try_from(index).ok()?));
+        length.contains(&(bytes.len() as u64))
+            && value.is_some_and(|value| block_value(block, bytes) == *value)
     }
 }

@@ -6,7 +6,9 @@ use std::os::unix::fs::FileExt;
 
 use bao_tree::BlockSize;
 use bao_tree::io::outboard::PreOrderMemOutboard;
-use outboard::{BlobHash, Builder, Built, GROUP_BYTES, Geometry, SPAN_BYTES, Tree, TreeError};
+use outboard::{
+    BLOCK_BYTES, BlobHash, Builder, Built, GROUP_BYTES, Geometry, SPAN_BYTES, Tree, TreeError,
+};
 use proptest::prelude::*;
 
 fn blob(bytes: usize) -> Vec<u8> {
@@ -45,6 +47,43 @@ fn build(blob: &[u8]) -> (Built, Vec<u8>) {
     }
     let built = builder.finish().unwrap();
     (built, content(&file))
+}
+
+/// The same, and the values of its blocks.
+fn build_with_blocks(blob: &[u8]) -> (Built, Vec<u8>, Vec<u8>) {
+    let (outboard, blocks) = (temporary(), temporary());
+    let builder = Builder::new(outboard.try_clone().unwrap());
+    let builder = builder.with_blocks(blocks.try_clone().unwrap());
+    let built = builder.build(blob).unwrap();
+    (built, content(&outboard), content(&blocks))
+}
+
+/// The blocks of a blob that are not verified, and the groups whose blocks' values are not.
+fn wrong_blocks(built: Built, blob: &[u8], outboard: &[u8], values: &[u8]) -> (Vec<u64>, Vec<u64>) {
+    let tree = Tree::new(built.hash, built.blob_bytes);
+    let geometry = tree.geometry();
+    let (mut wrong, mut groups) = (Vec::new(), Vec::new());
+    for group in 0..geometry.groups() {
+        let span = tree.span(group * GROUP_BYTES / SPAN_BYTES, read_from(outboard));
+        let place = geometry.block_values(group..group + 1);
+        let values = &values[place.start as usize..place.end as usize];
+        let Some(blocks) = span.unwrap().blocks(group, values) else {
+            groups.push(group);
+            continue;
+        };
+        let start = (group * GROUP_BYTES) as usize;
+        let bytes = &blob[start..start + geometry.group_bytes(group) as usize];
+        let numbered =
+            (group * GROUP_BYTES / BLOCK_BYTES..).zip(bytes.chunks(BLOCK_BYTES as usize));
+        for (block, bytes) in numbered {
+            if !blocks.verify(block, bytes) {
+                wrong.push(block);
+            }
+            assert!(!blocks.verify(block + 1, bytes) && !blocks.verify(block, &[]));
+            assert!(!blocks.verify(block, &[7; BLOCK_BYTES as usize + 1]));
+        }
+    }
+    (wrong, groups)
 }
 
 fn content(file: &File) -> Vec<u8> {
@@ -185,6 +224,52 @@ fn a_group_is_not_taken_for_another() {
     assert!(!span.verify(0, &[]));
 }
 
+#[test]
+fn blocks_are_verified_alone_whatever_the_length() {
+    let (block, group, span) = (
+        BLOCK_BYTES as usize,
+        GROUP_BYTES as usize,
+        SPAN_BYTES as usize,
+    );
+    for length in [
+        group + 1,
+        group + block,
+        group + block + 1,
+        2 * group - 1,
+        2 * group,
+        7 * group + 3 * block - 5,
+        span,
+        span + 1,
+        3 * span - block,
+        3 * span + group,
+    ] {
+        let blob = blob(length);
+        let (built, outboard, values) = build_with_blocks(&blob);
+        assert_eq!((built, &outboard), (build(&blob).0, &build(&blob).1));
+        let expected = Geometry::of(length as u64).block_values_bytes();
+        assert_eq!(values.len() as u64, expected);
+        let found = wrong_blocks(built, &blob, &outboard, &values);
+        assert_eq!(found, (vec![], vec![]), "{length}");
+    }
+}
+
+#[test]
+fn a_blob_of_one_group_has_no_block_values() {
+    for length in [0, 1, BLOCK_BYTES + 1, GROUP_BYTES] {
+        let blob = blob(length as usize);
+        let (built, outboard, values) = build_with_blocks(&blob);
+        let tree = Tree::new(built.hash, built.blob_bytes);
+        assert_eq!((outboard.len(), values.len()), (0, 0));
+        assert_eq!(tree.geometry().block_values_bytes(), 0);
+        assert!(
+            tree.span(0, read_from(&[]))
+                .unwrap()
+                .blocks(0, &[])
+                .is_none()
+        );
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
@@ -217,6 +302,25 @@ proptest! {
         prop_assert!(!spans.is_empty());
         // The root alone is above all.
         prop_assert!(at >= 64 || spans.len() as u64 == Geometry::of(length as u64).spans());
+    }
+
+    #[test]
+    fn a_changed_bit_makes_its_block_wrong_or_the_values_of_its_group(
+        length in GROUP_BYTES as usize + 1..3 * SPAN_BYTES as usize,
+        at in 0.0..1.0,
+        bit in 0..8,
+        in_values in any::<bool>(),
+    ) {
+        let mut blob = blob(length);
+        let (built, outboard, mut values) = build_with_blocks(&blob);
+        let changed = if in_values { &mut values } else { &mut blob };
+        let at = ((changed.len() as f64) * at) as usize;
+        changed[at] ^= 1_u8 << bit;
+        let (blocks, groups) = wrong_blocks(built, &blob, &outboard, &values);
+        match in_values {
+            true => prop_assert_eq!((blocks, groups), (vec![], vec![at as u64 / 128])),
+            false => prop_assert_eq!((blocks, groups), (vec![at as u64 / BLOCK_BYTES], vec![])),
+        }
     }
 
     #[test]
