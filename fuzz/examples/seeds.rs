@@ -417,6 +417,8 @@ fn specs() -> Vec<Vec<u8>> {
     with_blobs["disks"] = json!([{"read_only": true, "source": 5, "extents": [
         {"file": 52, "offset_bytes": 0, "length_bytes": 4096,
          "blob": {"hash": hash, "outboard": 76, "partial": true}},
+        {"file": 60, "offset_bytes": 0, "length_bytes": 4096,
+         "blob": {"hash": hash, "outboard": 84, "blocks": 92}},
     ]}]);
     let mut with_nic = small.clone();
     with_nic["nics"] =

@@ -116,8 +116,9 @@ fn payload(u: &mut Unstructured) -> arbitrary::Result<Vec<u8>> {
 fn disk_of_blobs() -> ExtentDisk {
     let blob = |sectors: u64| {
         let content: Vec<u8> = (0..sectors * 512).map(|n| (n / 3) as u8).collect();
-        let outboard = files::with(&[]);
-        let mut builder = Builder::new(outboard.try_clone().expect("a descriptor"));
+        let [outboard, blocks] = [(), ()].map(|()| files::with(&[]));
+        let mut builder = Builder::new(outboard.try_clone().expect("a descriptor"))
+            .with_blocks(blocks.try_clone().expect("a descriptor"));
         builder.push(&content).expect("a span");
         let built = builder.finish().expect("a tree");
         Extent {
@@ -127,6 +128,7 @@ fn disk_of_blobs() -> ExtentDisk {
             blob: Some(Blob {
                 tree: Tree::new(built.hash, built.blob_bytes),
                 outboard: Arc::new(outboard),
+                blocks: Some(Arc::new(blocks)),
                 partial: false,
             }),
         }

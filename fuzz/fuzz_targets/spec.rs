@@ -73,8 +73,10 @@ impl Table {
             .flat_map(|blob| [&mut blob.file, &mut blob.outboard]);
         let disks = spec.disks.iter_mut().flat_map(|disk| {
             let extents = disk.extents.iter_mut().flat_map(|extent| {
-                let blob = extent.blob.as_mut().map(|blob| &mut blob.outboard);
-                [&mut extent.file].into_iter().chain(blob)
+                let blob = extent.blob.iter_mut();
+                let beside =
+                    blob.flat_map(|blob| [&mut blob.outboard].into_iter().chain(&mut blob.blocks));
+                [&mut extent.file].into_iter().chain(beside)
             });
             extents.chain(&mut disk.source)
         });

@@ -2,7 +2,7 @@
 //! and no more.
 
 use jail::{CgroupLimits, Limits};
-use outboard::GROUP_BYTES;
+use outboard::{BLOCK_BYTES, GROUP_BYTES};
 
 use crate::arch::layout;
 use crate::metrics::FILE_BYTES;
@@ -98,12 +98,13 @@ fn vsock_bytes(spec: &VmSpec) -> u64 {
     }
 }
 
-/// For each disk of blobs, and two bits for each group of these.
+/// For each disk of blobs, and a bit for each block and each group of these.
 fn verification_bytes(spec: &VmSpec) -> u64 {
     let blobs = |disk: &DiskSpec| {
         let blobs = disk.extents.iter().filter(|extent| extent.blob.is_some());
         let bytes = blobs.fold(0_u64, |sum, blob| sum.saturating_add(blob.length_bytes));
-        (bytes > 0).then_some(VERIFICATION_BYTES + 2 * (bytes / GROUP_BYTES / 8))
+        let bits = bytes / BLOCK_BYTES + bytes / GROUP_BYTES;
+        (bytes > 0).then_some(VERIFICATION_BYTES + bits / 8)
     };
     spec.disks.iter().filter_map(blobs).sum()
 }

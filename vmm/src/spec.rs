@@ -213,6 +213,10 @@ pub struct BlobSpec {
     pub hash: BlobHash,
     /// A regular file with its hash tree, as crate `outboard` describes it.
     pub outboard: Descriptor,
+    /// A regular file with the values of its blocks, as that crate describes them; none if
+    /// the guest's reads are to be verified by whole groups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<Descriptor>,
     /// Parts of the blob may not be in its file yet: the disk's `source` is asked for them
     /// when they are needed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

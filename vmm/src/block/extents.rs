@@ -71,7 +71,8 @@ impl ExtentDisk {
             let partial = extent.blob.as_ref().is_some_and(|blob| blob.partial);
             let blob = extent.blob.map(|blob| {
                 let outboard = place(&blob.outboard);
-                verification.add(blob.tree, file, outboard)
+                let blocks = blob.blocks.as_ref().map(&mut place);
+                verification.add(blob.tree, file, outboard, blocks)
             });
             placed.push(Placed {
                 start,

@@ -5,14 +5,14 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use super::buffers::Buffers;
-use super::verified::{Check, Nodes, Verification};
+use super::verified::{Check, Need, Nodes, Verification};
 
 /// What a step does to a range of its file.
 #[derive(Debug)]
 pub enum Action {
     /// preadv(2).
     Read(Buffers),
-    /// preadv(2) of whole groups of a blob, which are verified and then copied.
+    /// preadv(2) of whole groups or blocks of a blob, which are verified and then copied.
     Check(Box<Check>),
     /// preadv(2) of nodes of a blob's hash tree, as often as needed.
     Nodes(Box<Nodes>),
@@ -147,8 +147,12 @@ impl Step {
     fn filled(&mut self, verification: &mut Verification) -> Progress {
         let outcome = match &mut self.action {
             Action::Check(check) => match verification.finish(check) {
-                Ok(None) => Ok(()),
-                Ok(Some(nodes)) => return Progress::After(nodes),
+                Ok(Need::Nothing) => Ok(()),
+                Ok(Need::Before(step)) => return Progress::After(step),
+                Ok(Need::Read(file, offset)) => {
+                    (self.file, self.offset) = (file, offset);
+                    return Progress::Again;
+                }
                 Err(error) => {
                     verification.release(check);
                     Err(error)

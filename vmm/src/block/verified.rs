@@ -7,15 +7,21 @@
 //! read straight into guest memory. A read is planned as one or the other: all of its
 //! groups are known, or all are verified again.
 //!
+//! Where the values of a blob's blocks of 4 KiB lie beside it, a read of no more than a
+//! group reads and verifies only its blocks: on its way come 32 bytes for each of them, and
+//! not up to 12 KiB that nobody has asked for. Longer reads go on where they end, mostly,
+//! and whole groups are cheaper to hash.
+//!
 //! The memory for this is bounded: [`MAX_GROUPS`] at a time for a disk, reserved before a
 //! request begins.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
-use outboard::{BlobHash, GROUP_BYTES, SPAN_BYTES, Span, Tree, TreeError};
+use outboard::{BLOCK_BYTES, BlobHash, GROUP_BYTES, Geometry, SPAN_BYTES, Span, Tree, TreeError};
 
 use super::buffers::Buffers;
 use super::step::{Action, Step};
@@ -39,6 +45,8 @@ pub struct Blob {
     pub tree: Tree,
     /// Its hash tree.
     pub outboard: Arc<File>,
+    /// The values of its blocks, if they are there.
+    pub blocks: Option<Arc<File>>,
     /// Parts of its file may not be there yet.
     pub partial: bool,
 }
@@ -78,25 +86,58 @@ struct Known {
     /// Indices into the disk's files.
     data: usize,
     outboard: usize,
-    /// A bit for each group, set once it has been verified.
-    groups: Vec<u64>,
+    block_values: Option<usize>,
+    /// A bit for each block, set once it has been verified.
+    blocks: Vec<u64>,
     /// Its corruption has been told.
     told: bool,
 }
 
-/// Reading whole groups, to be verified and then copied to the guest.
+/// Reading whole groups or blocks, to be verified and then copied to the guest.
 #[derive(Debug)]
 pub struct Check {
     blob: usize,
-    first_group: u64,
+    unit: Unit,
+    /// Where in the blob the first of them begins.
+    start: u64,
+    /// What is read of each group.
     bounce: Vec<Group>,
+    /// The values of the blocks of all groups that anything is read of; empty where groups
+    /// are verified, and before they are read.
+    values: Vec<u8>,
     /// What is not read yet; empty before the step begins, too.
     missing: Buffers,
     begun: bool,
-    /// Where in the first group the guest's bytes begin.
+    /// How far after `start` the guest's bytes begin.
     skip: usize,
     /// Where they go.
     to: Buffers,
+}
+
+/// What is verified alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    Group,
+    /// By the values in this file.
+    Block(usize),
+}
+
+/// What is read of one group.
+struct Piece {
+    group: u64,
+    offset: u64,
+    length: usize,
+}
+
+/// What a check needs.
+#[derive(Debug)]
+pub enum Need {
+    /// Nothing more.
+    Nothing,
+    /// This step comes before it.
+    Before(Step),
+    /// To read what is missing: in this of the disk's files, from here on.
+    Read(usize, u64),
 }
 
 /// Reading the nodes over a span.
@@ -113,14 +154,23 @@ pub struct Nodes {
 
 impl Verification {
     /// Takes note of a blob; returns its number.
-    pub fn add(&mut self, tree: Tree, data: usize, outboard: usize) -> usize {
-        let words = tree.geometry().groups().div_ceil(u64::from(u64::BITS));
+    pub fn add(
+        &mut self,
+        tree: Tree,
+        data: usize,
+        outboard: usize,
+        block_values: Option<usize>,
+    ) -> usize {
+        let geometry = tree.geometry();
+        let blocks = geometry.blob_bytes().div_ceil(BLOCK_BYTES);
+        let words = blocks.div_ceil(u64::from(u64::BITS));
         self.blobs.push(Known {
             tree,
             data,
             outboard,
-            // As large as a bit for each 16 KiB of a file that is there.
-            groups: vec![0; usize::try_from(words).unwrap_or(usize::MAX)],
+            block_values: block_values.filter(|_| geometry.block_values_bytes() > 0),
+            // As large as a bit for each 4 KiB of a file that is there.
+            blocks: vec![0; usize::try_from(words).unwrap_or(usize::MAX)],
             told: false,
         });
         self.blobs.len() - 1
@@ -131,7 +181,7 @@ impl Verification {
         let Some(known) = self.blobs.get(blob) else {
             return false;
         };
-        length == 0 || groups(offset, length).all(|group| known.has(group))
+        length == 0 || blocks(offset, length).all(|block| known.has(block))
     }
 
     /// Adds the steps to `steps` that fill `to` from `offset` of a blob.
@@ -139,20 +189,26 @@ impl Verification {
         let Some(known) = self.blobs.get(blob) else {
             return;
         };
+        let unit = match known.block_values {
+            Some(values) if to.bytes() <= GROUP_BYTES => Unit::Block(values),
+            _ => Unit::Group,
+        };
         let mut offset = offset;
         while to.bytes() > 0 {
-            let first_group = offset / GROUP_BYTES;
-            let end = (first_group + STEP_GROUPS as u64) * GROUP_BYTES;
+            let start = offset - offset % unit.bytes();
+            let end = (offset / GROUP_BYTES + STEP_GROUPS as u64) * GROUP_BYTES;
             let part = to.split_off_front(end - offset);
-            let skip = (offset % GROUP_BYTES) as usize;
+            let skip = (offset - start) as usize;
             offset += part.bytes();
             steps.push(Step {
                 file: known.data,
-                offset: first_group * GROUP_BYTES,
+                offset: start,
                 action: Action::Check(Box::new(Check {
                     blob,
-                    first_group,
+                    unit,
+                    start,
                     bounce: Vec::new(),
+                    values: Vec::new(),
                     missing: Buffers::default(),
                     begun: false,
                     skip,
@@ -171,15 +227,12 @@ impl Verification {
         let Some(known) = self.blobs.get(check.blob) else {
             return;
         };
-        let geometry = known.tree.geometry();
-        for group in check.groups() {
+        for piece in check.pieces(known.tree.geometry()) {
             let mut bytes = self
                 .spare
                 .pop()
                 .unwrap_or_else(|| vec![0; GROUP_BYTES as usize]);
-            check
-                .missing
-                .push_host(&mut bytes[..geometry.group_bytes(group) as usize]);
+            check.missing.push_host(&mut bytes[..piece.length]);
             check.bounce.push(bytes);
         }
     }
@@ -192,32 +245,57 @@ impl Verification {
         }
     }
 
-    /// Verifies what was read and copies it to the guest. Where the nodes for it are not
-    /// known, the step that reads them comes first.
-    pub fn finish(&mut self, check: &mut Check) -> Result<Option<Step>, io::Error> {
-        for group in check.groups() {
+    /// Verifies what was read and copies it to the guest, unless something is needed for
+    /// that which has not been read.
+    pub fn finish(&mut self, check: &mut Check) -> io::Result<Need> {
+        let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+        let known = self.blobs.get_mut(check.blob).ok_or_else(invalid)?;
+        let geometry = known.tree.geometry();
+        let values = geometry.block_values(check.groups());
+        if let Unit::Block(file) = check.unit
+            && check.values.is_empty()
+        {
+            check.values = vec![0; (values.end - values.start) as usize];
+            check.missing.push_host(&mut check.values);
+            return Ok(Need::Read(file, values.start));
+        }
+        for (piece, bytes) in check.pieces(geometry).zip(&check.bounce) {
+            let group = piece.group;
             let span = group * GROUP_BYTES / SPAN_BYTES;
             let Some(nodes) = self.spans.get(&(check.blob, span)) else {
-                return Ok(Some(self.nodes(check.blob, span)?));
+                return self.nodes(check.blob, span).map(Need::Before);
             };
-            let known = &mut self.blobs[check.blob];
-            let length = known.tree.geometry().group_bytes(group) as usize;
-            let index = (group - check.first_group) as usize;
-            let bytes = check.bounce[index].get(..length).unwrap_or_default();
-            if !nodes.verify(group, bytes) {
-                return Err(known.corrupt(group * GROUP_BYTES, "its data is wrong"));
+            let bytes = &bytes[..piece.length];
+            let wrong = match check.unit {
+                Unit::Group if nodes.verify(group, bytes) => None,
+                Unit::Group => Some((piece.offset, "its data is wrong")),
+                Unit::Block(_) => {
+                    let place = geometry.block_values(group..group + 1);
+                    let from = (place.start - values.start) as usize;
+                    let to = (place.end - values.start) as usize;
+                    match nodes.blocks(group, &check.values[from..to]) {
+                        Some(blocks) => numbered(piece.offset, bytes)
+                            .find(|(block, bytes)| !blocks.verify(*block, bytes))
+                            .map(|(block, _)| (block * BLOCK_BYTES, "its data is wrong")),
+                        None => Some((piece.offset, "the hashes of its blocks are wrong")),
+                    }
+                }
+            };
+            if let Some((offset, what)) = wrong {
+                return Err(known.corrupt(offset, what));
             }
-            known.note(group);
+            numbered(piece.offset, bytes).for_each(|(block, _)| known.note(block));
         }
         let mut copied = 0;
         let mut skip = check.skip;
-        for bytes in &check.bounce {
-            check.to.copy_at(copied, &bytes[skip..]);
-            copied += GROUP_BYTES as usize - skip;
+        for (piece, bytes) in check.pieces(geometry).zip(&check.bounce) {
+            let bytes = bytes.get(skip..piece.length).unwrap_or_default();
+            check.to.copy_at(copied, bytes);
+            copied += bytes.len();
             skip = 0;
         }
         self.release(check);
-        Ok(None)
+        Ok(Need::Nothing)
     }
 
     /// Takes a step's memory back.
@@ -289,15 +367,15 @@ impl Verification {
 }
 
 impl Known {
-    fn has(&self, group: u64) -> bool {
-        let word = self.groups.get((group / u64::from(u64::BITS)) as usize);
-        word.is_some_and(|word| word >> (group % u64::from(u64::BITS)) & 1 == 1)
+    fn has(&self, block: u64) -> bool {
+        let word = self.blocks.get((block / u64::from(u64::BITS)) as usize);
+        word.is_some_and(|word| word >> (block % u64::from(u64::BITS)) & 1 == 1)
     }
 
-    fn note(&mut self, group: u64) {
-        let word = self.groups.get_mut((group / u64::from(u64::BITS)) as usize);
+    fn note(&mut self, block: u64) {
+        let word = self.blocks.get_mut((block / u64::from(u64::BITS)) as usize);
         if let Some(word) = word {
-            *word |= 1 << (group % u64::from(u64::BITS));
+            *word |= 1 << (block % u64::from(u64::BITS));
         }
     }
 
@@ -314,10 +392,39 @@ impl Known {
     }
 }
 
+impl Unit {
+    fn bytes(self) -> u64 {
+        match self {
+            Self::Group => GROUP_BYTES,
+            Self::Block(_) => BLOCK_BYTES,
+        }
+    }
+}
+
 impl Check {
-    fn groups(&self) -> std::ops::Range<u64> {
-        let bytes = self.skip as u64 + self.to.bytes();
-        self.first_group..self.first_group + bytes.div_ceil(GROUP_BYTES)
+    /// Where what the guest reads ends in the blob.
+    fn end(&self) -> u64 {
+        self.start + self.skip as u64 + self.to.bytes()
+    }
+
+    fn groups(&self) -> Range<u64> {
+        self.start / GROUP_BYTES..self.end().div_ceil(GROUP_BYTES)
+    }
+
+    /// What is read, whole groups or blocks, by group.
+    fn pieces(&self, geometry: Geometry) -> impl Iterator<Item = Piece> + use<> {
+        let unit = self.unit.bytes();
+        let end = self.end().next_multiple_of(unit).min(geometry.blob_bytes());
+        let start = self.start;
+        self.groups().map(move |group| {
+            let offset = start.max(group * GROUP_BYTES);
+            let end = end.min((group + 1) * GROUP_BYTES);
+            Piece {
+                group,
+                offset,
+                length: end.saturating_sub(offset) as usize,
+            }
+        })
     }
 
     /// How many groups are in memory while the step runs.
@@ -374,9 +481,14 @@ impl Nodes {
     }
 }
 
-/// The groups that bytes of a blob lie in.
-fn groups(offset: u64, length: u64) -> std::ops::RangeInclusive<u64> {
-    offset / GROUP_BYTES..=offset.saturating_add(length - 1) / GROUP_BYTES
+/// The blocks that bytes of a blob lie in.
+fn blocks(offset: u64, length: u64) -> RangeInclusive<u64> {
+    offset / BLOCK_BYTES..=offset.saturating_add(length - 1) / BLOCK_BYTES
+}
+
+/// The blocks of bytes that begin at `offset` of a blob, where a block does.
+fn numbered(offset: u64, bytes: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+    (offset / BLOCK_BYTES..).zip(bytes.chunks(BLOCK_BYTES as usize))
 }
 
 #[cfg(test)]

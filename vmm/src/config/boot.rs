@@ -2,7 +2,7 @@
 
 use outboard::{BlobHash, Tree};
 
-use super::descriptor::{check_outboard, readable, stored_size};
+use super::descriptor::{check_size, readable, stored_size};
 use super::error::{ConfigError, kind};
 use crate::arch::layout;
 use crate::boot::blob::BootBlob;
@@ -56,6 +56,7 @@ fn blob(spec: BootBlobSpec, field: &str, fds: &mut Descriptors) -> Result<BootBl
     let field = format!("{field}.outboard");
     let outboard = readable(spec.outboard, &field, fds)?;
     let tree = Tree::new(spec.hash, bytes);
-    check_outboard(&outboard, &tree, &field)?;
+    let wanted = tree.geometry().outboard_bytes();
+    check_size(&outboard, wanted, tree.geometry().blob_bytes(), &field)?;
     Ok(BootBlob::new(tree, data, outboard))
 }

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use outboard::Tree;
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl};
 
 use super::error::{ConfigError, kind};
@@ -37,18 +36,21 @@ pub fn non_blocking(file: File, field: &str) -> Result<File, ConfigError> {
     Ok(file)
 }
 
-/// Whether `outboard` has the size of the hash tree of a blob.
-pub fn check_outboard(outboard: &File, tree: &Tree, field: &str) -> Result<(), ConfigError> {
-    let found = stored_size(outboard).ok_or_else(|| kind(field, "a regular file"))?;
-    let geometry = tree.geometry();
-    let wanted = geometry.outboard_bytes();
+/// Whether a file beside a blob of so many bytes has the size that is wanted for it.
+pub fn check_size(
+    file: &File,
+    wanted: u64,
+    blob_bytes: u64,
+    field: &str,
+) -> Result<(), ConfigError> {
+    let found = stored_size(file).ok_or_else(|| kind(field, "a regular file"))?;
     if found == wanted {
         return Ok(());
     }
     Err(ConfigError::Range {
         field: format!("the size of {field}"),
         found,
-        wanted: format!("{wanted}, for a blob of {} bytes", geometry.blob_bytes()),
+        wanted: format!("{wanted}, for a blob of {blob_bytes} bytes"),
     })
 }
 

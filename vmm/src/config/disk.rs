@@ -7,7 +7,7 @@ use std::sync::Arc;
 use outboard::Tree;
 use rustix::fs::OFlags;
 
-use super::descriptor::{check_outboard, seqpacket, stored_size};
+use super::descriptor::{check_size, seqpacket, stored_size};
 use super::error::{ConfigError, in_range, kind};
 use super::limits::limits;
 use crate::block::extents::{Extent, ExtentDisk};
@@ -124,17 +124,26 @@ fn blob(
     field: &str,
     fds: &mut Descriptors,
 ) -> Result<Blob, ConfigError> {
-    let field = format!("{field}.outboard");
-    let outboard: Arc<File> = fds.share(spec.outboard, &field)?;
-    let (may_read, _) = access(&outboard);
-    if !may_read {
-        return Err(kind(field, "open for reading"));
-    }
+    let mut beside = |descriptor, name: &str, bytes: u64| -> Result<Arc<File>, ConfigError> {
+        let field = format!("{field}.{name}");
+        let file: Arc<File> = fds.share(descriptor, &field)?;
+        let (may_read, _) = access(&file);
+        if !may_read {
+            return Err(kind(field, "open for reading"));
+        }
+        check_size(&file, bytes, blob_bytes, &field)?;
+        Ok(file)
+    };
     let tree = Tree::new(spec.hash, blob_bytes);
-    check_outboard(&outboard, &tree, &field)?;
+    let geometry = tree.geometry();
+    let outboard = beside(spec.outboard, "outboard", geometry.outboard_bytes())?;
+    let blocks = spec
+        .blocks
+        .map(|blocks| beside(blocks, "blocks", geometry.block_values_bytes()));
     Ok(Blob {
         tree,
         outboard,
+        blocks: blocks.transpose()?,
         partial: spec.partial,
     })
 }

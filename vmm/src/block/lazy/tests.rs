@@ -47,6 +47,7 @@ fn blob(content: &[u8], file: &Arc<File>, partial: bool) -> Extent {
         blob: Some(Blob {
             tree: Tree::new(built.hash, built.blob_bytes),
             outboard: Arc::new(outboard),
+            blocks: None,
             partial,
         }),
     }

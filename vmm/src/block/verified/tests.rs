@@ -16,11 +16,12 @@ use crate::memory::{self, GuestMemory};
 
 const MEMORY_BYTES: u64 = 8 << 20;
 
-/// A blob, and its two files.
+/// A blob, and its files.
 struct Made {
     content: Vec<u8>,
     data: Arc<File>,
     outboard: Arc<File>,
+    blocks: Option<Arc<File>>,
     tree: Tree,
 }
 
@@ -47,9 +48,32 @@ fn made(sectors: usize, seed: u8) -> Made {
     Made {
         data: stored(&content),
         outboard,
+        blocks: None,
         tree: Tree::new(built.hash, built.blob_bytes),
         content,
     }
+}
+
+/// The same, with the values of its blocks.
+fn made_with_blocks(sectors: usize, seed: u8) -> Made {
+    let mut made = made(sectors, seed);
+    let blocks = stored(&[]);
+    let builder = Builder::new(stored(&[]).try_clone().unwrap());
+    let builder = builder.with_blocks(blocks.try_clone().unwrap());
+    builder.build(&made.content[..]).unwrap();
+    made.blocks = Some(blocks);
+    made
+}
+
+/// Blobs of these sizes in sectors, the second and fourth with the values of their blocks;
+/// or the others.
+fn some(sizes: &[usize], even: bool) -> Vec<Made> {
+    let numbered = sizes.iter().zip(1_u8..);
+    let blobs = numbered.map(|(size, seed)| match (seed % 2 == 0) == even {
+        true => made_with_blocks(*size, seed),
+        false => made(*size, seed),
+    });
+    blobs.collect()
 }
 
 fn disk(blobs: &[Made]) -> ExtentDisk {
@@ -60,6 +84,7 @@ fn disk(blobs: &[Made]) -> ExtentDisk {
         blob: Some(Blob {
             tree: made.tree,
             outboard: Arc::clone(&made.outboard),
+            blocks: made.blocks.clone(),
             partial: false,
         }),
     });
@@ -159,16 +184,21 @@ proptest! {
     #[test]
     fn any_read_of_whole_blobs_equals_their_content(
         sizes in proptest::collection::vec(1..5000_usize, 1..4),
-        reads in proptest::collection::vec((0.0..1.0, 0.0..1.0, any::<bool>()), 1..12),
+        even in any::<bool>(),
+        reads in proptest::collection::vec((0.0..1.0, 0.0..1.0, 0..3_u8), 1..16),
     ) {
-        let blobs: Vec<Made> = sizes.iter().zip(1..).map(|(size, seed)| made(*size, seed)).collect();
+        let blobs = some(&sizes, even);
         let whole = whole(&blobs);
         let memory = memory::create(MEMORY_BYTES).unwrap();
         for mut backend in backends(&blobs) {
             for (start, length, short) in &reads {
                 let start = (whole.len() as f64 * start) as usize / 512 * 512;
                 let length = ((whole.len() - start) as f64 * length) as usize / 512 * 512;
-                let length = if *short { length.min(4096) } else { length };
+                let length = match short {
+                    0 => length,
+                    1 => length.min(4096),
+                    _ => length % (GROUP_BYTES as usize + 512),
+                };
                 let bytes = read(&mut *backend, &memory, (start as u64, length)).unwrap();
                 prop_assert!(bytes == whole[start..start + length]);
             }
@@ -178,17 +208,20 @@ proptest! {
     #[test]
     fn a_changed_bit_of_any_file_gives_an_error_or_the_right_bytes(
         sizes in proptest::collection::vec(1..5000_usize, 1..4),
-        which in 0..6_usize,
+        even in any::<bool>(),
+        which in 0..9_usize,
         at in 0.0..1.0,
         bit in 0..8_u8,
     ) {
-        let blobs: Vec<Made> = sizes.iter().zip(1..).map(|(size, seed)| made(*size, seed)).collect();
+        let blobs = some(&sizes, even);
         let whole = whole(&blobs);
-        let blob = &blobs[which / 2 % blobs.len()];
+        let blob = &blobs[which / 3 % blobs.len()];
         let has_tree = blob.tree.geometry().outboard_bytes() > 0;
-        let (file, in_tree) = match which % 2 == 0 && has_tree {
-            true => (&blob.outboard, true),
-            false => (&blob.data, false),
+        let blocks = blob.blocks.as_ref().filter(|_| has_tree);
+        let (file, wrong) = match (which % 3, blocks) {
+            (0, _) if has_tree => (&blob.outboard, "its hash tree is wrong"),
+            (1, Some(blocks)) => (blocks, "the hashes of its blocks are wrong"),
+            _ => (&blob.data, "its data is wrong"),
         };
         let offset = flip(file, at, bit);
         let memory = memory::create(MEMORY_BYTES).unwrap();
@@ -202,11 +235,17 @@ proptest! {
                         let corrupt = corrupt(&error);
                         prop_assert_eq!(corrupt.hash, blob.tree.hash());
                         prop_assert_eq!(corrupt.first, failed == 0);
-                        let wrong = if in_tree { "its hash tree is wrong" } else { "its data is wrong" };
                         prop_assert_eq!(corrupt.what, wrong);
-                        let unit = if in_tree { outboard::NODE_BYTES } else { GROUP_BYTES };
-                        // A wrong value in a node shows in the node below it.
-                        prop_assert!(in_tree || corrupt.offset == offset / unit * unit);
+                        let found = match wrong {
+                            // A wrong value in a node shows in the node below it.
+                            "its hash tree is wrong" => true,
+                            "its data is wrong" => {
+                                let unit = blocks.map_or(GROUP_BYTES, |_| BLOCK_BYTES);
+                                corrupt.offset == offset / unit * unit
+                            }
+                            _ => corrupt.offset / GROUP_BYTES == offset / 128,
+                        };
+                        prop_assert!(found, "{} {}", corrupt.offset, offset);
                         failed += 1;
                     }
                 }
@@ -254,6 +293,61 @@ fn what_was_verified_is_read_straight_into_guest_memory_from_then_on() {
             ..
         }]
     ));
+}
+
+#[test]
+fn a_short_read_verifies_no_more_than_its_blocks() {
+    let blobs = [made_with_blocks(256, 3)];
+    let buffers = |memory, length| {
+        let mut buffers = Buffers::default();
+        buffers.push(memory, GuestAddress(0), length).unwrap();
+        buffers
+    };
+    let memory = memory::create(MEMORY_BYTES).unwrap();
+    let is_known = |disk: &ExtentDisk, offset, length| {
+        let steps = disk.plan(Operation::Read(offset, buffers(&memory, length)));
+        steps
+            .iter()
+            .all(|step| matches!(step.action, Action::Read(_)))
+    };
+    let mut plain = PlainDisk::new(disk(&blobs));
+    // Of the second group the last half of a block, and of the third the first block.
+    read(&mut plain, &memory, (2 * GROUP_BYTES - 2048, 4096)).unwrap();
+    let disk = plain.into_disk();
+    let known = 2 * GROUP_BYTES - BLOCK_BYTES;
+    assert!(is_known(&disk, known, 2 * BLOCK_BYTES as usize));
+    assert!(!is_known(&disk, known - 512, 512));
+    assert!(!is_known(&disk, known + 2 * BLOCK_BYTES, 512));
+    // More than a group is verified by groups.
+    let mut plain = PlainDisk::new(disk);
+    read(
+        &mut plain,
+        &memory,
+        (3 * GROUP_BYTES + 512, GROUP_BYTES as usize + 512),
+    )
+    .unwrap();
+    assert!(is_known(
+        &plain.into_disk(),
+        3 * GROUP_BYTES,
+        2 * GROUP_BYTES as usize
+    ));
+}
+
+#[test]
+fn block_values_that_end_early_are_corrupt() {
+    let blobs = [made_with_blocks(256, 4)];
+    blobs[0]
+        .blocks
+        .as_ref()
+        .unwrap()
+        .set_len(128 + 100)
+        .unwrap();
+    let memory = memory::create(MEMORY_BYTES).unwrap();
+    for mut backend in backends(&blobs) {
+        assert!(read(&mut *backend, &memory, (0, 4096)).is_ok());
+        let error = read(&mut *backend, &memory, (GROUP_BYTES, 4096)).unwrap_err();
+        assert_eq!(corrupt(&error).what, "it ends");
+    }
 }
 
 #[test]
