@@ -435,17 +435,19 @@ fn a_damaged_layer_is_not_merged_into_another_image_but_converted_again() {
 }
 
 #[test]
-fn a_damaged_hash_tree_is_found_like_a_damaged_blob() {
+fn what_verifies_a_blob_is_found_damaged_like_the_blob() {
     let mote = Mote::new();
     let layers = two_layers();
     let layout = Layout::with_image(&layers, Stored::Gzip, "t");
     mote.load(&layout.reference("t"));
-    flip_a_bit(&mote.layer_blob(Digest::of(&layers[0])).join("outboard"));
     let store = hostagent::store::Store::open(mote.root.path()).unwrap();
     let image = store.images().unwrap().remove(0);
-    store.verify(&image).unwrap_err();
-    assert_eq!(mote.load(&layout.reference("t"))["layers_converted"], 1);
-    store.verify(&image).unwrap();
+    for file in ["outboard", "blocks"] {
+        flip_a_bit(&mote.layer_blob(Digest::of(&layers[0])).join(file));
+        store.verify(&image).unwrap_err();
+        assert_eq!(mote.load(&layout.reference("t"))["layers_converted"], 1);
+        store.verify(&image).unwrap();
+    }
 }
 
 /// Changes the bit in the middle of a file.

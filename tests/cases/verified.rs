@@ -176,7 +176,14 @@ fn no_changed_bit_of_an_images_metadata_gives_a_guest_wrong_data() {
     let expected = run(&image, script).expect(0).text();
     let inspect = ["image", "inspect", "-f", "{{.Store.Metadata.Hash}}", &id];
     let mut failed = 0;
-    for (file, part) in [("data", 0_u8), ("data", 1), ("data", 5), ("outboard", 3)] {
+    let changed = [
+        ("data", 0_u8),
+        ("data", 1),
+        ("data", 5),
+        ("outboard", 3),
+        ("blocks", 1),
+    ];
+    for (file, part) in changed {
         let hash = mote(inspect).expect(0).text();
         let hex = hash.strip_prefix("blake3:").expect("a BLAKE3 hash");
         let path = store().join("blobs").join(hex).join(file);

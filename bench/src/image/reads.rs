@@ -70,13 +70,13 @@ pub fn turn(blob: &StoredBlob) -> Result<Turn, BenchError> {
                 1 => warm(&blob.data)?,
                 _ => {
                     advise(&blob.data, Advice::DontNeed)?;
-                    advise(&blob.outboard, Advice::DontNeed)?;
+                    advise_beside(blob, Advice::DontNeed)?;
                 }
             }
             let clock = Instant::now();
             // As before a start.
             if verified {
-                advise(&blob.outboard, Advice::WillNeed)?;
+                advise_beside(blob, Advice::WillNeed)?;
             }
             pass(&mut *backend, &memory, reads)?;
             let seconds = clock.elapsed().as_secs_f64();
@@ -85,6 +85,12 @@ pub fn turn(blob: &StoredBlob) -> Result<Turn, BenchError> {
         }
     }
     Ok(turn)
+}
+
+/// For what verifies a blob.
+fn advise_beside(blob: &StoredBlob, advice: Advice) -> Result<(), BenchError> {
+    advise(&blob.outboard, advice)?;
+    blob.blocks.iter().try_for_each(|file| advise(file, advice))
 }
 
 fn advise(file: &File, advice: Advice) -> Result<(), BenchError> {
@@ -117,6 +123,7 @@ fn disk(blob: &StoredBlob, verified: bool) -> Result<ExtentDisk, BenchError> {
             true => Some(Blob {
                 tree: blob.tree(),
                 outboard: again(&blob.outboard)?,
+                blocks: blob.blocks.as_ref().map(again).transpose()?,
                 partial: false,
             }),
             false => None,

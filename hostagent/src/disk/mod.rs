@@ -26,8 +26,10 @@ pub fn of_image(store: &Store, image: &StoredImage, lease: &Lease) -> Result<Dis
 
 /// All of a blob.
 pub fn extent(blob: Blob) -> Extent {
-    // It will be needed, and the VMM would wait for each part of it.
-    let _ = fadvise(&blob.outboard, 0, None, Advice::WillNeed);
+    // They will be needed, and the VMM would wait for each part of them.
+    for file in [&blob.outboard].into_iter().chain(&blob.blocks) {
+        let _ = fadvise(file, 0, None, Advice::WillNeed);
+    }
     Extent {
         file: Arc::new(blob.data.into()),
         offset_bytes: 0,
@@ -35,6 +37,7 @@ pub fn extent(blob: Blob) -> Extent {
         blob: Some(BlobTree {
             hash: blob.identity.hash,
             outboard: Arc::new(blob.outboard.into()),
+            blocks: blob.blocks.map(|blocks| Arc::new(blocks.into())),
             partial: false,
         }),
     }

@@ -170,6 +170,7 @@ pub fn start(
                 blob: Some(BlobTree {
                     hash: stored.hash,
                     outboard: Arc::new(outboard.into()),
+                    blocks: None,
                     partial: true,
                 }),
             });

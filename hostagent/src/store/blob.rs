@@ -17,6 +17,8 @@ use super::durable::Unsynced;
 pub(super) const DATA: &str = "data";
 /// The file of its hash tree, beside it.
 pub(super) const OUTBOARD: &str = "outboard";
+/// The file of the values of its blocks, beside these. Not all blobs have one.
+pub(super) const BLOCKS: &str = "blocks";
 
 /// What a blob is: its hash says all, and its length spares looking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +41,8 @@ pub struct BlobIdentity {
 pub struct BlobWriter {
     data: File,
     outboard: File,
+    /// Where the values of its blocks go, if it has them.
+    blocks: Option<File>,
     position: u64,
     length: u64,
     /// Spans that the hashing thread was told of: all of them before this one.
@@ -61,16 +65,12 @@ const SPANS_BEFORE_THREAD: u64 = 4;
 impl BlobWriter {
     /// Creates the blob's files in `directory`, where they must not exist.
     pub fn create(directory: &Path) -> io::Result<Self> {
-        let create = |name| {
-            let mut options = File::options();
-            let options = options.read(true).write(true).create_new(true);
-            options.open(directory.join(name))
-        };
-        let data = create(DATA)?;
-        let outboard = create(OUTBOARD)?;
+        let data = create(directory, DATA)?;
+        let outboard = create(directory, OUTBOARD)?;
         Ok(Self {
             data,
             outboard,
+            blocks: None,
             position: 0,
             length: 0,
             told: 0,
@@ -79,15 +79,22 @@ impl BlobWriter {
         })
     }
 
-    /// Completes the hash tree, and leaves it to `unsynced` to bring both files to disk.
-    pub(super) fn finish(self, unsynced: &mut Unsynced) -> io::Result<BlobIdentity> {
-        let mut builder = match self.hashing {
+    /// The same for a blob that guests read here and there: with the values of its blocks.
+    pub fn for_disk(directory: &Path) -> io::Result<Self> {
+        let blocks = Some(create(directory, BLOCKS)?);
+        let writer = Self::create(directory)?;
+        Ok(Self { blocks, ..writer })
+    }
+
+    /// Completes the hash tree, and leaves it to `unsynced` to bring its files to disk.
+    pub(super) fn finish(mut self, unsynced: &mut Unsynced) -> io::Result<BlobIdentity> {
+        let mut builder = match self.hashing.take() {
             Some(Hashing { spans, thread }) => {
                 drop(spans);
                 let hashed = thread.join();
                 hashed.map_err(|_| io::Error::other("the hashing thread panicked"))??
             }
-            None => Builder::new(self.outboard.try_clone()?),
+            None => self.builder()?,
         };
         let geometry = Geometry::of(self.length);
         let mut buffer = vec![0; SPAN_BYTES.min(self.length) as usize];
@@ -102,8 +109,9 @@ impl BlobWriter {
             }
         }
         let built = builder.finish()?;
-        unsynced.add(self.outboard);
-        unsynced.add(self.data);
+        for file in [self.outboard, self.data].into_iter().chain(self.blocks) {
+            unsynced.add(file);
+        }
         Ok(BlobIdentity {
             hash: built.hash,
             bytes: built.blob_bytes,
@@ -112,18 +120,26 @@ impl BlobWriter {
 }
 
 impl BlobWriter {
+    fn builder(&self) -> io::Result<Builder> {
+        let builder = Builder::new(self.outboard.try_clone()?);
+        Ok(match &self.blocks {
+            Some(blocks) => builder.with_blocks(blocks.try_clone()?),
+            None => builder,
+        })
+    }
+
     /// Tells the thread of the spans that are written.
     fn tell(&mut self) -> io::Result<()> {
-        let hashing = match &mut self.hashing {
-            Some(hashing) => hashing,
-            none => {
+        let hashing = match self.hashing.take() {
+            Some(hashing) => self.hashing.insert(hashing),
+            None => {
                 let (spans, received) = mpsc::channel();
                 let read = self.data.try_clone()?;
-                let builder = Builder::new(self.outboard.try_clone()?);
+                let builder = self.builder()?;
                 let thread = std::thread::Builder::new()
                     .name("hash".to_owned())
                     .spawn(move || follow(&read, builder, &received))?;
-                none.insert(Hashing { spans, thread })
+                self.hashing.insert(Hashing { spans, thread })
             }
         };
         while (self.told + 1) * SPAN_BYTES <= self.length {
@@ -133,6 +149,12 @@ impl BlobWriter {
         }
         Ok(())
     }
+}
+
+fn create(directory: &Path, name: &str) -> io::Result<File> {
+    let mut options = File::options();
+    let options = options.read(true).write(true).create_new(true);
+    options.open(directory.join(name))
 }
 
 /// Hashes each span it hears of, in order.
@@ -184,6 +206,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::store::Blob;
 
     #[test]
     fn existing_files_are_never_written_to() {
@@ -201,7 +224,7 @@ mod tests {
             writes in proptest::collection::vec((0..4_000_000_u64, 0..1_500_000_usize, any::<bool>()), 0..6),
         ) {
             let directory = tempfile::tempdir().unwrap();
-            let mut writer = BlobWriter::create(directory.path()).unwrap();
+            let mut writer = BlobWriter::for_disk(directory.path()).unwrap();
             for (index, (offset, length, append)) in writes.into_iter().enumerate() {
                 let to = if append { SeekFrom::End(0) } else { SeekFrom::Start(offset) };
                 writer.seek(to).unwrap();
@@ -214,8 +237,18 @@ mod tests {
             let data = std::fs::read(directory.path().join(DATA)).unwrap();
             prop_assert_eq!(identity.hash, BlobHash::of(&data));
             prop_assert_eq!(identity.bytes, data.len() as u64);
-            let outboard = directory.path().join(OUTBOARD).metadata().unwrap().len();
-            prop_assert_eq!(outboard, Geometry::of(identity.bytes).outboard_bytes());
+            let length = |name| directory.path().join(name).metadata().unwrap().len();
+            let geometry = Geometry::of(identity.bytes);
+            prop_assert_eq!(length(OUTBOARD), geometry.outboard_bytes());
+            prop_assert_eq!(length(BLOCKS), geometry.block_values_bytes());
+            let open = |name| File::open(directory.path().join(name)).unwrap();
+            let blob = Blob {
+                identity,
+                data: open(DATA),
+                outboard: open(OUTBOARD),
+                blocks: Some(open(BLOCKS)),
+            };
+            blob.read_all(|_| true).unwrap();
         }
     }
 }

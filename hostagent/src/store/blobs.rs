@@ -3,17 +3,19 @@
 use std::borrow::Borrow;
 use std::fs::File;
 use std::io;
-
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use erofs::image::ReadAt;
 use outboard::{BlobHash, GROUP_BYTES, Geometry, SPAN_BYTES, Span, Tree, TreeError};
 
-use super::blob::{BlobIdentity, DATA, OUTBOARD};
+use super::blob::{BLOCKS, BlobIdentity, DATA, OUTBOARD};
 use super::durable::sync_directory;
 use super::partial::is_at;
 use super::{Store, StoreError};
+
+/// The groups of a span.
+const SPAN_GROUPS: u64 = SPAN_BYTES / GROUP_BYTES;
 
 /// A blob and its hash tree, open for reading.
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub struct Blob {
     pub data: File,
     /// Its hash tree; see [`outboard`].
     pub outboard: File,
+    /// The values of its blocks, if they are there; see [`outboard`].
+    pub blocks: Option<File>,
 }
 
 /// Why bytes of a blob cannot be had.
@@ -52,6 +56,14 @@ pub enum BlobError {
     /// The hash tree could not be read or is not that of the blob.
     #[error(transparent)]
     Tree(#[from] TreeError),
+    /// The values of its blocks are not those of the blob.
+    #[error("the hashes of the blocks of blob {hash} are corrupt at byte {offset}")]
+    Blocks {
+        /// The blob.
+        hash: BlobHash,
+        /// Where in their file those of a group begin.
+        offset: u64,
+    },
     /// They are not those of the blob.
     #[error("blob {hash} is corrupt between bytes {offset} and {}", offset + length)]
     Corrupt {
@@ -69,7 +81,9 @@ impl BlobError {
     pub fn is_corruption(&self) -> bool {
         let early_end = |error: &io::Error| error.kind() == io::ErrorKind::UnexpectedEof;
         match self {
-            Self::Corrupt { .. } | Self::Tree(TreeError::Corrupt { .. }) => true,
+            Self::Corrupt { .. } | Self::Blocks { .. } | Self::Tree(TreeError::Corrupt { .. }) => {
+                true
+            }
             Self::Read { source, .. } | Self::Tree(TreeError::Read { source, .. }) => {
                 early_end(source)
             }
@@ -123,7 +137,40 @@ impl Blob {
         Ok(())
     }
 
-    /// Reads all of it, its hash tree too, and hands what is verified to `each`, piece by
+    /// Verifies the values of the blocks in `span`, which is that number, if they are there.
+    fn check_blocks(&self, span: &Span, index: u64) -> Result<(), BlobError> {
+        let Some(file) = &self.blocks else {
+            return Ok(());
+        };
+        let hash = self.identity.hash;
+        let geometry = Geometry::of(self.identity.bytes);
+        let first = index * SPAN_GROUPS;
+        let groups = first..geometry.groups().min(first + SPAN_GROUPS);
+        let place = geometry.block_values(groups.clone());
+        let mut values = vec![0; (place.end - place.start) as usize];
+        file.read_exact_at(&mut values, place.start)
+            .map_err(|source| BlobError::Read {
+                hash,
+                offset: index * SPAN_BYTES,
+                source,
+            })?;
+        for group in groups.filter(|_| !values.is_empty()) {
+            let of_group = geometry.block_values(group..group + 1);
+            let (from, to) = (of_group.start - place.start, of_group.end - place.start);
+            if span
+                .blocks(group, &values[from as usize..to as usize])
+                .is_none()
+            {
+                return Err(BlobError::Blocks {
+                    hash,
+                    offset: of_group.start,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads all of it, its hash tree and the values of its blocks too, and hands what is verified to `each`, piece by
     /// piece, until that returns false.
     pub fn read_all(&self, mut each: impl FnMut(&[u8]) -> bool) -> Result<(), BlobError> {
         let geometry = Geometry::of(self.identity.bytes);
@@ -132,6 +179,7 @@ impl Blob {
             let bytes = &mut buffer[..geometry.span_bytes(index) as usize];
             let span = self.span(index)?;
             self.read_groups(&span, bytes, index * SPAN_BYTES)?;
+            self.check_blocks(&span, index)?;
             if !each(bytes) {
                 break;
             }
@@ -255,9 +303,11 @@ pub(super) fn corruption(error: &(dyn std::error::Error + 'static)) -> Option<Bl
             None => error.downcast_ref::<BlobError>(),
         };
         match found {
-            Some(BlobError::Corrupt { hash, .. } | BlobError::Read { hash, .. })
-                if found.is_some_and(BlobError::is_corruption) =>
-            {
+            Some(
+                BlobError::Corrupt { hash, .. }
+                | BlobError::Blocks { hash, .. }
+                | BlobError::Read { hash, .. },
+            ) if found.is_some_and(BlobError::is_corruption) => {
                 return Some(*hash);
             }
             Some(BlobError::Tree(
@@ -304,11 +354,15 @@ impl Store {
             }
             Ok(file)
         };
-        let outboard_bytes = Geometry::of(identity.bytes).outboard_bytes();
+        let geometry = Geometry::of(identity.bytes);
         Ok(Blob {
             identity,
             data: open(DATA, identity.bytes)?,
-            outboard: open(OUTBOARD, outboard_bytes)?,
+            outboard: open(OUTBOARD, geometry.outboard_bytes())?,
+            blocks: match open(BLOCKS, geometry.block_values_bytes()) {
+                Err(StoreError::Missing { .. }) => None,
+                opened => Some(opened?),
+            },
         })
     }
 

@@ -240,7 +240,7 @@ impl Store {
         }
 
         let converted = source.read_verified(task, |tar| {
-            let mut blob = BlobWriter::create(&blob_directory)?;
+            let mut blob = BlobWriter::for_disk(&blob_directory)?;
             let skeleton = BlobWriter::create(&skeleton_directory)?;
             let packed = zstd::Encoder::new(skeleton, SKELETON_LEVEL)?;
             let mut skeleton = erofs::skeleton::Writer::new(packed);

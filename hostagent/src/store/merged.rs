@@ -95,7 +95,7 @@ impl Store {
         let staging = self.scratch()?;
         let made = staging.path().join("disk");
         std::fs::create_dir(&made).map_err(failed)?;
-        let mut blob = BlobWriter::create(&made).map_err(failed)?;
+        let mut blob = BlobWriter::for_disk(&made).map_err(failed)?;
         let layers = self.all_layers(diff_ids)?;
         if let Err(source) = merge(&layers, &mut blob, &self.limits) {
             if is_out_of_space(&source) {

@@ -8,6 +8,8 @@
 //! ├── content/sha256/HEX              manifests and image configurations, as they came
 //! ├── blobs/HASH/data                 bytes, named by their BLAKE3 hash
 //! │              /outboard             the hash tree over them (crate `outboard`)
+//! │              /blocks               the values of its blocks of 4 KiB, for a blob of a
+//! │                                    disk that was made here
 //! ├── layers/vN/DIFF_ID.json           which blob a layer was converted to
 //! ├── disks/vN/KEY.json                which blob is the tree over an image's layers
 //! ├── partial/HASH-BYTES              blobs that are not all here yet (see [`partial`])

@@ -134,6 +134,8 @@ pub struct BlobTree {
     pub hash: BlobHash,
     /// The file of its hash tree.
     pub outboard: Arc<OwnedFd>,
+    /// The file of the values of its blocks, if there is one.
+    pub blocks: Option<Arc<OwnedFd>>,
     /// Parts of it may not be here yet.
     pub partial: bool,
 }
@@ -255,6 +257,10 @@ impl Disk {
                         partial: blob.partial,
                         hash: blob.hash,
                         outboard: inherited.pass(&blob.outboard)?,
+                        blocks: match &blob.blocks {
+                            Some(blocks) => Some(inherited.pass(blocks)?),
+                            None => None,
+                        },
                     }),
                     None => None,
                 },
