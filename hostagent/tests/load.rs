@@ -5,7 +5,7 @@ mod support;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use hostagent::image::digest::Digest;
 use serde_json::{Value, json};
@@ -448,6 +448,33 @@ fn what_verifies_a_blob_is_found_damaged_like_the_blob() {
         assert_eq!(mote.load(&layout.reference("t"))["layers_converted"], 1);
         store.verify(&image).unwrap();
     }
+}
+
+#[test]
+fn an_image_may_have_more_layers_than_the_shells_limit_has_descriptors_for() {
+    let mote = Mote::new();
+    let layers: Vec<_> = (0..40)
+        .map(|seed| layer(&[("own", &noise(seed, 20_000))]))
+        .collect();
+    let layout = Layout::with_image(&layers, Stored::Plain, "t");
+    let reference = layout.reference("t");
+    let few = |arguments: &[&str]| {
+        let direct = mote.command(arguments);
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", r#"ulimit -Sn 100; exec "$0" "$@""#])
+            .arg(direct.get_program())
+            .args(direct.get_args());
+        for (name, value) in direct.get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
+        Run::of(command.output().unwrap()).expect(0)
+    };
+    few(&["load", "-q", &reference]);
+    let image = mote.run(&["images", "-q"]).expect(0).stdout;
+    let saved = TempDir::new().unwrap();
+    let archive = saved.path().join("saved.tar");
+    few(&["save", "-o", archive.to_str().unwrap(), image.trim()]);
 }
 
 /// Changes the bit in the middle of a file.

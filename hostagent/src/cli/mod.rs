@@ -32,6 +32,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use hostagent::guest::{RunError, Stage, Timeline};
 use hostagent::store::ImportError;
 use hostagent::vm_process::printable_lines;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// mote itself failed, or was used wrongly; as `docker run` has it.
 const EXIT_FAILURE: u8 = 125;
@@ -91,6 +92,7 @@ enum Command {
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
     let timeline = Timeline::start();
+    raise_descriptor_limit();
     let parser = Cli::command();
     let arguments = arguments(&parser);
     let parsed = parser
@@ -129,6 +131,18 @@ pub fn main() -> ExitCode {
         }
         ExitCode::from(exit_code_of(&error))
     })
+}
+
+/// Allows as many descriptors as this process may ask for (`RLIMIT_NOFILE`, setrlimit(2)): an
+/// image takes five for each of up to 256 layers, and many a shell allows 1024.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    // Without it, what needs more says so.
+    let _ = setrlimit(Resource::Nofile, raised);
 }
 
 /// Says on standard error what went wrong.
