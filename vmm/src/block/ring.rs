@@ -181,6 +181,9 @@ impl RingDisk {
     fn retire(&mut self, slot: u32, groups: usize) {
         self.free.push(slot);
         self.reserved -= groups;
+        if self.reserved == 0 {
+            self.disk.verification().rest();
+        }
     }
 
     /// A request whose entry the kernel is done with, and what it says.

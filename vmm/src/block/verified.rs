@@ -35,7 +35,7 @@ pub const STEP_GROUPS: usize = 16;
 /// needs that of the place each time, and a span costs ten reads and seventy hashes, more
 /// than the group does that it verifies.
 const SPANS: usize = 512;
-/// Buffers that are kept for the next request.
+/// Buffers that are kept for the next request while there is none.
 const SPARE: usize = STEP_GROUPS;
 
 /// What an extent is that can be verified: all of a blob.
@@ -298,10 +298,16 @@ impl Verification {
         Ok(Need::Nothing)
     }
 
-    /// Takes a step's memory back.
+    /// Takes a step's memory back, for the next one: while there are many at a time, new
+    /// memory would cost each as much as its hash does.
     pub fn release(&mut self, check: &mut Check) {
         check.missing = Buffers::default();
         self.spare.append(&mut check.bounce);
+        self.spare.truncate(MAX_GROUPS);
+    }
+
+    /// Gives memory back that was for many requests at a time: there is none now.
+    pub fn rest(&mut self) {
         self.spare.truncate(SPARE);
     }
 
