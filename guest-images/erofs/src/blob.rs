@@ -5,8 +5,9 @@ use std::io::{self, Seek, SeekFrom, Write};
 use crate::extents::{blocks_of, byte_of};
 use crate::format::{BLOCK, BLOCK_BYTES};
 
-/// Each write has this size, so that their number does not matter.
-const BUFFER_BYTES: usize = 1 << 20;
+/// Each write has this size: so many that their number does not matter, few enough to stay in
+/// a CPU's second-level cache and to cost a small layer little.
+const BUFFER_BYTES: usize = 256 << 10;
 
 /// Why bytes could not be added to the blob.
 #[derive(Debug)]

@@ -83,7 +83,20 @@ impl From<BlobError> for MergeError {
 }
 
 /// Merges layers, the lowest first, and writes the metadata of the image to
-/// `out`, which must be empty.
+/// `out`, which must be empty. See [`Merge`].
+pub fn write<R: ReadAt, W: Write + Seek>(
+    layers: &[Image<R>],
+    out: W,
+    limits: &Limits,
+) -> Result<MergeSummary, MergeError> {
+    let mut merge = Merge::new(limits);
+    for image in layers {
+        merge.add(image)?;
+    }
+    merge.write(out)
+}
+
+/// Layers that become an image, one after another.
 ///
 /// The result is the beginning of a disk. The blobs of the layers follow it, and
 /// its files are where those already have them. Merging is that of the OCI image
@@ -91,48 +104,67 @@ impl From<BlobError> for MergeError {
 /// attributes of the upper one, anything else replaces what is below with all it
 /// holds, whiteouts and opaque directories hide and do not appear themselves.
 /// Names meet names only: no symbolic link is followed.
-pub fn write<R: ReadAt, W: Write + Seek>(
-    layers: &[Image<R>],
-    out: W,
-    limits: &Limits,
-) -> Result<MergeSummary, MergeError> {
-    let mut tree = Tree::new(limits);
-    // As many as a layer says, and has room for.
-    let inodes = layers
-        .iter()
-        .map(|image| image.inodes().min(image.bytes() / INODE_BYTES as u64));
-    tree.reserve(inodes.fold(0, u64::saturating_add));
-    for (index, image) in layers.iter().enumerate() {
-        let layer = Layer {
-            image,
-            index: LayerIndex::try_from(index).map_err(|_| MergeError::DiskTooLarge)?,
-        };
-        layer.apply(&mut tree)?;
+pub struct Merge {
+    tree: Tree,
+    /// The length of each layer's blob.
+    layer_bytes: Vec<u64>,
+    max_blob_bytes: u64,
+}
+
+impl Merge {
+    /// Of no layers yet.
+    pub fn new(limits: &Limits) -> Self {
+        Self {
+            tree: Tree::new(limits),
+            layer_bytes: Vec::new(),
+            max_blob_bytes: limits.max_blob_bytes,
+        }
     }
 
-    let layout = Layout::new(&tree).map_err(|_| MergeError::DiskTooLarge)?;
-    let metadata_blocks = 1 + layout.blocks();
-    let mut next = metadata_blocks;
-    let mut layer_blocks = Vec::with_capacity(layers.len());
-    for image in layers {
-        layer_blocks.push(u32::try_from(next).map_err(|_| MergeError::DiskTooLarge)?);
-        next += blocks_of(image.bytes());
+    /// How many layers it has.
+    pub fn layers(&self) -> usize {
+        self.layer_bytes.len()
     }
-    let target = Target {
-        layer_blocks: &layer_blocks,
-        disk_blocks: u32::try_from(next).map_err(|_| MergeError::DiskTooLarge)?,
-    };
-    let blob = BlobWriter::new(out, limits.max_blob_bytes);
-    metadata::write(&tree, &layout, &target, blob)?;
-    Ok(MergeSummary {
-        metadata_bytes: byte_of(metadata_blocks),
-        layer_offsets: layer_blocks
-            .iter()
-            .map(|block| byte_of(u64::from(*block)))
-            .collect(),
-        disk_bytes: byte_of(next),
-        inodes: layout.places.len() as u64,
-    })
+
+    /// Puts a layer over what is there. After an error it is of no use.
+    pub fn add<R: ReadAt>(&mut self, image: &Image<R>) -> Result<(), MergeError> {
+        // As many as the layer says, and has room for; and some for a small one above it.
+        let inodes = image.inodes().min(image.bytes() / INODE_BYTES as u64);
+        self.tree.reserve(inodes + inodes / 8);
+        let layer = Layer {
+            image,
+            index: LayerIndex::try_from(self.layers()).map_err(|_| MergeError::DiskTooLarge)?,
+        };
+        self.layer_bytes.push(image.bytes());
+        layer.apply(&mut self.tree)
+    }
+
+    /// Writes the metadata of the image to `out`, which must be empty.
+    pub fn write<W: Write + Seek>(self, out: W) -> Result<MergeSummary, MergeError> {
+        let layout = Layout::new(&self.tree).map_err(|_| MergeError::DiskTooLarge)?;
+        let metadata_blocks = 1 + layout.blocks();
+        let mut next = metadata_blocks;
+        let mut layer_blocks = Vec::with_capacity(self.layers());
+        for bytes in &self.layer_bytes {
+            layer_blocks.push(u32::try_from(next).map_err(|_| MergeError::DiskTooLarge)?);
+            next += blocks_of(*bytes);
+        }
+        let target = Target {
+            layer_blocks: &layer_blocks,
+            disk_blocks: u32::try_from(next).map_err(|_| MergeError::DiskTooLarge)?,
+        };
+        let blob = BlobWriter::new(out, self.max_blob_bytes);
+        metadata::write(&self.tree, &layout, &target, blob)?;
+        Ok(MergeSummary {
+            metadata_bytes: byte_of(metadata_blocks),
+            layer_offsets: layer_blocks
+                .iter()
+                .map(|block| byte_of(u64::from(*block)))
+                .collect(),
+            disk_bytes: byte_of(next),
+            inodes: layout.places.len() as u64,
+        })
+    }
 }
 
 struct Layer<'a, R> {
@@ -166,7 +198,7 @@ impl<R: ReadAt> Layer<'_, R> {
                     if !seen.insert(inode.nid()) {
                         return Err(self.corrupt(&inode, Corruption::DirectoryTwice));
                     }
-                    let node = self.put_directory(tree, parent, &entry.name, &inode)?;
+                    let node = self.put_directory(tree, parent, entry.name, &inode)?;
                     directories.push((node, inode));
                 } else if inode.device() == Some(DeviceNumber::WHITEOUT)
                     && inode.file_type() == FileType::CharDevice
@@ -183,7 +215,7 @@ impl<R: ReadAt> Layer<'_, R> {
                             node
                         }
                     };
-                    tree.link(parent, &entry.name, node)?;
+                    tree.link(parent, entry.name, node)?;
                 }
             }
         }
@@ -194,13 +226,13 @@ impl<R: ReadAt> Layer<'_, R> {
         &self,
         tree: &mut Tree,
         parent: NodeId,
-        name: &[u8],
+        name: Box<[u8]>,
         inode: &Inode,
     ) -> Result<NodeId, MergeError> {
         let mut description = self.describe(inode)?;
         let opaque = description.xattrs.unmark(Marker::Opaque);
         let below = tree
-            .lookup(parent, name)
+            .lookup(parent, &name)
             .filter(|node| tree.directory(*node).is_some());
         let Some(node) = below else {
             description.xattrs.unmark(Marker::Implicit);

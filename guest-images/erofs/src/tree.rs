@@ -156,16 +156,17 @@ impl Tree {
     pub(crate) fn link(
         &mut self,
         parent: NodeId,
-        name: &[u8],
+        name: impl Into<Box<[u8]>>,
         node: NodeId,
     ) -> Result<(), TreeFull> {
+        let name = name.into();
         if self.names >= self.max_entries {
             return Err(TreeFull::Entries(self.max_entries));
         }
         self.names += 1;
         self.charge(name.len() as u64)?;
         if let NodeKind::Directory(directory) = &mut self.node_mut(parent).kind {
-            directory.entries.insert(name.into(), node);
+            directory.entries.insert(name, node);
         }
         Ok(())
     }

@@ -196,5 +196,5 @@ fn a_stream_is_read_in_large_pieces_and_written_so() {
     layer::write(&mut input, &mut output, &Limits::default()).unwrap();
     // 34 MB in, 37 MB out, 4001 files.
     assert!(input.1 < 400, "{} reads", input.1);
-    assert!(output.1 < 60, "{} writes and seeks", output.1);
+    assert!(output.1 < 160, "{} writes and seeks", output.1);
 }

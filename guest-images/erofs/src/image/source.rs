@@ -139,6 +139,7 @@ impl<R: ReadAt> Source<R> {
         let start = offset - offset % WINDOW_BYTES;
         let found = windows.iter().position(|window| window.offset == start);
         let window = match found {
+            Some(0) => return Ok(&windows[0]),
             Some(index) => windows.remove(index),
             None => {
                 windows.truncate(WINDOWS - 1);

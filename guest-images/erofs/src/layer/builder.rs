@@ -130,7 +130,7 @@ impl Builder {
                         xattrs: Xattrs::default(),
                         kind: NodeKind::CharDevice(DeviceNumber::WHITEOUT),
                     })?;
-                    self.tree.link(parent, &name, node)?;
+                    self.tree.link(parent, &*name, node)?;
                 }
                 // The directory is new here: nothing of one below may show, its
                 // attributes no more than what it held.
@@ -171,7 +171,7 @@ impl Builder {
                         xattrs: Xattrs::default(),
                         kind: NodeKind::Directory(Directory::default()),
                     })?;
-                    self.tree.link(directory, name, node)?;
+                    self.tree.link(directory, *name, node)?;
                     self.implicit.insert(node);
                     node
                 }

@@ -31,7 +31,7 @@ pub struct LayerSummary {
 
 /// Writes the layer in `tar` to `out` as one EROFS blob.
 ///
-/// `out` must be empty. It is written from front to back in pieces of 1 MiB,
+/// `out` must be empty. It is written from front to back in pieces of 256 KiB,
 /// then the first block once more; nothing is read back and nothing synced. On
 /// an error it holds a part of a blob and should be discarded. `tar` is read to
 /// its end, also past the end of the archive, so that a reader which hashes as

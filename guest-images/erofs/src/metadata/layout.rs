@@ -288,11 +288,11 @@ mod tests {
         let b = tree.add(node(directory(), 0)).unwrap();
         let file = tree.add(node(NodeKind::Fifo, 0)).unwrap();
         let lost = tree.add(node(NodeKind::Fifo, 0)).unwrap();
-        tree.link(NodeId::ROOT, b"a", a).unwrap();
-        tree.link(a, b"b", b).unwrap();
-        tree.link(a, b"one", file).unwrap();
-        tree.link(b, b"two", file).unwrap();
-        tree.link(b, b"two again", lost).unwrap();
+        tree.link(NodeId::ROOT, *b"a", a).unwrap();
+        tree.link(a, *b"b", b).unwrap();
+        tree.link(a, *b"one", file).unwrap();
+        tree.link(b, *b"two", file).unwrap();
+        tree.link(b, *b"two again", lost).unwrap();
         tree.unlink(b, b"two again");
         let layout = Layout::new(&tree).unwrap();
         let links = |id: NodeId| layout.links[id.index()];
@@ -310,7 +310,7 @@ mod tests {
             let id = tree
                 .add(node(NodeKind::Directory(Directory::default()), 0))
                 .unwrap();
-            tree.link(parent, b"d", id).unwrap();
+            tree.link(parent, *b"d", id).unwrap();
             parent = id;
         }
         assert_eq!(Layout::new(&tree).unwrap().places.len(), 200_001);
