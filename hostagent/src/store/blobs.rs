@@ -336,7 +336,16 @@ impl Store {
         identity: BlobIdentity,
         what: impl Fn() -> String,
     ) -> Result<Blob, StoreError> {
-        let directory = self.blob_directory(identity.hash);
+        self.blob_in(&self.blob_directory(identity.hash), identity, what)
+    }
+
+    /// The same for one that is in `directory`, where it may be on its way to its place.
+    pub(super) fn blob_in(
+        &self,
+        directory: &Path,
+        identity: BlobIdentity,
+        what: impl Fn() -> String,
+    ) -> Result<Blob, StoreError> {
         let open = |name: &str, bytes: u64| {
             let file = File::open(directory.join(name)).map_err(|error| match error.kind() {
                 io::ErrorKind::NotFound => StoreError::Missing { what: what() },

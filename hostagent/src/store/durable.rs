@@ -10,6 +10,8 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
 /// Makes a directory that only its owner can enter, and its parents.
 pub(super) fn create_directory(path: &Path) -> io::Result<()> {
@@ -81,30 +83,66 @@ impl Unsynced {
 
     /// Waits until all of it is on disk.
     pub fn sync(&mut self) -> io::Result<()> {
-        let files = std::mem::take(&mut self.0);
-        let Some((first, others)) = files.split_first() else {
-            return Ok(());
-        };
-        std::thread::scope(|scope| {
-            let mut started = Vec::with_capacity(others.len());
-            for file in others {
-                let thread = std::thread::Builder::new().name("sync".to_owned());
-                match thread.spawn_scoped(scope, || file.sync_all()) {
-                    Ok(thread) => started.push(thread),
-                    // Where there can be no more threads, one after another.
-                    Err(_) => file.sync_all()?,
-                }
-            }
-            first.sync_all()?;
-            for thread in started {
-                match thread.join() {
-                    Ok(outcome) => outcome?,
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-            Ok(())
-        })
+        sync_all(&std::mem::take(&mut self.0))
     }
+
+    /// Begins to bring all of it to disk, while the caller does something else.
+    pub fn start(&mut self) -> Syncing {
+        let files = Arc::new(std::mem::take(&mut self.0));
+        let thread = std::thread::Builder::new().name("sync".to_owned());
+        let of_thread = Arc::clone(&files);
+        match thread.spawn(move || sync_all(&of_thread)) {
+            Ok(thread) => Syncing::Started(thread),
+            Err(_) => Syncing::Ended(sync_all(&files)),
+        }
+    }
+}
+
+/// What is being brought to disk.
+#[derive(Debug)]
+#[must_use = "nothing of it is on disk before `wait`"]
+pub(super) enum Syncing {
+    /// By a thread that waits for all of it.
+    Started(JoinHandle<io::Result<()>>),
+    /// Where there can be no more threads.
+    Ended(io::Result<()>),
+}
+
+impl Syncing {
+    /// Waits until all of it is on disk.
+    pub fn wait(self) -> io::Result<()> {
+        match self {
+            Self::Started(thread) => thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Self::Ended(outcome) => outcome,
+        }
+    }
+}
+
+fn sync_all(files: &[File]) -> io::Result<()> {
+    let Some((first, others)) = files.split_first() else {
+        return Ok(());
+    };
+    std::thread::scope(|scope| {
+        let mut started = Vec::with_capacity(others.len());
+        for file in others {
+            let thread = std::thread::Builder::new().name("sync".to_owned());
+            match thread.spawn_scoped(scope, || file.sync_all()) {
+                Ok(thread) => started.push(thread),
+                // Where there can be no more threads, one after another.
+                Err(_) => file.sync_all()?,
+            }
+        }
+        first.sync_all()?;
+        for thread in started {
+            match thread.join() {
+                Ok(outcome) => outcome?,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        Ok(())
+    })
 }
 
 /// Renames what was written aside to its place, over what is there if that is
@@ -140,7 +178,11 @@ mod tests {
                 assert_eq!(std::fs::read(path).unwrap(), b"content");
             }
             unsynced.add_directory(directory.path()).unwrap();
-            unsynced.sync().unwrap_err();
+            let outcome = match place {
+                0 => unsynced.start().wait(),
+                _ => unsynced.sync(),
+            };
+            outcome.unwrap_err();
             // It has nothing any more.
             unsynced.sync().unwrap();
         }

@@ -4,10 +4,14 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::ScopedJoinHandle;
+
+use erofs::merge::{Merge, MergeError};
 
 use super::durable::{Unsynced, publish, write_file};
-use super::layers::{ConvertError, Obtained};
+use super::layers::{ConvertError, ConvertedLayer};
 use super::leases::Lease;
+use super::merged::{MergeLayers, merge};
 use super::records::{StoredImage, now_unix_seconds};
 use super::staging::Staging;
 use super::{Store, StoreError};
@@ -84,6 +88,22 @@ impl Documents {
     }
 }
 
+/// What becomes of the layers of an image.
+struct ImportedLayers {
+    /// The one that was converted last, when all others were there: it is not in its place
+    /// yet.
+    last: Option<ConvertedLayer>,
+    /// Those that were there before, from the base up.
+    merging: Result<Merge, MergeError>,
+}
+
+/// What a thread has made.
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 impl Store {
     /// Takes an image in: converts the layers that are not there yet, merges
     /// them, and then records the image under `names`. Its blobs stay as long as `lease`,
@@ -101,9 +121,22 @@ impl Store {
         let mut unsynced = Unsynced::default();
         let documents = Documents::write(self, source, &mut unsynced)?;
         loop {
-            self.import_layers(source, &mut converted, lease, progress)?;
-            match self.merge_unless_merged(id, diff_ids, lease, &mut unsynced) {
-                Ok(()) => break,
+            let ImportedLayers { last, merging } =
+                self.import_layers(source, &mut converted, lease, progress)?;
+            // The last layer is brought to disk while the merge is computed.
+            let layers = MergeLayers {
+                image: id,
+                diff_ids,
+                merging,
+                converted: last.as_ref(),
+            };
+            let merged = self.merge_unless_merged(layers, lease, &mut unsynced);
+            if let Some(layer) = last {
+                self.place(layer.made, lease)?;
+            }
+            match merged {
+                Ok(Some(made)) => break self.place(made, lease)?,
+                Ok(None) => break,
                 // A layer that was there is corrupt. It is quarantined: once more, then.
                 Err(error) if error.is_damage() && converted.len() < diff_ids.len() => {
                     progress.note(&format!("converting a layer again: {error}"));
@@ -148,24 +181,40 @@ impl Store {
     }
 
     /// Converts the layers that are not there yet, several at a time, and takes note of
-    /// which these are. The first error ends it, as soon as what has begun has ended.
+    /// which these are; meanwhile those below them are merged. The first error ends it, as
+    /// soon as what has begun has ended.
     fn import_layers(
         &self,
         source: &SourceImage,
         converted: &mut BTreeSet<Digest>,
         lease: &Lease,
         progress: &dyn Progress,
-    ) -> Result<(), ImportError> {
+    ) -> Result<ImportedLayers, ImportError> {
         let count = source.layers.len();
         let mut seen = BTreeSet::new();
-        let layers = source.layers.iter().zip(1..);
-        let layers: Vec<_> = layers
-            .filter(|(layer, _)| seen.insert(layer.diff_id))
-            .collect();
+        let mut layers = Vec::new();
+        for (layer, number) in source.layers.iter().zip(1..) {
+            if seen.insert(layer.diff_id) && !self.usable_layer(layer.diff_id, lease)? {
+                layers.push((layer, number));
+            }
+        }
+        let merging = Merge::new(&self.limits);
+        if layers.is_empty() {
+            return Ok(ImportedLayers {
+                last: None,
+                merging: Ok(merging),
+            });
+        }
+        let all = &source.config.diff_ids;
+        let first = |id: &Digest| layers.iter().any(|(layer, _)| layer.diff_id == *id);
+        let below = all.iter().position(first).unwrap_or(all.len());
+        let below = self.blobs_to_merge(&all[..below], None)?;
         let next = AtomicUsize::new(0);
+        let missing = AtomicUsize::new(layers.len());
         let stop = AtomicBool::new(false);
-        let work = || -> Result<Vec<Digest>, ImportError> {
+        let work = || -> Result<(Vec<Digest>, Option<ConvertedLayer>), ImportError> {
             let mut converted = Vec::new();
+            let mut last = None;
             while !stop.load(Ordering::Relaxed) {
                 let Some((layer, number)) = layers.get(next.fetch_add(1, Ordering::Relaxed)) else {
                     break;
@@ -174,37 +223,48 @@ impl Store {
                     Some(digest) => digest.short(),
                     None => format!("layer {number} of {count}"),
                 };
-                match self.obtain_layer(layer, &name, lease, progress) {
-                    Ok(Obtained::Converted) => converted.push(layer.diff_id),
-                    Ok(Obtained::WasThere) => {}
-                    Err(error) => {
-                        stop.store(true, Ordering::Relaxed);
-                        return Err(error);
-                    }
+                let outcome =
+                    self.obtain_layer(layer, &name, lease, progress)
+                        .and_then(|obtained| {
+                            let is_last = missing.fetch_sub(1, Ordering::Relaxed) == 1;
+                            let Some(layer) = obtained else {
+                                return Ok(());
+                            };
+                            converted.push(layer.diff_id);
+                            if is_last {
+                                last = Some(layer);
+                                return Ok(());
+                            }
+                            Ok(self.place(layer.made, lease)?)
+                        });
+                if let Err(error) = outcome {
+                    stop.store(true, Ordering::Relaxed);
+                    return Err(error);
                 }
             }
-            Ok(converted)
+            Ok((converted, last))
         };
-        let threads = source.parallel.clamp(1, layers.len().max(1));
-        let outcomes: Vec<_> = std::thread::scope(|scope| {
-            let workers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-            let own = work();
-            let others = workers.into_iter().map(|worker| match worker.join() {
-                Ok(outcome) => outcome,
-                Err(panic) => std::panic::resume_unwind(panic),
-            });
-            std::iter::once(own).chain(others).collect()
+        let threads = source.parallel.clamp(1, layers.len());
+        let (outcomes, merging) = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            let merging = merge(merging, &below);
+            let outcomes: Vec<_> = workers.into_iter().map(joined).collect();
+            (outcomes, merging)
         });
+        let mut last = None;
         for outcome in outcomes {
             match outcome {
-                Ok(digests) => converted.extend(digests),
+                Ok((digests, layer)) => {
+                    converted.extend(digests);
+                    last = last.or(layer);
+                }
                 Err(ImportError::Layer(error)) if matches!(*error, LayerError::Cancelled) => {
                     return Err(ImportError::Cancelled);
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(ImportedLayers { last, merging })
     }
 
     /// The names of all that images need but for those of the images, to be brought to

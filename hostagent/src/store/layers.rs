@@ -17,6 +17,7 @@ use super::import::ImportError;
 use super::leases::Lease;
 use super::limits;
 use super::lock::FileLock;
+use super::made::Made;
 use super::{Store, StoreError};
 use crate::image::digest::Digest;
 use crate::image::hashing::HashingReader;
@@ -150,11 +151,15 @@ impl<S: Read, B: ReadAt> TarParts<S, B> {
     }
 }
 
-/// Whether a layer had to be converted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Obtained {
-    Converted,
-    WasThere,
+/// A layer that was converted now.
+#[derive(Debug)]
+pub(super) struct ConvertedLayer {
+    /// Which one.
+    pub diff_id: Digest,
+    /// Where its blob is until it is in its place, and which blob that is.
+    blob: (PathBuf, BlobIdentity),
+    /// The blob, its skeleton and its record.
+    pub made: Made,
 }
 
 impl Store {
@@ -193,42 +198,38 @@ impl Store {
         Ok(record.map(|record| [record.blob, record.skeleton]))
     }
 
-    /// Converts a layer unless that has been done, and holds on to it. If another process
-    /// is at it, waits for that one. `name` is for the progress. What is made is on disk, but
-    /// for the names it has: see [`Store::names_of_content`].
+    /// Converts a layer unless that has been done, and then holds on to it. If another process
+    /// is at it, waits for that one. `name` is for the progress. What is made is not in its
+    /// place yet: until it is ([`Store::place`]) the caller waits for no other layer, since
+    /// others may wait for this one.
     pub(super) fn obtain_layer(
         &self,
         source: &LayerSource,
         name: &str,
         lease: &Lease,
         progress: &dyn Progress,
-    ) -> Result<Obtained, ImportError> {
+    ) -> Result<Option<ConvertedLayer>, ImportError> {
         let diff_id = source.diff_id;
-        if self.usable_layer(diff_id, lease)? {
-            return Ok(Obtained::WasThere);
-        }
-        let lock = self.locks().join(format!("layer-{}", diff_id.hex()));
-        let _lock = FileLock::acquire(
-            &lock,
+        let lock = FileLock::acquire(
+            &self.locks().join(format!("layer-{}", diff_id.hex())),
             || progress.note("waiting for another mote that converts the same layer"),
             || progress.cancelled(),
         )
         .map_err(|error| self.io("waiting for another process", error))?
         .ok_or(ImportError::Cancelled)?;
         if self.usable_layer(diff_id, lease)? {
-            return Ok(Obtained::WasThere);
+            return Ok(None);
         }
         let task = progress.begin(name, source.content.length());
-        self.convert(source, lease, &*task)?;
-        Ok(Obtained::Converted)
+        self.convert(source, lock, &*task).map(Some)
     }
 
     fn convert(
         &self,
         source: &LayerSource,
-        lease: &Lease,
+        lock: FileLock,
         task: &dyn Task,
-    ) -> Result<(), ImportError> {
+    ) -> Result<ConvertedLayer, ImportError> {
         let diff_id = source.diff_id;
         let staging = self.scratch()?;
         let [blob_directory, skeleton_directory] =
@@ -268,25 +269,37 @@ impl Store {
             skeleton: finish(skeleton)?,
         };
         let part = staging.path().join("record");
-        let mut synced = || -> io::Result<()> {
+        let mut all_written = || -> io::Result<()> {
             unsynced.add_directory(&blob_directory)?;
             unsynced.add_directory(&skeleton_directory)?;
-            unsynced.write(&part, &serde_json::to_vec(&record)?)?;
-            unsynced.sync()
+            unsynced.write(&part, &serde_json::to_vec(&record)?)
         };
-        synced().map_err(failed)?;
-        let made = vec![record.blob.hash, record.skeleton.hash];
-        self.hold(lease, || Ok::<_, StoreError>(((), made)))?;
-        // The record last: what it names is there. Their names are on disk before that of
-        // the image is.
-        self.place_blob(&blob_directory, record.blob)?;
-        self.place_blob(&skeleton_directory, record.skeleton)?;
-        Ok(std::fs::rename(&part, self.layer_record(diff_id)).map_err(failed)?)
+        all_written().map_err(failed)?;
+        let blob = (blob_directory, record.blob);
+        let made = Made {
+            blobs: vec![blob.clone(), (skeleton_directory, record.skeleton)],
+            record: (part, self.layer_record(diff_id)),
+            syncing: unsynced.start(),
+            action: action(),
+            _staging: staging,
+            _lock: lock,
+        };
+        Ok(ConvertedLayer {
+            diff_id,
+            blob,
+            made,
+        })
+    }
+
+    /// The blob of a layer that is not in its place yet.
+    pub(super) fn converted_blob(&self, layer: &ConvertedLayer) -> Result<Blob, StoreError> {
+        let (directory, identity) = &layer.blob;
+        self.blob_in(directory, *identity, || format!("layer {}", layer.diff_id))
     }
 
     /// Whether a layer is there and has its length; if so, holds on to it. One that has
     /// not, or has no readable record, is as good as not there.
-    fn usable_layer(&self, diff_id: Digest, lease: &Lease) -> Result<bool, StoreError> {
+    pub(super) fn usable_layer(&self, diff_id: Digest, lease: &Lease) -> Result<bool, StoreError> {
         let layer = self.hold(lease, || {
             let layer = self.layer(diff_id)?;
             let blobs = layer.iter().flat_map(StoredLayer::hashes).collect();

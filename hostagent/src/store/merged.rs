@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use erofs::Image;
-use erofs::merge::MergeError;
+use erofs::merge::{Merge, MergeError};
 use outboard::BlobHash;
 use serde::{Deserialize, Serialize};
 
@@ -12,9 +12,10 @@ use super::blob::{BlobIdentity, BlobWriter};
 use super::blobs::{Blob, VerifiedReader, corruption};
 use super::durable::Unsynced;
 use super::error::is_out_of_space;
-use super::layers::{StoredLayer, mistaken, read_record, usable_record};
+use super::layers::{ConvertedLayer, StoredLayer, mistaken, read_record, usable_record};
 use super::leases::Lease;
 use super::lock::FileLock;
+use super::made::Made;
 use super::{Store, StoreError};
 use crate::image::digest::Digest;
 
@@ -43,10 +44,21 @@ impl MergedImage {
     }
 }
 
+/// What to merge.
+pub(super) struct MergeLayers<'l> {
+    /// The image they are of, for errors.
+    pub image: Digest,
+    /// All of them, base first.
+    pub diff_ids: &'l [Digest],
+    /// Those that are merged already, from the base up.
+    pub merging: Result<Merge, MergeError>,
+    /// One that is not in its place yet.
+    pub converted: Option<&'l ConvertedLayer>,
+}
+
 impl Store {
     /// The blobs of an image that has been imported.
     pub fn merged(&self, diff_ids: &[Digest]) -> Result<MergedImage, StoreError> {
-        let layers = self.all_layers(diff_ids)?;
         let what = || "the merged metadata of the image".to_owned();
         let path = self.merge_record(diff_ids);
         let record = read_record::<Record>(self, path.clone(), what)?
@@ -55,6 +67,7 @@ impl Store {
             return Err(mistaken(path, "it is of other layers"));
         }
         let metadata = self.blob(record.blob, what)?;
+        let layers = self.all_layers(diff_ids)?;
         Ok(MergedImage { metadata, layers })
     }
 
@@ -66,41 +79,59 @@ impl Store {
         diff_ids: &[Digest],
         lease: &Lease,
     ) -> Result<(), StoreError> {
-        self.merge_unless_merged(image, diff_ids, lease, &mut Unsynced::default())?;
+        let layers = MergeLayers {
+            image,
+            diff_ids,
+            merging: Ok(Merge::new(&self.limits)),
+            converted: None,
+        };
+        if let Some(made) = self.merge_unless_merged(layers, lease, &mut Unsynced::default())? {
+            self.place(made, lease)?;
+        }
         let names = self.names_of_content().and_then(|mut names| names.sync());
         names.map_err(|error| self.io(format!("keeping image {}", image.short()), error))
     }
 
-    /// The same. What is made, and what `unsynced` has, is on disk then, but for the names of
-    /// what is made: see [`Store::names_of_content`]. If nothing is made, nothing is synced.
+    /// Merges layers unless that has been done, and then holds on to it. A layer that is not
+    /// in its place yet must be before what is made is ([`Store::place`]). What `unsynced` has
+    /// is brought to disk with what is made; if nothing is made, it is left.
     pub(super) fn merge_unless_merged(
         &self,
-        image: Digest,
-        diff_ids: &[Digest],
+        layers: MergeLayers<'_>,
         lease: &Lease,
         unsynced: &mut Unsynced,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<Made>, StoreError> {
+        let MergeLayers {
+            image,
+            diff_ids,
+            merging,
+            converted,
+        } = layers;
         if self.usable_merge(diff_ids, lease)? {
-            return Ok(());
+            return Ok(None);
         }
         let lock = self
             .locks()
             .join(format!("disk-{}", merge_key(diff_ids).hex()));
         let action = || format!("merging the layers of image {}", image.short());
         let failed = |error| self.io(action(), error);
-        let _lock = FileLock::acquire_brief(&lock).map_err(failed)?;
+        let lock = FileLock::acquire_brief(&lock).map_err(failed)?;
         if self.usable_merge(diff_ids, lease)? {
-            return Ok(());
+            return Ok(None);
         }
         let staging = self.scratch()?;
-        let made = staging.path().join("disk");
-        std::fs::create_dir(&made).map_err(failed)?;
-        let mut blob = BlobWriter::for_disk(&made).map_err(failed)?;
-        let layers = self.all_layers(diff_ids)?;
-        if let Err(source) = merge(&layers, &mut blob, &self.limits) {
+        let directory = staging.path().join("disk");
+        std::fs::create_dir(&directory).map_err(failed)?;
+        let mut blob = BlobWriter::for_disk(&directory).map_err(failed)?;
+        let merged = merging.as_ref().map_or(0, Merge::layers);
+        let above = self.blobs_to_merge(&diff_ids[merged..], converted)?;
+        let written = merging
+            .and_then(|merging| merge(merging, &above))
+            .and_then(|merged| merged.write(&mut blob));
+        if let Err(source) = written {
             if is_out_of_space(&source) {
                 // Said after what was half-made is gone.
-                let _ = std::fs::remove_dir_all(&made);
+                let _ = std::fs::remove_dir_all(&directory);
                 return Err(StoreError::no_space(self.root.clone(), action()));
             }
             let hash = corruption(&source);
@@ -119,15 +150,32 @@ impl Store {
             blob,
         };
         let part = staging.path().join("record");
-        let mut synced = || -> io::Result<()> {
-            unsynced.add_directory(&made)?;
-            unsynced.write(&part, &serde_json::to_vec(&record)?)?;
-            unsynced.sync()
+        let mut all_written = || -> io::Result<()> {
+            unsynced.add_directory(&directory)?;
+            unsynced.write(&part, &serde_json::to_vec(&record)?)
         };
-        synced().map_err(failed)?;
-        self.hold(lease, || Ok::<_, StoreError>(((), vec![blob.hash])))?;
-        self.place_blob(&made, blob)?;
-        std::fs::rename(&part, self.merge_record(diff_ids)).map_err(failed)
+        all_written().map_err(failed)?;
+        Ok(Some(Made {
+            blobs: vec![(directory, blob)],
+            record: (part, self.merge_record(diff_ids)),
+            syncing: unsynced.start(),
+            action: action(),
+            _staging: staging,
+            _lock: lock,
+        }))
+    }
+
+    /// The blobs of layers, the one that was converted now among them.
+    pub(super) fn blobs_to_merge(
+        &self,
+        diff_ids: &[Digest],
+        converted: Option<&ConvertedLayer>,
+    ) -> Result<Vec<Blob>, StoreError> {
+        let blob = |diff_id: &Digest| match converted {
+            Some(layer) if layer.diff_id == *diff_id => self.converted_blob(layer),
+            _ => Ok(self.stored_layer(*diff_id)?.blob),
+        };
+        diff_ids.iter().map(blob).collect()
     }
 
     fn usable_merge(&self, diff_ids: &[Digest], lease: &Lease) -> Result<bool, StoreError> {
@@ -154,14 +202,14 @@ impl Store {
     }
 
     fn all_layers(&self, diff_ids: &[Digest]) -> Result<Vec<StoredLayer>, StoreError> {
-        diff_ids
-            .iter()
-            .map(|diff_id| {
-                self.layer(*diff_id)?.ok_or_else(|| StoreError::Missing {
-                    what: format!("layer {diff_id}"),
-                })
-            })
-            .collect()
+        let layers = diff_ids.iter().map(|diff_id| self.stored_layer(*diff_id));
+        layers.collect()
+    }
+
+    fn stored_layer(&self, diff_id: Digest) -> Result<StoredLayer, StoreError> {
+        self.layer(diff_id)?.ok_or_else(|| StoreError::Missing {
+            what: format!("layer {diff_id}"),
+        })
     }
 
     pub(super) fn merge_record(&self, diff_ids: &[Digest]) -> PathBuf {
@@ -170,25 +218,17 @@ impl Store {
     }
 }
 
-fn merge(
-    layers: &[StoredLayer],
-    blob: &mut BlobWriter,
-    limits: &erofs::Limits,
-) -> Result<(), MergeError> {
-    let readers = layers.iter().map(|layer| VerifiedReader::new(&layer.blob));
-    let readers: Vec<_> = readers.collect();
-    let images = layers
-        .iter()
-        .zip(&readers)
-        .enumerate()
-        .map(|(index, (layer, reader))| {
-            Image::open(reader, layer.blob.identity.bytes).map_err(|source| MergeError::Layer {
-                layer: index,
-                source,
-            })
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    erofs::merge::write(&images, blob, limits).map(drop)
+/// Puts layers over those that are merged already.
+pub(super) fn merge(mut merging: Merge, layers: &[Blob]) -> Result<Merge, MergeError> {
+    for blob in layers {
+        let reader = VerifiedReader::new(blob);
+        let image = Image::open(&reader, blob.identity.bytes).map_err(|source| {
+            let layer = merging.layers();
+            MergeError::Layer { layer, source }
+        })?;
+        merging.add(&image)?;
+    }
+    Ok(merging)
 }
 
 /// Names a merge by what is merged. The converter's version is in the path.

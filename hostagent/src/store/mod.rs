@@ -49,6 +49,7 @@ mod lazy;
 mod leases;
 pub mod limits;
 pub mod lock;
+mod made;
 mod merged;
 mod partial;
 mod records;
