@@ -203,7 +203,7 @@ impl StoreError {
 }
 
 /// Whether an error, or one that caused it, is that of a full disk or quota.
-pub(super) fn is_out_of_space(error: &(dyn std::error::Error + 'static)) -> bool {
+pub(crate) fn is_out_of_space(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut current = Some(error);
     while let Some(error) = current {
         if let Some(io) = error.downcast_ref::<io::Error>() {

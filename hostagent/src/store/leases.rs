@@ -1,6 +1,7 @@
 //! Leases: what a process needs of the store for as long as it lives.
 //!
-//! A lease is a file that its holder keeps locked, with the hash of a blob on each line.
+//! A lease is a file that its holder keeps locked, with the hash of a blob on each line. A
+//! line may be in part, where the disk was full.
 //! What one that lives names is not collected, whatever the images say. Whoever looks
 //! something up in order to use it does so and adds it to a lease under one lock, which
 //! collecting takes too: so nothing is collected between the look and the use.
@@ -56,11 +57,15 @@ impl Store {
         let (found, blobs) = find()?;
         let mut held = lease.0.lock().unwrap_or_else(PoisonError::into_inner);
         for blob in blobs {
-            if held.blobs.insert(blob) {
-                held.file
-                    .append(format!("{}\n", blob.hex()).as_bytes())
-                    .map_err(failed)?;
+            if held.blobs.contains(&blob) {
+                continue;
             }
+            // What is here can be used on a full disk, too.
+            self.in_reserve(|| {
+                let line = format!("\n{}\n", blob.hex());
+                held.file.append(line.as_bytes()).map_err(failed)
+            })?;
+            held.blobs.insert(blob);
         }
         Ok(found)
     }

@@ -18,6 +18,7 @@
 //! ├── quarantine/HASH                  blobs that were not what they should be
 //! ├── leases/                         what each living process needs
 //! ├── locks/                          one file for each thing being made
+//! ├── reserve                         room that is kept for making room (see [`reserve`])
 //! ├── run/                            one file for each name in use
 //! └── staging/                        what is not whole yet
 //! ```
@@ -53,6 +54,7 @@ mod made;
 mod merged;
 mod partial;
 mod records;
+mod reserve;
 mod spool;
 pub mod staging;
 mod usage;
@@ -66,6 +68,7 @@ pub use blobs::{Blob, BlobError, StreamReader};
 pub use boot::{BootFile, BootRecord};
 pub use collect::Collected;
 pub use error::StoreError;
+pub(crate) use error::is_out_of_space;
 pub use import::{ImportError, Imported};
 pub(crate) use layers::TarParts;
 pub use layers::{CONVERTER_VERSION, ConvertError, StoredLayer};
@@ -88,6 +91,8 @@ use staging::Staging;
 pub const DEFAULT_ROOT: &str = "/var/lib/mote";
 /// The version of the layout above.
 const FORMAT: u32 = 2;
+/// What is attempted when a store is opened that is not there yet.
+const MAKING: &str = "making the store";
 
 /// An open store. Any number of processes may have it open.
 #[derive(Debug)]
@@ -107,9 +112,12 @@ impl Store {
     /// Opens the store, makes it if it is not there, and removes what dead
     /// processes left behind.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        let opened = |source| StoreError::Open {
-            path: root.to_owned(),
-            source,
+        let opened = |source| match is_out_of_space(&source) {
+            true => StoreError::io(root, MAKING, source),
+            false => StoreError::Open {
+                path: root.to_owned(),
+                source,
+            },
         };
         create_directory(root).map_err(opened)?;
         // Descriptors and messages must not depend on the working directory.
@@ -138,6 +146,7 @@ impl Store {
         store
             .remove_stale()
             .map_err(|source| store.io("removing stale temporaries", source))?;
+        store.keep_reserve();
         Ok(store)
     }
 
@@ -191,8 +200,10 @@ impl Store {
 
     /// A place in the store's file system for a file that is needed for a while.
     pub fn scratch(&self) -> Result<Staging, StoreError> {
-        Staging::create(&self.staging())
-            .map_err(|source| self.io("making a temporary directory", source))
+        self.in_reserve(|| {
+            Staging::create(&self.staging())
+                .map_err(|source| self.io("making a temporary directory", source))
+        })
     }
 
     /// Takes a name for a running microVM; `None` if one of that name lives.
@@ -231,6 +242,7 @@ impl Store {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|source| StoreError::Record { path, source })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let failed = |source| self.io(MAKING, source);
                 // Whoever made what is there may have been killed before it was on disk.
                 let above = self.root.parent().map(Path::to_owned);
                 let within = ["content", "layers", "disks"].map(|name| self.root.join(name));

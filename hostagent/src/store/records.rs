@@ -208,18 +208,21 @@ impl Store {
             let synced = unsynced.sync().and_then(|()| sync_directory(&self.root));
             return synced.map(|()| outcome).map_err(failed);
         }
-        let staging = self.scratch()?;
-        let part = staging.path().join("images.json");
+        let place = self.records_path();
         let mut bytes =
             serde_json::to_vec_pretty(&records).map_err(|source| StoreError::Record {
-                path: part.clone(),
+                path: place.clone(),
                 source,
             })?;
         bytes.push(b'\n');
+        let staging = self.in_reserve(|| {
+            let staging = self.scratch()?;
+            let written = unsynced.write(&staging.path().join("images.json"), &bytes);
+            written.map(|()| staging).map_err(failed)
+        })?;
         unsynced
-            .write(&part, &bytes)
-            .and_then(|()| unsynced.sync())
-            .and_then(|()| publish(&part, &self.records_path()))
+            .sync()
+            .and_then(|()| publish(&staging.path().join("images.json"), &place))
             .map_err(failed)?;
         Ok(outcome)
     }
