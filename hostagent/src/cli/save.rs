@@ -65,7 +65,7 @@ pub fn main(args: &SaveArgs) -> anyhow::Result<ExitCode> {
             let place = "standard output".to_owned();
             let mut target = ArchiveTarget::new(io::stdout().lock(), place);
             save(&store, &images, &mut target, &progress)
-                .map(|()| target.finish().and_then(|mut out| out.flush()))
+                .and_then(|()| target.finish(|out| out.flush()).map(drop))
         }
         Some(text) => match text.strip_prefix("oci:") {
             Some(directory) => to_directory(&store, &images, Path::new(directory), &progress),
@@ -73,7 +73,7 @@ pub fn main(args: &SaveArgs) -> anyhow::Result<ExitCode> {
         },
     };
     match saved {
-        Ok(written) => written.context("cannot write the archive")?,
+        Ok(()) => {}
         Err(SaveError::Cancelled) => return Err(ImportError::Cancelled.into()),
         Err(error) => return Err(error.into()),
     }
@@ -112,12 +112,10 @@ fn to_directory(
     images: &[Saved],
     directory: &Path,
     progress: &TerminalProgress,
-) -> Result<io::Result<()>, SaveError> {
-    let mut target = DirectoryTarget::create(directory).map_err(|source| SaveError::Write {
-        place: directory.display().to_string(),
-        source,
-    })?;
-    save(store, images, &mut target, progress).map(Ok)
+) -> Result<(), SaveError> {
+    let mut target = DirectoryTarget::create(directory)?;
+    save(store, images, &mut target, progress)?;
+    target.finish()
 }
 
 /// Written aside and renamed: what was there stays until all is well.
@@ -126,7 +124,7 @@ fn to_file(
     images: &[Saved],
     path: &Path,
     progress: &TerminalProgress,
-) -> Result<io::Result<()>, SaveError> {
+) -> Result<(), SaveError> {
     let failed = |source| SaveError::Write {
         place: path.display().to_string(),
         source,
@@ -135,16 +133,17 @@ fn to_file(
     if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
         let out = File::options().write(true).open(path).map_err(failed)?;
         let mut target = ArchiveTarget::new(out, path.display().to_string());
-        return save(store, images, &mut target, progress).map(|()| target.finish().map(drop));
+        save(store, images, &mut target, progress)?;
+        return target.finish(|_| Ok(())).map(drop);
     }
     let part = part_of(path);
     let written = File::create(&part).map_err(failed).and_then(|file| {
         let mut target = ArchiveTarget::new(file, path.display().to_string());
         save(store, images, &mut target, progress)?;
-        let finished = target.finish().and_then(|file| file.sync_data());
-        Ok(finished.and_then(|()| put_in_place(&part, path)))
+        target.finish(|file| file.sync_data())?;
+        put_in_place(&part, path).map_err(failed)
     });
-    if !matches!(written, Ok(Ok(()))) {
+    if written.is_err() {
         let _ = std::fs::remove_file(&part);
     }
     written

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use hostagent::image::name::ImageName;
 use hostagent::image::progress::Progress;
-use hostagent::lazy::complete::complete;
+use hostagent::lazy::complete::{CompleteError, complete};
 use hostagent::registry::Client;
 use hostagent::store::{ImportError, LazyImage, Lease, Store, StoreError, StoredImage};
 use hostagent::trust::Policy;
@@ -39,7 +39,7 @@ pub fn obtain(
     for lazy in &recorded {
         match from_converted(store, image, lazy, lease, progress) {
             Ok(()) => return Ok(()),
-            Err(error) if is_cancelled(&error) => return Err(error),
+            Err(error) if is_final(&error) => return Err(error),
             Err(error) => {
                 let repository = &lazy.repository;
                 progress.note(&format!(
@@ -54,7 +54,7 @@ pub fn obtain(
         match pull(store, source, lease, progress) {
             Ok(pulled) if pulled.imported.image.id == image.id => return Ok(()),
             Ok(_) => failed = anyhow!("{source} leads to another image now"),
-            Err(error) if is_cancelled(&error) => return Err(error),
+            Err(error) if is_final(&error) => return Err(error),
             Err(error) => failed = error,
         }
     }
@@ -99,6 +99,11 @@ fn from_converted(
     }
 }
 
-fn is_cancelled(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(ImportError::Cancelled))
+/// Whether it would be no better from elsewhere: the user asked to stop, or the disk is full.
+fn is_final(error: &anyhow::Error) -> bool {
+    let completing = error.downcast_ref::<CompleteError>();
+    let importing = error.downcast_ref::<ImportError>();
+    completing.is_some_and(CompleteError::is_out_of_space)
+        || importing
+            .is_some_and(|error| matches!(error, ImportError::Cancelled) || error.is_out_of_space())
 }

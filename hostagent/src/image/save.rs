@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::digest::Digest;
 use super::name::ImageName;
 use super::progress::{Progress, Task};
-use crate::store::{Store, StoreError, StoredImage};
+use crate::store::{Store, StoreError, StoredImage, is_out_of_space};
 
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -85,10 +85,18 @@ impl<W: Write> ArchiveTarget<W> {
         }
     }
 
-    /// Ends the archive; returns what it was written to.
-    pub fn finish(self) -> io::Result<W> {
-        let out = self.tar.into_inner()?;
-        out.into_inner().map_err(io::IntoInnerError::into_error)
+    /// Ends the archive; returns what it was written to, once `sync` has brought that where
+    /// it is to stay.
+    pub fn finish(self, sync: impl FnOnce(&mut W) -> io::Result<()>) -> Result<W, SaveError> {
+        let ended = || {
+            let out = self.tar.into_inner()?;
+            let mut out = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+            sync(&mut out).map(|()| out)
+        };
+        ended().map_err(|source| SaveError::Write {
+            place: self.place,
+            source,
+        })
     }
 }
 
@@ -111,37 +119,71 @@ impl<W: Write> Target for ArchiveTarget<W> {
     }
 }
 
-/// A directory.
-pub struct DirectoryTarget(PathBuf);
+/// A directory. What was in it stays as it was until all is written.
+pub struct DirectoryTarget {
+    directory: PathBuf,
+    /// Where what is written is, and its place.
+    parts: Vec<(PathBuf, PathBuf)>,
+}
 
 impl DirectoryTarget {
     /// Makes it, if it is not there.
-    pub fn create(directory: &Path) -> io::Result<Self> {
-        std::fs::create_dir_all(directory.join("blobs/sha256"))?;
-        Ok(Self(directory.to_owned()))
+    pub fn create(directory: &Path) -> Result<Self, SaveError> {
+        let target = Self {
+            directory: directory.to_owned(),
+            parts: Vec::new(),
+        };
+        match std::fs::create_dir_all(directory.join("blobs/sha256")) {
+            Ok(()) => Ok(target),
+            Err(source) => Err(target.failed(source)),
+        }
+    }
+
+    /// Puts everything in its place.
+    pub fn finish(self) -> Result<(), SaveError> {
+        let mut parts = self.parts.iter();
+        let placed = parts.try_for_each(|(part, place)| std::fs::rename(part, place));
+        placed.map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: io::Error) -> SaveError {
+        SaveError::Write {
+            place: self.place(),
+            source,
+        }
+    }
+}
+
+impl Drop for DirectoryTarget {
+    fn drop(&mut self) {
+        // Those that are not in their places; what cannot be removed does no harm.
+        for (part, _) in &self.parts {
+            let _ = std::fs::remove_file(part);
+        }
+        // If there is nothing in them.
+        for name in ["blobs/sha256", "blobs"] {
+            let _ = std::fs::remove_dir(self.directory.join(name));
+        }
     }
 }
 
 impl Target for DirectoryTarget {
     fn place(&self) -> String {
-        self.0.display().to_string()
+        self.directory.display().to_string()
     }
 
     fn add(&mut self, name: &str, bytes: u64, content: &mut dyn Read) -> io::Result<()> {
-        let part = self.0.join(format!(".{}-part", std::process::id()));
-        let copied = File::create(&part).and_then(|mut file| {
-            let mut exact = Exact {
-                content,
-                left: bytes,
-            };
-            io::copy(&mut exact, &mut file)?;
-            file.sync_data()?;
-            std::fs::rename(&part, self.0.join(name))
-        });
-        if copied.is_err() {
-            let _ = std::fs::remove_file(&part);
-        }
-        copied
+        let (process, number) = (std::process::id(), self.parts.len());
+        let part = self.directory.join(format!(".{process}-part-{number}"));
+        let place = self.directory.join(name);
+        self.parts.push((part.clone(), place));
+        let mut file = File::create(&part)?;
+        let mut exact = Exact {
+            content,
+            left: bytes,
+        };
+        io::copy(&mut exact, &mut file)?;
+        file.sync_data()
     }
 }
 
@@ -191,6 +233,11 @@ pub fn save(
             });
             added.map_err(|source| match progress.cancelled() {
                 true => SaveError::Cancelled,
+                // Reading takes no space.
+                false if is_out_of_space(&source) => SaveError::Write {
+                    place: target.place(),
+                    source,
+                },
                 false => SaveError::Layer {
                     diff_id: layer.diff_id,
                     source,

@@ -51,6 +51,14 @@ impl CompleteError {
                 | Self::Fetch(FetchError::Registry(RegistryError::Cancelled))
         )
     }
+
+    /// Whether the disk is full.
+    pub fn is_out_of_space(&self) -> bool {
+        match self {
+            Self::Fetch(error) => matches!(error, FetchError::Store(StoreError::NoSpace { .. })),
+            Self::Import(error) => error.is_out_of_space(),
+        }
+    }
 }
 
 /// Fetches what is missing of the layers of `image` from where `lazy` says, and takes the
@@ -140,10 +148,8 @@ impl Fetch<'_> {
                         return Err(error.into());
                     }
                 };
-                written.map_err(|source| FetchError::Blob {
-                    repository: self.repository.to_string(),
-                    source,
-                })?;
+                written
+                    .map_err(|source| FetchError::of_write(self.store, &self.repository, source))?;
                 task.advance(end - start);
                 requests += 1;
                 // Others may have completed it.

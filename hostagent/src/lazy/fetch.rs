@@ -77,6 +77,21 @@ pub enum FetchError {
     Store(#[from] StoreError),
 }
 
+impl FetchError {
+    /// Of what `repository` sent and could not be written.
+    pub(super) fn of_write(store: &Store, repository: &Repository, source: BlobError) -> Self {
+        match source {
+            BlobError::Write { hash, source, .. } => {
+                StoreError::io(store.root(), format!("fetching blob {hash}"), source).into()
+            }
+            source => Self::Blob {
+                repository: repository.to_string(),
+                source,
+            },
+        }
+    }
+}
+
 /// Who hears how it goes. Called by the threads.
 pub trait Listener: Send + Sync {
     /// Some of these groups of a blob are there now; or those of them that are not there
@@ -373,10 +388,7 @@ impl Shared {
         self.fetched_bytes
             .fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let written = source.partial.write(run.first, &bytes);
-        written.map_err(|source| FetchError::Blob {
-            repository: self.repository.to_string(),
-            source,
-        })
+        written.map_err(|source| FetchError::of_write(&self.store, &self.repository, source))
     }
 
     fn finish(&self, run: &Run, outcome: Result<(), FetchError>) {

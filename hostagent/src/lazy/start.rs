@@ -16,7 +16,7 @@ use crate::image::manifest::{Descriptor, MAX_DOCUMENT_BYTES};
 use crate::image::name::ImageName;
 use crate::image::source::SourceImage;
 use crate::registry::{Cancel, Client, Reference, RegistryError, Repository};
-use crate::store::{LazyImage, PartialBlob, Store, StoreError, StoredImage};
+use crate::store::{LazyImage, PartialBlob, Store, StoreError, StoredImage, is_out_of_space};
 use crate::vm_process::{BlobTree, Disk, Extent};
 
 /// Artifacts of one image that are looked at.
@@ -282,7 +282,7 @@ pub(super) fn open_partial(
         Err(error) => return Err(error.into()),
     }
     let partial = store.partial(identity, |file| match stored.outboard_descriptor() {
-        Some(tree) => fetch_tree(client, repository, &tree, file, cancel),
+        Some(tree) => fetch_tree(store, client, repository, &tree, file, cancel),
         None => Ok(()),
     })?;
     // Filled by an earlier start that did not come to say so.
@@ -295,6 +295,7 @@ pub(super) fn open_partial(
 /// Writes a hash tree to a file as it comes. The store verifies it by the blob's hash, which
 /// its digest would add nothing to.
 fn fetch_tree(
+    store: &Store,
     client: &Client,
     repository: &Repository,
     tree: &Descriptor,
@@ -302,8 +303,12 @@ fn fetch_tree(
     cancel: &Cancel,
 ) -> Result<(), FetchError> {
     let mut reader = client.blob_reader(repository, tree, Arc::clone(cancel))?;
-    std::io::copy(&mut reader, &mut file).map_err(FetchError::Tree)?;
-    Ok(())
+    match std::io::copy(&mut reader, &mut file) {
+        Err(error) if is_out_of_space(&error) => {
+            Err(StoreError::io(store.root(), "fetching a hash tree", error).into())
+        }
+        copied => copied.map(drop).map_err(FetchError::Tree),
+    }
 }
 
 impl Running {

@@ -47,6 +47,13 @@ pub enum ImportError {
     Cancelled,
 }
 
+impl ImportError {
+    /// Whether the disk is full.
+    pub fn is_out_of_space(&self) -> bool {
+        matches!(self, Self::Store(StoreError::NoSpace { .. }))
+    }
+}
+
 /// The manifest and the configuration of an image, written aside.
 struct Documents {
     /// Where each is, and its place.
