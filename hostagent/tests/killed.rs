@@ -8,7 +8,11 @@ mod common;
 #[path = "support/http_server.rs"]
 #[allow(dead_code, reason = "each test program uses a part")]
 mod http_server;
-#[path = "killed/registry.rs"]
+#[path = "support/in_part.rs"]
+mod in_part;
+#[path = "support/looks.rs"]
+mod looks;
+#[path = "support/registry.rs"]
 mod registry;
 mod support;
 #[path = "support/tracer.rs"]
@@ -20,22 +24,12 @@ mod tree;
 mod walk;
 
 use std::fs::File;
-use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Duration;
 
-use common::never;
 use hostagent::image::digest::Digest;
-use hostagent::image::remote;
-use hostagent::lazy::start;
-use hostagent::store::Store;
-use http_server::Server;
 use libtest_mimic::Failed;
-use support::{Layout, Mote, Stored, config, layer, noise};
-use vmm::fetch;
+use support::{Layout, Mote, Stored, layer, noise};
 use walk::Walk;
 
 const TESTS: &[tracer::Test] = &[
@@ -94,18 +88,8 @@ fn load() -> Result<(), Failed> {
     walk.go()
 }
 
-/// A registry with an image of these layers, and the image's name.
-fn served(layers: &[Vec<u8>]) -> (Server, String) {
-    let layout = Layout::new();
-    let manifest = layout.image(&config(layers), layers, Stored::Gzip);
-    let manifest = manifest["digest"].as_str().unwrap();
-    let server = registry::start(registry::content(&layout, "v1", manifest));
-    let name = format!("{}/app:v1", server.host());
-    (server, name)
-}
-
 fn pull() -> Result<(), Failed> {
-    let (_server, name) = served(&layers(1));
+    let (_server, name) = registry::with_image(&layers(1));
     let walk = Walk {
         before: &Mote::new(),
         arguments: &["pull", &name],
@@ -117,7 +101,7 @@ fn pull() -> Result<(), Failed> {
 
 fn mend() -> Result<(), Failed> {
     let layers = layers(1);
-    let (_server, name) = served(&layers);
+    let (_server, name) = registry::with_image(&layers);
     let before = Mote::new();
     before.run(&["pull", &name]).expect(0);
     let data = before.layer_blob(Digest::of(&layers[1])).join("data");
@@ -147,54 +131,10 @@ fn push() -> Result<(), Failed> {
     walk.go()
 }
 
-/// A store that has recorded an image which was pushed in converted form, and has fetched a
-/// little of it.
-fn in_part(name: &str) -> Result<Mote, Failed> {
-    let mote = Mote::new();
-    let store = Arc::new(Store::open(mote.root.path())?);
-    let host = name.split('/').next().unwrap();
-    let client = Arc::new(common::client(host));
-    let resolved = remote::resolve(&client, &name.parse()?, &never())?;
-    let source = remote::image(&client, &resolved, &never())?;
-    let lazy = start::find(&client, &source, &|_| Ok(()), &never(), &|_| {})?;
-    let lazy = lazy.ok_or("there is no converted image")?;
-    let image = store.describe_lazy(&source, &lazy);
-    let lease = store.lease()?;
-    store.record_lazy(&source, &image, &lazy, &lease)?;
-    let started = start::start(
-        &store,
-        &client,
-        &image,
-        &lazy,
-        &never(),
-        Box::new(|error| panic!("{error}")),
-    )?;
-    // The test is the VMM, and reads of the second layer.
-    let socket = started.disk.source.as_ref().ok_or("nothing is missing")?;
-    let mut socket = UnixStream::from(socket.try_clone()?);
-    socket.set_read_timeout(Some(Duration::from_secs(60)))?;
-    let request = fetch::Request {
-        id: 0,
-        extent: 2,
-        first_group: 30,
-        groups: 4,
-    };
-    socket.write_all(&request.encode())?;
-    let mut answer = [0; 64];
-    let count = socket.read(&mut answer)?;
-    let answer = fetch::Reply::decode(&answer[..count]).ok_or("no answer")?;
-    assert!(answer.present);
-    Ok(mote)
-}
-
 fn save() -> Result<(), Failed> {
-    let server = registry::start(Default::default());
-    let name = format!("{}/app:v1", server.host());
-    let layout = Layout::with_image(&layers(1), Stored::Gzip, &name);
-    let other = Mote::new();
-    other.load(&layout.reference(&name));
-    other.run(&["push", &name]).expect(0);
-    let before = in_part(&name)?;
+    let (_server, name, other) = in_part::pushed(&layers(1));
+    let before = Mote::new();
+    in_part::begin(before.root.path(), &name)?;
     let directory = tempfile::tempdir()?;
     let archive = directory.path().join("app.tar");
     let walk = Walk {

@@ -5,10 +5,23 @@
 //! Which changes are on disk for certain is a matter of what was synced, and is modelled
 //! here for any file system ([`disk`]); the changes are those of the real `mote`.
 
+#[path = "registry/common.rs"]
+#[allow(dead_code, reason = "each test program uses a part")]
+mod common;
 #[path = "power_loss/disk.rs"]
 mod disk;
+#[path = "power_loss/fetched.rs"]
+mod fetched;
 #[path = "power_loss/history.rs"]
 mod history;
+#[path = "support/http_server.rs"]
+#[allow(dead_code, reason = "each test program uses a part")]
+mod http_server;
+#[path = "support/in_part.rs"]
+mod in_part;
+#[path = "support/registry.rs"]
+#[allow(dead_code, reason = "each test program uses a part")]
+mod registry;
 mod support;
 #[path = "support/tracer.rs"]
 #[allow(dead_code, reason = "each test program uses a part")]
@@ -29,9 +42,24 @@ const TESTS: &[tracer::Test] = &[
         "what_a_killed_command_left_is_on_disk_when_the_next_one_relies_on_it",
         killed_before,
     ),
+    (
+        "after_a_power_loss_what_was_pulled_is_whole_and_can_be_pulled",
+        fetched::pull,
+    ),
+    (
+        "after_a_power_loss_what_is_here_in_part_is_right_and_is_completed",
+        fetched::in_part,
+    ),
+    (
+        "after_a_power_loss_what_was_quarantined_is_mended_or_will_be",
+        fetched::mend,
+    ),
 ];
 
 fn main() -> ExitCode {
+    if let Some(code) = fetched::begin() {
+        return code;
+    }
     tracer::run_tests(TESTS)
 }
 
@@ -57,9 +85,14 @@ fn power_loss() -> Result<(), Failed> {
     history.run(&["image", "prune", "--force"], &["two:v1"]);
     history.run(&["load", &one], &["one:v1", "two:v1"]);
     let failures = history.failures();
-    let states = history.check(&failures, &one);
+    let states = history.check(&failures, &|mote| mote.run(&["load", &one]));
     println!("{} losses of power, {states} states", failures.len());
-    match states >= 150 {
+    enough(states, 150)
+}
+
+/// An error if these states are fewer than there must be.
+fn enough(states: usize, least: usize) -> Result<(), Failed> {
+    match states >= least {
         true => Ok(()),
         false => Err("too few: the changes are not all seen".into()),
     }
@@ -78,11 +111,8 @@ fn killed_before() -> Result<(), Failed> {
             break;
         }
         history.run(&arguments, &["one:v1"]);
-        states += history.check(&history.ends(), &reference);
+        states += history.check(&history.ends(), &|mote| mote.run(&["load", &reference]));
     }
     println!("killed before that: {states} states");
-    match states >= 10 {
-        true => Ok(()),
-        false => Err("too few: the changes are not all seen".into()),
-    }
+    enough(states, 10)
 }

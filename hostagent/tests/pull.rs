@@ -14,7 +14,7 @@ mod hostile;
 #[path = "support/http_server.rs"]
 #[allow(dead_code, reason = "each test program uses a part")]
 mod http_server;
-#[path = "killed/registry.rs"]
+#[path = "support/registry.rs"]
 #[allow(dead_code, reason = "each test program uses a part")]
 mod memory_registry;
 mod support;

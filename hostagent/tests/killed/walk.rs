@@ -1,13 +1,14 @@
 //! A command that is killed at each of its steps in turn.
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use hostagent::store::Store;
 use libtest_mimic::Failed;
 use serde_json::Value;
 
+use crate::looks::{Looks, images};
 use crate::support::{Mote, Run};
 use crate::tracer::{self, Change, Moment, Verdict};
 use crate::tree;
@@ -48,41 +49,6 @@ impl Steps {
     }
 }
 
-/// What a store looks like from outside.
-#[derive(Debug, PartialEq)]
-struct Looks {
-    images: Vec<Value>,
-    files: BTreeMap<PathBuf, u64>,
-}
-
-impl Looks {
-    fn of(mote: &Mote) -> Self {
-        let mut files = tree::files(mote.root.path());
-        // What a dead process needed is forgotten when something is collected.
-        files.retain(|path, _| !path.starts_with("leases"));
-        // What was there of a blob before all of it was does no harm beside it.
-        files.retain(|path, _| !(path.starts_with("blobs") && path.ends_with("present")));
-        Self {
-            images: images(mote),
-            files,
-        }
-    }
-}
-
-fn images(mote: &Mote) -> Vec<Value> {
-    let run = mote.run(&["images", "--format", "json"]).expect(0);
-    let mut images = run.json();
-    for image in &mut images {
-        // When it was loaded, and how long ago it was built.
-        image
-            .as_object_mut()
-            .unwrap()
-            .retain(|key, _| !["LoadedUnixSeconds", "CreatedSince"].contains(&key.as_str()));
-    }
-    images.sort_by_key(Value::to_string);
-    images
-}
-
 impl Walk<'_> {
     /// Kills the command before each of its steps, and after it; an error if these are
     /// fewer than they must be.
@@ -117,7 +83,7 @@ impl Walk<'_> {
     }
 
     fn copy(&self) -> Mote {
-        let mote = Mote::new();
+        let mote = Mote::in_memory();
         tree::copy(self.before.root.path(), mote.root.path());
         mote
     }

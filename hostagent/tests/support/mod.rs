@@ -56,6 +56,14 @@ pub fn noise(seed: u32, count: usize) -> Vec<u8> {
         .collect()
 }
 
+/// Flips one bit of a file.
+pub fn flip_bit(file: &Path) {
+    let mut bytes = std::fs::read(file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(file, bytes).unwrap();
+}
+
 /// How a layer is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
@@ -239,6 +247,15 @@ impl Mote {
         Self {
             root: TempDir::new().unwrap(),
             assets: TempDir::new().unwrap(),
+        }
+    }
+
+    /// The same in memory, if there is such a directory: nothing waits for a disk.
+    pub fn in_memory() -> Self {
+        let new = || TempDir::new_in("/dev/shm").or_else(|_| TempDir::new());
+        Self {
+            root: new().unwrap(),
+            assets: new().unwrap(),
         }
     }
 

@@ -8,7 +8,7 @@ use hostagent::registry::{OCI_INDEX, OCI_MANIFEST};
 use serde_json::{Value, json};
 
 use crate::http_server::{Reply, Request, Server};
-use crate::support::Layout;
+use crate::support::{Layout, Stored, config};
 
 pub type Content = HashMap<String, Vec<u8>>;
 
@@ -16,6 +16,16 @@ pub type Content = HashMap<String, Vec<u8>>;
 pub fn start(content: Content) -> Server {
     let content = Arc::new(Mutex::new(content));
     Server::start(move |request| answer(request, &mut content.lock().unwrap()))
+}
+
+/// A registry with an image of these layers, and the image's name.
+pub fn with_image(layers: &[Vec<u8>]) -> (Server, String) {
+    let layout = Layout::new();
+    let manifest = layout.image(&config(layers), layers, Stored::Gzip);
+    let manifest = manifest["digest"].as_str().unwrap();
+    let server = start(content(&layout, "v1", manifest));
+    let name = format!("{}/app:v1", server.host());
+    (server, name)
 }
 
 /// What an image layout has, and the manifest under this tag.
