@@ -139,10 +139,18 @@ impl DirectoryTarget {
         }
     }
 
-    /// Puts everything in its place.
+    /// Puts everything in its place, and brings it to disk: the blobs first, since what is
+    /// in the directory itself names them.
     pub fn finish(self) -> Result<(), SaveError> {
-        let mut parts = self.parts.iter();
-        let placed = parts.try_for_each(|(part, place)| std::fs::rename(part, place));
+        let blobs = self.directory.join("blobs/sha256");
+        let placed = [&blobs, &self.directory]
+            .into_iter()
+            .try_for_each(|within| {
+                let parts = self.parts.iter();
+                let mut parts = parts.filter(|(_, place)| place.parent() == Some(within));
+                parts.try_for_each(|(part, place)| std::fs::rename(part, place))?;
+                File::open(within)?.sync_all()
+            });
         placed.map_err(|source| self.failed(source))
     }
 
