@@ -408,6 +408,12 @@ impl Store {
         let failed = |error| self.io(format!("storing {}", what()), error);
         loop {
             if !self.is_damaged(identity)? {
+                // It may have come by a way on which there are no block values.
+                if directory.join(BLOCKS).exists() && !place.join(BLOCKS).exists() {
+                    std::fs::rename(directory.join(BLOCKS), place.join(BLOCKS))
+                        .and_then(|()| sync_directory(&place))
+                        .map_err(failed)?;
+                }
                 return std::fs::remove_dir_all(directory).map_err(failed);
             }
             match std::fs::rename(directory, &place) {
@@ -470,7 +476,7 @@ impl Store {
             return Ok(());
         }
         let kept = self.quarantined().join(hash.hex());
-        let staging = self.scratch()?;
+        let staging = self.in_reserve(|| self.scratch())?;
         match std::fs::rename(&kept, staging.path().join("before")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}

@@ -42,7 +42,7 @@ impl Store {
     /// Removes what no image and no living process needs.
     pub fn collect(&self) -> Result<Collected, StoreError> {
         let failed = |source| self.io("removing what nobody needs", source);
-        let staging = self.scratch()?;
+        let staging = self.in_reserve(|| self.scratch())?;
         let mut collected = Collected::default();
         {
             let _gate = self.gate().map_err(failed)?;
@@ -83,7 +83,7 @@ impl Store {
     /// Removes the blobs that were quarantined.
     pub fn empty_quarantine(&self) -> Result<Collected, StoreError> {
         let failed = |source| self.io("emptying the quarantine", source);
-        let staging = self.scratch()?;
+        let staging = self.in_reserve(|| self.scratch())?;
         let mut collected = Collected::default();
         let mut sweep = Sweep {
             staging: &staging,

@@ -138,14 +138,23 @@ impl Store {
                 converted: last.as_ref(),
             };
             let merged = self.merge_unless_merged(layers, lease, &mut unsynced);
+            let wrong = match &merged {
+                Err(StoreError::Merge { quarantined, .. }) => *quarantined,
+                _ => None,
+            };
+            let mut is_last = false;
             if let Some(layer) = last {
-                self.place(layer.made, lease)?;
+                is_last = wrong.is_some_and(|hash| layer.is_blob(hash));
+                // What was read of it is not what was written: nothing of it is kept.
+                if !is_last {
+                    self.place(layer.made, lease)?;
+                }
             }
             match merged {
                 Ok(Some(made)) => break self.place(made, lease)?,
                 Ok(None) => break,
                 // A layer that was there is corrupt. It is quarantined: once more, then.
-                Err(error) if error.is_damage() && converted.len() < diff_ids.len() => {
+                Err(error) if error.is_damage() && !is_last && converted.len() < diff_ids.len() => {
                     progress.note(&format!("converting a layer again: {error}"));
                 }
                 Err(error) => return Err(error.into()),
@@ -259,6 +268,7 @@ impl Store {
             (outcomes, merging)
         });
         let mut last = None;
+        let mut failure = None;
         for outcome in outcomes {
             match outcome {
                 Ok((digests, layer)) => {
@@ -266,12 +276,19 @@ impl Store {
                     last = last.or(layer);
                 }
                 Err(ImportError::Layer(error)) if matches!(*error, LayerError::Cancelled) => {
-                    return Err(ImportError::Cancelled);
+                    failure = failure.or(Some(ImportError::Cancelled));
                 }
-                Err(error) => return Err(error),
+                Err(error) => failure = failure.or(Some(error)),
             }
         }
-        Ok(ImportedLayers { last, merging })
+        match failure {
+            None => Ok(ImportedLayers { last, merging }),
+            Some(error) => {
+                // It stays, like the others that were converted before.
+                last.map_or(Ok(()), |layer| self.place(layer.made, lease))?;
+                Err(error)
+            }
+        }
     }
 
     /// The names of all that images need but for those of the images, to be brought to

@@ -162,6 +162,13 @@ pub(super) struct ConvertedLayer {
     pub made: Made,
 }
 
+impl ConvertedLayer {
+    /// Whether that is what it was converted to.
+    pub fn is_blob(&self, hash: BlobHash) -> bool {
+        self.blob.1.hash == hash
+    }
+}
+
 impl Store {
     /// A layer converted before.
     pub fn layer(&self, diff_id: Digest) -> Result<Option<StoredLayer>, StoreError> {

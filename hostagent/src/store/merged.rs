@@ -135,7 +135,9 @@ impl Store {
                 return Err(StoreError::no_space(self.root.clone(), action()));
             }
             let hash = corruption(&source);
-            if let Some(hash) = hash {
+            // One that is not in its place yet is not quarantined, nor what is there.
+            let aside = |hash: &BlobHash| converted.is_some_and(|layer| layer.is_blob(*hash));
+            if let Some(hash) = hash.filter(|hash| !aside(hash)) {
                 self.quarantine(hash)?;
             }
             return Err(StoreError::Merge {

@@ -200,10 +200,8 @@ impl Store {
 
     /// A place in the store's file system for a file that is needed for a while.
     pub fn scratch(&self) -> Result<Staging, StoreError> {
-        self.in_reserve(|| {
-            Staging::create(&self.staging())
-                .map_err(|source| self.io("making a temporary directory", source))
-        })
+        Staging::create(&self.staging())
+            .map_err(|source| self.io("making a temporary directory", source))
     }
 
     /// Takes a name for a running microVM; `None` if one of that name lives.

@@ -2,13 +2,16 @@
 //!
 //! To remove an image something must be written first: the new `images.json`, a directory
 //! in `staging`. On a disk that is full to the last block that would fail, and so would what
-//! helps. So the store has a file of zeros, and gives a piece of it back when such a write
-//! finds no space. It is filled again when the store is next opened, if there is room.
+//! helps. So the store has a file that nobody reads, and gives a piece of it back when such a
+//! write finds no space. It is filled again when the store is next opened, if there is room.
+//! A file system that cannot set blocks aside for a file (fallocate(2)) keeps none.
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, fstatvfs};
 
 use super::{Store, StoreError};
 
@@ -46,9 +49,10 @@ impl Store {
 }
 
 fn fill(path: &Path) -> io::Result<()> {
+    let kept = |file: &std::fs::Metadata| (file.blocks() * 512).min(file.len());
     if path
         .metadata()
-        .is_ok_and(|file| file.len() >= RESERVE_BYTES)
+        .is_ok_and(|file| kept(&file) >= RESERVE_BYTES)
     {
         return Ok(());
     }
@@ -58,17 +62,24 @@ fn fill(path: &Path) -> io::Result<()> {
         .truncate(false)
         .write(true)
         .open(path)?;
-    let before = file.metadata()?.len();
-    let missing = vec![0; RESERVE_BYTES.saturating_sub(before) as usize];
-    // A part would take what others can use.
-    file.write_all_at(&missing, before)
-        .inspect_err(|_| drop(file.set_len(before)))
+    flock(&file, FlockOperation::LockExclusive)?;
+    let before = file.metadata()?;
+    let system = fstatvfs(&file)?;
+    let free = system.f_bavail.saturating_mul(system.f_frsize);
+    // Not the last of it: others have work to do with that.
+    if free < RESERVE_BYTES.saturating_sub(kept(&before)) + RESERVE_BYTES {
+        return Ok(());
+    }
+    fallocate(&file, FallocateFlags::empty(), 0, RESERVE_BYTES)
+        .inspect_err(|_| drop(file.set_len(before.len())))?;
+    Ok(())
 }
 
 /// Gives a piece back; false if there is none.
 fn give_back(path: &Path) -> bool {
     let shortened = || -> io::Result<bool> {
         let file = File::options().write(true).open(path)?;
+        flock(&file, FlockOperation::LockExclusive)?;
         let before = file.metadata()?.len();
         file.set_len(before.saturating_sub(PIECE_BYTES))?;
         Ok(before > 0)

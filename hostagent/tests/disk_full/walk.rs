@@ -105,8 +105,11 @@ impl Walk<'_> {
     fn verify(&self, mote: &Mote, place: &str) {
         let run = mote.run(&["store", "verify", "--no-fetch", "--format", "json"]);
         assert_eq!(run.code, Some(0), "{place}: {run:#?}");
-        let wrong = &run.json()[0]["wrong"];
-        assert_eq!(wrong.as_array().map(Vec::len), Some(0), "{place}: {run:#?}");
+        let report = &run.json()[0];
+        for part in ["wrong", "broken"] {
+            let found = report[part].as_array().map(Vec::len);
+            assert_eq!(found, Some(0), "{place}: {run:#?}");
+        }
     }
 }
 
