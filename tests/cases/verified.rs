@@ -175,7 +175,7 @@ fn no_changed_bit_of_an_images_metadata_gives_a_guest_wrong_data() {
     let script = "cat /opt/small; for name in /opt/* /usr/bin/*; do echo $name; done";
     let expected = run(&image, script).expect(0).text();
     let inspect = ["image", "inspect", "-f", "{{.Store.Metadata.Hash}}", &id];
-    let mut failed = 0;
+    let mut failed = Vec::new();
     let changed = [
         ("data", 0_u8),
         ("data", 1),
@@ -193,7 +193,7 @@ fn no_changed_bit_of_an_images_metadata_gives_a_guest_wrong_data() {
             // A part that nobody needed.
             0 => assert_eq!(ended.text(), expected),
             _ => {
-                failed += 1;
+                failed.push(file);
                 let said = ended.errors();
                 assert!(said.contains("instead of wrong data"), "{said}");
                 // A bound against hanging: it is quarantined beside the guest.
@@ -203,5 +203,6 @@ fn no_changed_bit_of_an_images_metadata_gives_a_guest_wrong_data() {
             }
         }
     }
-    assert!(failed > 0, "no guest has read what was changed");
+    // The kernel looks for partitions at the start of a disk by a read of 4 KiB.
+    assert!(failed.contains(&"blocks"), "{failed:?}");
 }
