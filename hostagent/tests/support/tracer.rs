@@ -2,7 +2,7 @@
 //! directory (`ptrace(2)`), before the call and after it; kills it where the test says.
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
@@ -246,6 +246,8 @@ impl Call<'_> {
                 inode,
                 length: args[1],
             }),
+            // Sets blocks aside; the file is never shorter after it.
+            libc::SYS_fallocate if args[1] == 0 => self.grow(args[0], args[2] + args[3])?,
             libc::SYS_fsync | libc::SYS_fdatasync => {
                 self.file(args[0])?.map(|inode| Change::Sync { inode })
             }
@@ -328,6 +330,14 @@ impl Call<'_> {
         }))
     }
 
+    fn grow(&self, descriptor: u64, least: u64) -> io::Result<Option<Change>> {
+        let Some(inode) = self.file(descriptor)? else {
+            return Ok(None);
+        };
+        let length = open_file(self.tid, descriptor)?.len().max(least);
+        Ok(Some(Change::Resize { inode, length }))
+    }
+
     /// The inode of what is open below the root; `None` for other descriptors.
     fn file(&self, descriptor: u64) -> io::Result<Option<u64>> {
         let link = std::fs::read_link(format!("/proc/{}/fd/{}", self.tid, descriptor as i32));
@@ -372,8 +382,11 @@ impl Call<'_> {
 }
 
 fn inode(tid: pid_t, descriptor: u64) -> io::Result<u64> {
-    let path = format!("/proc/{tid}/fd/{}", descriptor as i32);
-    Ok(std::fs::metadata(path)?.ino())
+    Ok(open_file(tid, descriptor)?.ino())
+}
+
+fn open_file(tid: pid_t, descriptor: u64) -> io::Result<Metadata> {
+    std::fs::metadata(format!("/proc/{tid}/fd/{}", descriptor as i32))
 }
 
 fn unknown(number: i64) -> io::Error {
