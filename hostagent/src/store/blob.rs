@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use outboard::{BlobHash, Builder, Geometry, SPAN_BYTES};
 use serde::{Deserialize, Serialize};
 
-use super::durable::Unsynced;
+use super::durable::{Unsynced, begin_write_back};
 
 /// The file of a blob's bytes, in the directory of the blob.
 pub(super) const DATA: &str = "data";
@@ -61,6 +61,9 @@ struct Hashing {
 
 /// A blob of fewer spans is hashed at the end alone.
 const SPANS_BEFORE_THREAD: u64 = 4;
+/// So many spans are handed to the disk at a time: few enough that it has work soon, and
+/// enough to be one large write.
+const SPANS_TO_WRITE_BACK: u64 = 4;
 
 impl BlobWriter {
     /// Creates the blob's files in `directory`, where they must not exist.
@@ -157,12 +160,18 @@ fn create(directory: &Path, name: &str) -> io::Result<File> {
     options.open(directory.join(name))
 }
 
-/// Hashes each span it hears of, in order.
+/// Hashes each span it hears of, in order. The disk need not wait for the last of them
+/// before it writes the first.
 fn follow(data: &File, mut builder: Builder, spans: &Receiver<u64>) -> io::Result<Builder> {
     let mut span = vec![0; SPAN_BYTES as usize];
     for index in spans {
         data.read_exact_at(&mut span, index * SPAN_BYTES)?;
         builder.push(&span)?;
+        let hashed = index + 1;
+        if hashed.is_multiple_of(SPANS_TO_WRITE_BACK) {
+            let bytes = SPANS_TO_WRITE_BACK * SPAN_BYTES;
+            begin_write_back(data, hashed * SPAN_BYTES - bytes, bytes);
+        }
     }
     Ok(builder)
 }
