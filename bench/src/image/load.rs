@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use hostagent::image::digest::Digest;
 use hostagent::store::{Blob, Store};
+use rustix::fs::{Advice, fadvise};
 use tempfile::TempDir;
 
 use super::random::RandomLayer;
@@ -210,6 +211,14 @@ pub fn remove(path: &Path) -> Result<(), BenchError> {
     }
     rustix::fs::sync();
     Ok(())
+}
+
+/// Has a file read from the disk when it is next read.
+pub fn forget(path: &Path) -> Result<(), BenchError> {
+    rustix::fs::sync();
+    let file = fs::File::open(path).map_err(host("open what is taken in"))?;
+    let advised = fadvise(&file, 0, None, Advice::DontNeed).map_err(std::io::Error::from);
+    advised.map_err(host("have a file read from the disk"))
 }
 
 /// The seconds that it takes to load an archive into an empty store.
