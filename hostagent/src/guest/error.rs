@@ -7,10 +7,12 @@ use std::time::Duration;
 use guest_protocol::{StartFailure, StartFailureKind, WireError};
 
 use super::streams::OutputFailure;
-use crate::vm_process::{Ending, SpawnError, VmProcess, WatchError};
+use crate::vm_process::{Ending, SpawnError, Tail, VmProcess, WatchError};
 
 /// How many of the last lines of the guest's console are shown.
 const CONSOLE_LINES: usize = 20;
+/// Among so many of them the reason of a kernel panic is looked for.
+const LINES_OF_A_PANIC: usize = 200;
 
 /// How many of the last lines of the VMM's standard error are shown.
 const VMM_LINES: usize = 10;
@@ -55,9 +57,22 @@ impl Diagnostics {
     pub(super) fn of(vm: &VmProcess) -> Self {
         Self {
             vmm: vm.stderr().lines(VMM_LINES),
-            console: vm.console().lines(CONSOLE_LINES),
+            console: last_words(vm.console()),
         }
     }
+}
+
+/// The last lines of a console; before them, if its kernel has panicked, why it has. Its
+/// stack may be longer than what is shown.
+fn last_words(console: &Tail) -> Vec<String> {
+    let mut lines = console.lines(LINES_OF_A_PANIC);
+    let first_shown = lines.len().saturating_sub(CONSOLE_LINES);
+    let mut shown = lines.split_off(first_shown);
+    let reason = lines
+        .into_iter()
+        .rfind(|line| line.contains("Kernel panic"));
+    shown.splice(..0, reason);
+    shown
 }
 
 impl fmt::Display for Diagnostics {
@@ -189,6 +204,22 @@ impl RunError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_reason_of_a_panic_is_shown_however_long_its_stack_is() {
+        let shown_after = |stack: usize| {
+            let mut console = Tail::default();
+            console.push(b"[1.0] booting\n[2.0] Kernel panic - not syncing: no init\n");
+            console.push("[2.0]  ? a_function\n".repeat(stack).as_bytes());
+            last_words(&console)
+        };
+        assert_eq!(shown_after(1).len(), 3);
+        for stack in [CONSOLE_LINES - 1, CONSOLE_LINES, 100] {
+            let shown = shown_after(stack);
+            assert!(shown[0].ends_with("no init"), "{shown:?}");
+            assert!(shown.len() <= CONSOLE_LINES + 1, "{shown:?}");
+        }
+    }
 
     #[test]
     fn exit_codes_follow_docker() {
