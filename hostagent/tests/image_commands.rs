@@ -363,6 +363,27 @@ fn a_changed_bit_in_any_record_gives_no_other_image() {
 }
 
 #[test]
+fn a_layer_that_is_not_as_long_as_its_record_says_is_not_saved() {
+    let mote = mote_with(1);
+    let directory = TempDir::new().unwrap();
+    let archive = directory.path().join("demo.tar");
+    let record = format!("layers/v1/{}.json", Digest::of(&layers()[0]).hex());
+    let record = mote.root.path().join(record);
+    let kept = std::fs::read(&record).unwrap();
+    for more in [-512_i64, -1, 1] {
+        let mut wrong: serde_json::Value = serde_json::from_slice(&kept).unwrap();
+        wrong["tar_bytes"] = (wrong["tar_bytes"].as_i64().unwrap() + more).into();
+        std::fs::write(&record, wrong.to_string()).unwrap();
+        mote.run(&["save", "-o", archive.to_str().unwrap(), "demo:v1"])
+            .expect_failure(&["cannot save"]);
+        assert!(!archive.exists(), "{more}");
+    }
+    std::fs::write(&record, kept).unwrap();
+    mote.run(&["save", "-o", archive.to_str().unwrap(), "demo:v1"])
+        .expect(0);
+}
+
+#[test]
 fn a_record_that_cannot_be_read_ends_a_collection_before_anything_is_removed() {
     let mote = mote_with(2);
     let record = format!("layers/v1/{}.json", Digest::of(&layers()[0]).hex());

@@ -323,6 +323,11 @@ fn pulled_as_ever() -> Result<(), Failed> {
         let run = mote.run(&["image", "inspect", "--format", "json", &name]);
         run.expect(0).json().remove(0)
     };
+    // The registry has the manifest; the tag it has only now.
+    let again = name.replace(":v1", ":v2");
+    other.run(&["tag", &name, &again]).expect(0);
+    other.run(&["push", &again]).expect(0);
+    Mote::new().run(&["pull", &again]).expect(0);
     for key in ["Id", "RootFS", "Config"] {
         assert_eq!(inspect(&mote)[key], inspect(&other)[key]);
     }

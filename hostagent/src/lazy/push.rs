@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::artifact::{ARTIFACT_TYPE, Access, CONFIG_TYPE, Converted, ConvertedLayer, StoredBlob};
 use crate::image::digest::Digest;
 use crate::image::hashing::HashingReader;
-use crate::image::manifest::{Descriptor, MAX_DOCUMENT_BYTES};
+use crate::image::manifest::{Descriptor, Index, MAX_DOCUMENT_BYTES};
 use crate::image::name::ImageName;
 use crate::image::progress::Progress;
 use crate::registry::{
@@ -124,8 +124,7 @@ impl Push<'_> {
                         DOCKER_MANIFEST => DOCKER_MANIFEST,
                         _ => OCI_MANIFEST,
                     };
-                    // A tag that leads to an index with this manifest in it stays.
-                    if name.tag().is_some() && !image.names.contains(name) {
+                    if name.tag().is_some() && !self.leads_to(&tag, digest)? {
                         self.put(&tag, &bytes, media_type)?;
                     }
                     return Ok(descriptor(media_type, digest, bytes.len() as u64));
@@ -152,6 +151,22 @@ impl Push<'_> {
         }))?;
         let digest = self.put(&tag, &manifest, OCI_MANIFEST)?;
         Ok(descriptor(OCI_MANIFEST, digest, manifest.len() as u64))
+    }
+
+    /// Whether a tag is that of a manifest, or of an index with this manifest in it, which
+    /// stays.
+    fn leads_to(&self, tag: &Reference, digest: Digest) -> Result<bool, PushError> {
+        let named = self
+            .client
+            .manifest(&self.repository, tag, MAX_DOCUMENT_BYTES, &**self.cancel);
+        match named {
+            Ok(named) if named.digest == digest => Ok(true),
+            Ok(named) => Ok(Index::parse(&named.bytes)
+                .is_ok_and(|index| index.manifests.iter().any(|entry| entry.digest == digest))),
+            Err(RegistryError::Cancelled) => Err(PushError::Cancelled),
+            // No such tag: to put it tells what else may be wrong.
+            Err(_) => Ok(false),
+        }
     }
 
     /// A layer as the tar stream it was: put together again, by a thread, as it is read.

@@ -94,12 +94,22 @@ impl StoredLayer {
     }
 
     /// Hands the tar stream it was made from to `consume`, and then tells whether it was
-    /// that: of its length, and with its digest.
+    /// that: with its digest, and of the length that is recorded.
     pub fn tar<T>(&self, consume: impl FnOnce(&mut dyn Read) -> io::Result<T>) -> io::Result<T> {
         self.tar_unverified(u64::MAX, |tar| {
-            let mut tar = HashingReader::new(tar)?;
+            // One byte more than is recorded would be too long already.
+            let most = self.tar_bytes.saturating_add(1);
+            let mut counted = tar.take(most);
+            let mut tar = HashingReader::new(&mut counted)?;
             let made = consume(&mut tar)?;
             let digest = tar.finish()?;
+            let bytes = most - counted.limit();
+            if bytes != self.tar_bytes {
+                return Err(io::Error::other(format!(
+                    "the tar stream of layer {} is not as long as its record says: {} bytes",
+                    self.diff_id, self.tar_bytes
+                )));
+            }
             if digest != self.diff_id {
                 return Err(io::Error::other(format!(
                     "the tar stream of layer {} is another when it is put together again: {digest}",
