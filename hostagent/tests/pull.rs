@@ -651,9 +651,12 @@ fn policy() -> Result<(), Failed> {
     );
     // Nor from a file, under that name.
     let layout = support::Layout::with_image(&layers(), Stored::Plain, &name);
-    let mut command = mote.command(&["load", &layout.reference(&name)]);
-    Run::of(command.env("MOTE_CONFIG", directory).output()?).expect_failure(&["policy"]);
-    assert_eq!(blob_count(&mote), 0);
+    put_assets(&mote)?;
+    for verb in ["load", "run"] {
+        let mut command = mote.command(&[verb, &layout.reference(&name)]);
+        Run::of(command.env("MOTE_CONFIG", directory).output()?).expect_failure(&["policy"]);
+        assert_eq!(blob_count(&mote), 0, "{verb}");
+    }
     says("digest");
     pull_with(&mote, &config, &format!("{host}/app@{digest}")).expect(0);
     std::fs::write(
@@ -669,11 +672,8 @@ fn image_blob(manifest: &Value) -> String {
     manifest["layers"][0]["digest"].as_str().unwrap().to_owned()
 }
 
-fn run_pulls() -> Result<(), Failed> {
-    let registry = DockerRegistry::plain()?;
-    Image::of(layers()).push(&registry, "v1")?;
-    let name = format!("{}/app:v1", registry.host());
-    let mote = Mote::new();
+/// What a run looks for before it looks for its image. The VMM is none.
+fn put_assets(mote: &Mote) -> std::io::Result<()> {
     for asset in ["vmlinux", "initrd"] {
         let mut bytes = vec![0; 64];
         bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
@@ -685,10 +685,19 @@ fn run_pulls() -> Result<(), Failed> {
     let vmm = mote.assets().join("mote-vmm");
     let mut install = Command::new("install");
     assert!(install.arg("-m755").args([&text, &vmm]).status()?.success());
+    Ok(())
+}
+
+fn run_pulls() -> Result<(), Failed> {
+    let registry = DockerRegistry::plain()?;
+    Image::of(layers()).push(&registry, "v1")?;
+    let name = format!("{}/app:v1", registry.host());
+    let mote = Mote::new();
+    put_assets(&mote)?;
     mote.run(&["run", "--pull", "never", &name, "x"])
         .expect_failure(&["no such image"]);
     assert!(mote.images().is_empty());
-    // The VMM is none, but that is found later.
+    // That the VMM is none is found later.
     let run = mote.run(&["run", &name, "x"]).expect(125);
     assert!(!run.stderr.contains("no such image"), "{run:?}");
     assert_eq!(mote.images(), [name]);
