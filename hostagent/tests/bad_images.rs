@@ -17,7 +17,8 @@ fn good_layers() -> Vec<Vec<u8>> {
 #[track_caller]
 fn refused(reference: &str, words: &[&str]) {
     let mote = Mote::new();
-    mote.run(&["load", reference]).expect_failure(words);
+    let words: Vec<&str> = words.iter().copied().chain([reference]).collect();
+    mote.run(&["load", reference]).expect_failure(&words);
     assert_eq!(mote.images(), [""; 0]);
     assert_eq!(mote.layer_count(), 0);
     mote.assert_consistent();

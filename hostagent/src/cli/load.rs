@@ -65,14 +65,22 @@ pub fn main(args: LoadArgs) -> anyhow::Result<ExitCode> {
     let store = Store::open(&Store::default_root())?.with_limits(limits::of_this_machine()?);
     let progress = TerminalProgress::unless(args.quiet);
     let policy = Policy::of_this_machine()?;
+    let from = match (&args.reference, &args.input) {
+        (Some(reference), _) => reference.clone(),
+        (None, Some(file)) if file != Path::new("-") => file.display().to_string(),
+        (None, _) => "standard input".to_owned(),
+    };
+    let attempt = || format!("cannot load {from}");
     let found = match sources(&store, &args, reference, &progress) {
         // What writes the archive was interrupted too, and what there is of it is none.
         Err(_) if progress.cancelled() => return Err(ImportError::Cancelled.into()),
-        found => found?,
+        found => found.with_context(attempt)?,
     };
     for source in found {
-        policy.admits_local(&source.names)?;
-        let imported = store.import(&source, &source.names, &store.lease()?, &progress)?;
+        policy.admits_local(&source.names).with_context(attempt)?;
+        let imported = store
+            .import(&source, &source.names, &store.lease()?, &progress)
+            .with_context(attempt)?;
         report(&imported, &args.format)?;
     }
     Ok(ExitCode::SUCCESS)
