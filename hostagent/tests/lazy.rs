@@ -682,6 +682,17 @@ fn commands() -> Result<(), Failed> {
     node.mote.run(&["tag", &name, "mine:v1"]).expect(0);
     node.mote.run(&["image", "prune", "-f"]).expect(0);
     assert_eq!(node.mote.images().len(), 2);
+    node.mote.run(&["store", "verify"]).expect(0);
+    // Without its record nobody knows where the rest is.
+    let record = {
+        let mut records = std::fs::read_dir(node.mote.root.path().join("lazy"))?;
+        records.next().ok_or("no record")??.path()
+    };
+    let kept = std::fs::read(&record)?;
+    std::fs::write(&record, &kept[1..])?;
+    let run = node.mote.run(&["store", "verify"]);
+    assert!(run.code != Some(0), "{run:?}");
+    std::fs::write(&record, kept)?;
     node.mote.run(&["rmi", &name]).expect(0);
     node.mote.run(&["rmi", "mine:v1"]).expect(0);
     for directory in ["blobs", "partial", "lazy", "accesses", "content/sha256"] {

@@ -182,7 +182,7 @@ impl Store {
         match self.merged(&image.diff_ids) {
             Ok(_) => Ok(false),
             // What is missing is fetched when it is needed.
-            Err(StoreError::Missing { .. }) if !self.lazy_blobs(image.id)?.is_empty() => Ok(false),
+            Err(StoreError::Missing { .. }) if !self.lazy_images(image.id)?.is_empty() => Ok(false),
             Err(error) if error.is_damage() => self
                 .obtain_merged(image.id, &image.diff_ids, lease)
                 .map(|()| true),
