@@ -692,6 +692,7 @@ fn commands() -> Result<(), Failed> {
     std::fs::write(&record, &kept[1..])?;
     let run = node.mote.run(&["store", "verify"]);
     assert!(run.code != Some(0), "{run:?}");
+    assert!(run.stdout.contains(&format!("Broken: {name}")), "{run:?}");
     std::fs::write(&record, kept)?;
     node.mote.run(&["rmi", &name]).expect(0);
     node.mote.run(&["rmi", "mine:v1"]).expect(0);

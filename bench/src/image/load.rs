@@ -8,11 +8,11 @@ use std::time::Instant;
 
 use hostagent::image::digest::Digest;
 use hostagent::store::{Blob, Store};
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::Advice;
 use tempfile::TempDir;
 
 use super::random::RandomLayer;
-use super::{Setup, guests, layout};
+use super::{Setup, guests, layout, reads};
 use crate::comparison::{Better, Group};
 use crate::error::{BenchError, host};
 
@@ -217,8 +217,7 @@ pub fn remove(path: &Path) -> Result<(), BenchError> {
 pub fn forget(path: &Path) -> Result<(), BenchError> {
     rustix::fs::sync();
     let file = fs::File::open(path).map_err(host("open what is taken in"))?;
-    let advised = fadvise(&file, 0, None, Advice::DontNeed).map_err(std::io::Error::from);
-    advised.map_err(host("have a file read from the disk"))
+    reads::advise(&file, Advice::DontNeed)
 }
 
 /// The seconds that it takes to load an archive into an empty store.

@@ -115,7 +115,8 @@ fn advise_beside(blob: &StoredBlob, advice: Advice) -> Result<(), BenchError> {
     blob.blocks.iter().try_for_each(|file| advise(file, advice))
 }
 
-fn advise(file: &File, advice: Advice) -> Result<(), BenchError> {
+/// Says how a file is read next.
+pub fn advise(file: &File, advice: Advice) -> Result<(), BenchError> {
     let advised = fadvise(file, 0, None, advice).map_err(io::Error::from);
     advised.map_err(host("say what is read next"))
 }
