@@ -38,11 +38,17 @@ fn store() -> PathBuf {
     variable("MOTE_ROOT").into()
 }
 
+/// What a record of the store says: its first line.
+fn read_record(file: &Path) -> Value {
+    let record = fs::read_to_string(file).expect("a record");
+    serde_json::from_str(record.lines().next().expect("a line")).expect("JSON")
+}
+
 /// Where the blob of a layer is.
 fn blob_of(diff_id: &str) -> PathBuf {
     let hex = diff_id.strip_prefix("sha256:").expect("a sha256 digest");
     let record = store().join(format!("layers/v1/{hex}.json"));
-    let record: Value = serde_json::from_slice(&fs::read(record).expect("a record")).expect("JSON");
+    let record = read_record(&record);
     let hash = record["blob"]["hash"].as_str().expect("a hash");
     let hex = hash.strip_prefix("blake3:").expect("a BLAKE3 hash");
     store().join("blobs").join(hex)
@@ -50,8 +56,7 @@ fn blob_of(diff_id: &str) -> PathBuf {
 
 /// What of the store every guest boots: `kernel` or `initrd`.
 fn boot_blob(which: &str) -> PathBuf {
-    let record = fs::read(store().join("boot.json")).expect("a guest has run");
-    let record: Value = serde_json::from_slice(&record).expect("JSON");
+    let record = read_record(&store().join("boot.json"));
     let hash = record[which]["hash"].as_str().expect("a hash");
     let hex = hash.strip_prefix("blake3:").expect("a BLAKE3 hash");
     store().join("blobs").join(hex)

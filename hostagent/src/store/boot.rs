@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::blob::{BlobIdentity, BlobWriter};
 use super::blobs::Blob;
 use super::durable::Unsynced;
-use super::layers::usable_record;
 use super::leases::Lease;
+use super::record::usable_record;
 use super::{Store, StoreError};
 
 /// What guests boot unless the user says otherwise.

@@ -82,6 +82,11 @@ impl Unsynced {
         Ok(())
     }
 
+    /// Adds what another has.
+    pub fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
     /// Waits until all of it is on disk.
     pub fn sync(&mut self) -> io::Result<()> {
         sync_all(&std::mem::take(&mut self.0))

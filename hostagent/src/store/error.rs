@@ -51,8 +51,8 @@ pub enum StoreError {
         /// Why.
         source: io::Error,
     },
-    /// A record of the store is not what this version wrote.
-    #[error("{} of the store cannot be read; load the image again with `mote load`, or pull it with `mote pull`", path.display())]
+    /// A record of the store is not what was written.
+    #[error("{} of the store is not what was written there; `mote store verify` sees what can be mended, and says what is to be loaded or pulled again", path.display())]
     Record {
         /// The file.
         path: PathBuf,

@@ -11,13 +11,14 @@ use serde::{Deserialize, Serialize};
 
 use super::blob::{BlobIdentity, BlobWriter};
 use super::blobs::{Blob, StreamReader, VerifiedReader};
-use super::durable::{Unsynced, publish, write_file};
+use super::durable::Unsynced;
 use super::error::is_out_of_space;
 use super::import::ImportError;
 use super::leases::Lease;
 use super::limits;
 use super::lock::FileLock;
 use super::made::Made;
+use super::record::{encode, mistaken, read_record, usable_record};
 use super::{Store, StoreError};
 use crate::image::digest::Digest;
 use crate::image::hashing::HashingReader;
@@ -289,7 +290,7 @@ impl Store {
         let mut all_written = || -> io::Result<()> {
             unsynced.add_directory(&blob_directory)?;
             unsynced.add_directory(&skeleton_directory)?;
-            unsynced.write(&part, &serde_json::to_vec(&record)?)
+            unsynced.write(&part, &encode(&record)?)
         };
         all_written().map_err(failed)?;
         let blob = (blob_directory, record.blob);
@@ -331,61 +332,6 @@ impl Store {
 
     pub(super) fn layer_record(&self, diff_id: Digest) -> PathBuf {
         self.layers().join(format!("{}.json", diff_id.hex()))
-    }
-
-    /// Puts a record in its place, over what is there.
-    pub(super) fn write_record(
-        &self,
-        path: &std::path::Path,
-        record: &impl Serialize,
-        action: impl Fn() -> String,
-    ) -> Result<(), StoreError> {
-        let staging = self.scratch()?;
-        let part = staging.path().join("record");
-        serde_json::to_vec(record)
-            .map_err(io::Error::other)
-            .and_then(|bytes| write_file(&part, &bytes))
-            .and_then(|()| publish(&part, path))
-            .map_err(|error| self.io(action(), error))
-    }
-}
-
-/// A record; `None` if there is none.
-pub(super) fn read_record<T: serde::de::DeserializeOwned>(
-    store: &Store,
-    path: PathBuf,
-    what: impl Fn() -> String,
-) -> Result<Option<T>, StoreError> {
-    let bytes = match std::fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(store.io(format!("reading {}", what()), error)),
-    };
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|source| StoreError::Record { path, source })
-}
-
-/// A record; `None` if there is none, or nothing that could be used as one: what it stood
-/// for is made again. One that cannot be read is an error all the same: it may name what is
-/// needed.
-pub(super) fn usable_record<T: serde::de::DeserializeOwned>(
-    store: &Store,
-    path: PathBuf,
-) -> Result<Option<T>, StoreError> {
-    match read_record(store, path.clone(), || {
-        format!("the record {}", path.display())
-    }) {
-        Err(StoreError::Record { .. }) => Ok(None),
-        read => read,
-    }
-}
-
-/// A record that can be read and cannot be right.
-pub(super) fn mistaken(path: PathBuf, problem: &str) -> StoreError {
-    StoreError::Record {
-        path,
-        source: serde::de::Error::custom(problem),
     }
 }
 

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use outboard::BlobHash;
 use serde::{Deserialize, Serialize};
 
-use super::layers::{read_record, usable_record};
+use super::record::{read_record, usable_record};
 use super::records::{StoredImage, now_unix_seconds};
 use super::{BlobIdentity, Lease, MergedImage, Store, StoreError};
 use crate::image::digest::Digest;

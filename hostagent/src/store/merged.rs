@@ -12,10 +12,11 @@ use super::blob::{BlobIdentity, BlobWriter};
 use super::blobs::{Blob, VerifiedReader, corruption};
 use super::durable::Unsynced;
 use super::error::is_out_of_space;
-use super::layers::{ConvertedLayer, StoredLayer, mistaken, read_record, usable_record};
+use super::layers::{ConvertedLayer, StoredLayer};
 use super::leases::Lease;
 use super::lock::FileLock;
 use super::made::Made;
+use super::record::{encode, mistaken, read_record, usable_record};
 use super::{Store, StoreError};
 use crate::image::digest::Digest;
 
@@ -154,7 +155,7 @@ impl Store {
         let part = staging.path().join("record");
         let mut all_written = || -> io::Result<()> {
             unsynced.add_directory(&directory)?;
-            unsynced.write(&part, &serde_json::to_vec(&record)?)
+            unsynced.write(&part, &encode(&record)?)
         };
         all_written().map_err(failed)?;
         Ok(Some(Made {

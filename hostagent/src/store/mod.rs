@@ -5,6 +5,7 @@
 //! ├── format                          the version of this layout
 //! ├── node.key                        what peers know this node by, made on first need
 //! ├── images.json                     names, and what each image is made of
+//! ├── images.copy.json                the same again
 //! ├── content/sha256/HEX              manifests and image configurations, as they came
 //! ├── blobs/HASH/data                 bytes, named by their BLAKE3 hash
 //! │              /outboard             the hash tree over them (crate `outboard`)
@@ -26,7 +27,8 @@
 //! Everything is made under `staging`, brought to disk, renamed into place, and
 //! the rename brought to disk; so a reader sees all of a thing or nothing, and
 //! after a crash at any point the store is as it was before or after. An image is
-//! recorded last, when all it needs is there and on disk. Which waits for the disk
+//! recorded last, when all it needs is there and on disk. Each record has its own hash (see
+//! [`record`]). Which waits for the disk
 //! there are, and why, is in `docs/rfd/0007-content.md`. What a dead process left in
 //! `staging` is removed when the store is next opened (see [`staging`]). Two
 //! processes that want the same layer wait for one another (see [`lock`]). What no image
@@ -43,6 +45,7 @@ mod boot;
 mod collect;
 mod durable;
 mod error;
+mod images_file;
 mod import;
 mod incoming;
 mod layers;
@@ -53,6 +56,7 @@ pub mod lock;
 mod made;
 mod merged;
 mod partial;
+mod record;
 mod records;
 mod reserve;
 mod spool;
@@ -83,14 +87,14 @@ pub use verify::{Report, Verified, Wrong};
 
 use crate::image::digest::Digest;
 use crate::running::Registry;
-use durable::{create_directory, publish, sync_directory, write_file, write_secret_file};
+use durable::{create_directory, publish, sync_directory, write_secret_file};
 use lock::FileLock;
 use staging::Staging;
 
 /// Where the store is unless `MOTE_ROOT` says otherwise.
 pub const DEFAULT_ROOT: &str = "/var/lib/mote";
 /// The version of the layout above.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 /// What is attempted when a store is opened that is not there yet.
 const MAKING: &str = "making the store";
 
@@ -235,30 +239,22 @@ impl Store {
 
     fn check_format(&self) -> Result<(), StoreError> {
         let path = self.root.join("format");
-        let failed = |source| self.io("reading the format", source);
         let found = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|source| StoreError::Record { path, source })?,
+            Ok(bytes) => match format_of(&bytes) {
+                Some(found) => found,
+                // What damage has left says nothing of another version, and each record
+                // of one would be refused by itself.
+                None => {
+                    self.write_record(&path, &FORMAT, || "mending the format".to_owned())?;
+                    FORMAT
+                }
+            },
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let failed = |source| self.io(MAKING, source);
-                // Whoever made what is there may have been killed before it was on disk.
-                let above = self.root.parent().map(Path::to_owned);
-                let within = ["content", "layers", "disks"].map(|name| self.root.join(name));
-                for directory in within {
-                    sync_directory(&directory).map_err(failed)?;
-                }
-                match above.map_or(Ok(()), |above| sync_directory(&above)) {
-                    // One that this user may not read: whoever made the root there has.
-                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
-                    synced => synced.map_err(failed)?,
-                }
-                let staging = self.scratch()?;
-                let part = staging.path().join("format");
-                write_file(&part, format!("{FORMAT}\n").as_bytes()).map_err(failed)?;
-                publish(&part, &path).map_err(failed)?;
+                self.begin_layout()?;
+                self.write_record(&path, &FORMAT, || MAKING.to_owned())?;
                 FORMAT
             }
-            Err(error) => return Err(failed(error)),
+            Err(error) => return Err(self.io("reading the format", error)),
         };
         if found == FORMAT {
             return Ok(());
@@ -268,6 +264,22 @@ impl Store {
             found,
             supported: FORMAT,
         })
+    }
+
+    /// Brings to disk what a new store consists of.
+    fn begin_layout(&self) -> Result<(), StoreError> {
+        let failed = |source| self.io(MAKING, source);
+        // Whoever made what is there may have been killed before it was on disk.
+        let above = self.root.parent().map(Path::to_owned);
+        let within = ["content", "layers", "disks"].map(|name| self.root.join(name));
+        for directory in within {
+            sync_directory(&directory).map_err(failed)?;
+        }
+        match above.map_or(Ok(()), |above| sync_directory(&above)) {
+            // One that this user may not read: whoever made the root there has.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            synced => synced.map_err(failed),
+        }
     }
 
     fn staging(&self) -> PathBuf {
@@ -299,6 +311,14 @@ impl Store {
     }
 }
 
+/// The version that a `format` names; `None` if it is not what any version wrote.
+fn format_of(bytes: &[u8]) -> Option<u32> {
+    // Before version 3 it was a number alone.
+    record::decode(bytes)
+        .or_else(|_| serde_json::from_slice(bytes))
+        .ok()
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -317,12 +337,32 @@ mod tests {
     }
 
     #[test]
-    fn a_store_of_a_newer_version_is_left_alone() {
+    fn a_store_of_another_version_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         Store::open(directory.path()).unwrap();
-        std::fs::write(directory.path().join("format"), "3\n").unwrap();
-        let error = Store::open(directory.path()).unwrap_err();
-        assert!(matches!(error, StoreError::Format { found: 3, .. }));
+        let newer = record::encode(&(FORMAT + 1)).unwrap();
+        for (bytes, version) in [(&newer[..], FORMAT + 1), (b"2\n", 2)] {
+            std::fs::write(directory.path().join("format"), bytes).unwrap();
+            match Store::open(directory.path()).unwrap_err() {
+                StoreError::Format { found, .. } => assert_eq!(found, version),
+                error => panic!("{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_format_with_a_changed_bit_is_not_that_of_another_version() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("format");
+        Store::open(directory.path()).unwrap();
+        let written = std::fs::read(&path).unwrap();
+        for bit in 0..written.len() * 8 {
+            let mut changed = written.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&path, &changed).unwrap();
+            Store::open(directory.path()).unwrap();
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), written);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Which images there are: `images.json`, one document, replaced as a whole.
+//! Which images there are, and their names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -6,18 +6,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::durable::{Unsynced, publish, sync_directory};
-use super::lock::FileLock;
+use super::durable::Unsynced;
 use super::{Store, StoreError};
 use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
 use crate::image::name::ImageName;
 use crate::image::reference::StoredReference;
 
-/// The document.
+/// What `images.json` has.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Records {
+pub(super) struct Records {
     /// By image id, which is the digest of the configuration.
     images: BTreeMap<Digest, ImageRecord>,
     /// `docker.io/library/debian:12` to an image id.
@@ -190,57 +189,6 @@ impl Store {
             removed
         })
     }
-
-    fn change_records<T>(
-        &self,
-        action: &str,
-        mut unsynced: Unsynced,
-        change: impl FnOnce(&mut Records) -> T,
-    ) -> Result<T, StoreError> {
-        let locked = self.locks().join("images");
-        let failed = |source| self.io(action, source);
-        let _lock = FileLock::acquire_brief(&locked).map_err(failed)?;
-        let before = self.read_records()?;
-        let mut records = before.clone();
-        let outcome = change(&mut records);
-        if records == before {
-            // Whoever has recorded that may not have come to bring it to disk.
-            let synced = unsynced.sync().and_then(|()| sync_directory(&self.root));
-            return synced.map(|()| outcome).map_err(failed);
-        }
-        let place = self.records_path();
-        let mut bytes =
-            serde_json::to_vec_pretty(&records).map_err(|source| StoreError::Record {
-                path: place.clone(),
-                source,
-            })?;
-        bytes.push(b'\n');
-        let staging = self.in_reserve(|| {
-            let staging = self.scratch()?;
-            let written = unsynced.write(&staging.path().join("images.json"), &bytes);
-            written.map(|()| staging).map_err(failed)
-        })?;
-        unsynced
-            .sync()
-            .and_then(|()| publish(&staging.path().join("images.json"), &place))
-            .map_err(failed)?;
-        Ok(outcome)
-    }
-
-    fn records_path(&self) -> std::path::PathBuf {
-        self.root.join("images.json")
-    }
-
-    fn read_records(&self) -> Result<Records, StoreError> {
-        let path = self.records_path();
-        match std::fs::read(&path) {
-            Ok(bytes) => {
-                serde_json::from_slice(&bytes).map_err(|source| StoreError::Record { path, source })
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Records::default()),
-            Err(error) => Err(self.io("reading images.json", error)),
-        }
-    }
 }
 
 impl Records {
@@ -314,10 +262,10 @@ pub(super) fn now_unix_seconds() -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn image(seed: &str, names: &[&str]) -> StoredImage {
+    pub fn image(seed: &str, names: &[&str]) -> StoredImage {
         StoredImage {
             id: Digest::of(seed.as_bytes()),
             manifest: Some(Digest::of(format!("manifest of {seed}").as_bytes())),
@@ -330,7 +278,7 @@ mod tests {
         }
     }
 
-    fn record(store: &Store, image: &StoredImage) {
+    pub fn record(store: &Store, image: &StoredImage) {
         store.record(image, Unsynced::default()).unwrap();
     }
 
@@ -427,14 +375,6 @@ mod tests {
             .unwrap();
         let error = find(&store, &shared[..1]).unwrap_err();
         assert!(matches!(error, StoreError::AmbiguousId { .. }), "{error}");
-    }
-
-    #[test]
-    fn a_corrupt_record_is_an_error_and_not_an_empty_store() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path()).unwrap();
-        std::fs::write(directory.path().join("images.json"), "{").unwrap();
-        assert!(matches!(store.images(), Err(StoreError::Record { .. })));
     }
 
     #[test]

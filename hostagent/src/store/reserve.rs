@@ -15,8 +15,8 @@ use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, fstatvfs};
 
 use super::{Store, StoreError};
 
-/// How long it is: what an `images.json` of a thousand images takes.
-const RESERVE_BYTES: u64 = 1 << 20;
+/// How long it is: what the two files of a thousand images take.
+const RESERVE_BYTES: u64 = 2 << 20;
 /// What of it is given back at a time. What writes little does not use up all of it.
 const PIECE_BYTES: u64 = 128 << 10;
 

@@ -56,7 +56,10 @@ impl Store {
     /// records that name what is not there are removed; merges are made again from layers
     /// that are whole. `None` if the user has asked to stop.
     pub fn verify_all(&self, progress: &dyn Progress) -> Result<Option<Report>, StoreError> {
-        let mut report = Report::default();
+        let mut report = Report {
+            wrong: self.verify_records()?,
+            ..Report::default()
+        };
         if self.verify_blobs(&mut report, progress)?.is_none() {
             return Ok(None);
         }

@@ -87,6 +87,21 @@ impl Stored {
     }
 }
 
+/// What a record of the store says.
+pub fn read_record(file: &Path) -> Value {
+    let bytes = std::fs::read(file).unwrap();
+    let end = bytes.iter().position(|byte| *byte == b'\n').unwrap();
+    serde_json::from_slice(&bytes[..end]).unwrap()
+}
+
+/// Writes a record of the store that has the hash that it should.
+pub fn write_record(file: &Path, record: &Value) {
+    let record = format!("{record}\n");
+    let hash = outboard::BlobHash::of(record.as_bytes());
+    let checksum = serde_json::json!({ "hash": hash });
+    std::fs::write(file, format!("{record}{checksum}\n")).unwrap();
+}
+
 /// An image configuration over these layers.
 pub fn config(layers: &[Vec<u8>]) -> Value {
     let diff_ids: Vec<Digest> = layers.iter().map(|layer| Digest::of(layer)).collect();
@@ -351,20 +366,19 @@ impl Mote {
     /// The directory of a layer's blob.
     pub fn layer_blob(&self, diff_id: Digest) -> PathBuf {
         let record = format!("layers/v1/{}.json", diff_id.hex());
-        let record = std::fs::read(self.root.path().join(record)).unwrap();
-        self.blob_of(&record)
+        self.blob_of(&self.root.path().join(record))
     }
 
     /// The directories of the blobs over layers.
     pub fn disk_blobs(&self) -> Vec<PathBuf> {
         let records = std::fs::read_dir(self.root.path().join("disks/v1")).unwrap();
         records
-            .map(|record| self.blob_of(&std::fs::read(record.unwrap().path()).unwrap()))
+            .map(|record| self.blob_of(&record.unwrap().path()))
             .collect()
     }
 
-    fn blob_of(&self, record: &[u8]) -> PathBuf {
-        let record: Value = serde_json::from_slice(record).unwrap();
+    fn blob_of(&self, record: &Path) -> PathBuf {
+        let record = read_record(record);
         let hash = record["blob"]["hash"].as_str().unwrap();
         let hex = hash.strip_prefix("blake3:").unwrap();
         self.root.path().join("blobs").join(hex)
