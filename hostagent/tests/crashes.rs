@@ -50,7 +50,7 @@ fn after_kill_9_at_any_point_the_next_load_works_and_nothing_stays_behind() {
             mote.load(&reference);
             mote.assert_consistent();
             assert_eq!(mote.layer_count(), 4);
-            for name in ["layers", "disks", "images.json"] {
+            for name in ["layers", "disks", "images.json", "images.copy.json"] {
                 let path = mote.root.path().join(name);
                 if path.is_dir() {
                     std::fs::remove_dir_all(path).unwrap();

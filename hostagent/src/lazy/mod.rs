@@ -5,6 +5,7 @@
 //! else when the guest reads it ([`fetch`]) or, when nobody waits, in the background. Who
 //! needs all of it, to save or push it, has it completed ([`complete`]).
 
+mod accesses;
 pub mod artifact;
 pub mod complete;
 pub mod fetch;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::accesses;
 use super::artifact::{
     ARTIFACT_TYPE, Access, CONFIG_TYPE, Converted, MAX_CONFIG_BYTES, StoredBlob,
 };
@@ -40,6 +41,8 @@ pub struct Running {
     image: Digest,
     /// Which of the disk's blobs each source is.
     blobs: Vec<u32>,
+    /// What was known to be read.
+    earlier: Vec<Access>,
 }
 
 /// What `mote push` has stored beside an image, if it has, and `accept` does not say why it
@@ -203,7 +206,7 @@ pub fn start(
         client: Arc::clone(client),
         repository,
         sources,
-        first: accesses.into_iter().filter_map(of_source).collect(),
+        first: accesses.iter().copied().filter_map(of_source).collect(),
     };
     let (server, socket) = Server::start(origin, Extents(places), tell).map_err(failed)?;
     // What is missing besides has nobody who asks.
@@ -213,6 +216,7 @@ pub fn start(
         store: Arc::clone(store),
         image: image.id,
         blobs: indices,
+        earlier: accesses,
     };
     Ok(Started {
         disk,
@@ -330,15 +334,16 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let accesses = self.server.accesses();
+        let read = self.server.accesses();
         let of_disk = |access: Access| {
             let blob = *self.blobs.get(access.blob as usize)?;
             Some(Access { blob, ..access })
         };
-        let accesses: Vec<Access> = accesses.into_iter().filter_map(of_disk).collect();
+        let accesses: Vec<Access> = read.into_iter().filter_map(of_disk).collect();
         if !accesses.is_empty() {
+            let merged = accesses::merged(&self.earlier, &accesses);
             // They only save time.
-            let _ = self.store.keep_accesses(self.image, &accesses);
+            let _ = self.store.keep_accesses(self.image, &merged);
         }
     }
 }
