@@ -21,6 +21,7 @@ use super::format::{FORMAT_HELP, Format};
 use super::interrupt;
 use super::output::print;
 use super::progress::TerminalProgress;
+use super::refused;
 use super::source::{open_archive, read_archive};
 
 const EXAMPLES: &str = "\
@@ -78,9 +79,9 @@ pub fn main(args: LoadArgs) -> anyhow::Result<ExitCode> {
     };
     for source in found {
         policy.admits_local(&source.names).with_context(attempt)?;
-        let imported = store
-            .import(&source, &source.names, &store.lease()?, &progress)
-            .with_context(attempt)?;
+        let imported = store.import(&source, &source.names, &store.lease()?, &progress);
+        let imported = imported.with_context(attempt);
+        let imported = imported.inspect_err(|error| refused::forget(&store, error))?;
         report(&imported, &args.format)?;
     }
     Ok(ExitCode::SUCCESS)

@@ -15,6 +15,7 @@ mod progress;
 mod ps;
 mod pull;
 mod push;
+mod refused;
 mod rmi;
 mod run;
 mod save;

@@ -19,6 +19,7 @@ use super::format::{FORMAT_HELP, Format};
 use super::interrupt;
 use super::output::print;
 use super::progress::TerminalProgress;
+use super::refused;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -80,7 +81,8 @@ pub fn main(args: &PullArgs) -> anyhow::Result<ExitCode> {
         ))?;
     }
     let before = led_to(&store, &name)?;
-    let pulled = pull(&store, &name, &store.lease()?, &progress)?;
+    let pulled = pull(&store, &name, &store.lease()?, &progress);
+    let pulled = pulled.inspect_err(|error| refused::forget(&store, error))?;
     drop(progress);
     report(&name, before, &pulled, args)
 }

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Deserialize;
 
 use super::digest::Digest;
-use super::manifest::{ARCHITECTURE, MAX_LAYERS, OPERATING_SYSTEM};
+use super::manifest::MAX_LAYERS;
+use super::platform::{ARCHITECTURE, OPERATING_SYSTEM};
 
 /// An image configuration, reduced to what a host acts on.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
+use super::platform::Platform;
 
 /// The longest index, manifest, configuration or other JSON document accepted.
 /// Registries refuse manifests over 4 MiB (distribution specification, "Pushing
@@ -22,11 +23,6 @@ pub const MAX_INDEX_ENTRIES: usize = 1024;
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The whole name, as containerd and newer `docker save` write it.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
-
-/// What this machine runs.
-pub const OPERATING_SYSTEM: &str = "linux";
-/// What this machine runs, as Go names it.
-pub const ARCHITECTURE: &str = "amd64";
 
 /// Points at content by digest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -52,24 +48,6 @@ pub struct Descriptor {
     /// or "nondistributable", and only there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub urls: Option<Vec<String>>,
-}
-
-/// A kind of machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Platform {
-    /// As in Go's `GOARCH`.
-    #[serde(default)]
-    pub architecture: String,
-    /// As in Go's `GOOS`.
-    #[serde(default)]
-    pub os: String,
-}
-
-impl Platform {
-    /// Whether images for this platform run here.
-    pub fn is_ours(&self) -> bool {
-        self.os == OPERATING_SYSTEM && self.architecture == ARCHITECTURE
-    }
 }
 
 impl Descriptor {

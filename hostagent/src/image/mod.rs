@@ -14,6 +14,7 @@ pub mod layer;
 pub mod manifest;
 pub mod name;
 pub mod oci_layout;
+pub mod platform;
 pub mod progress;
 pub mod reference;
 pub mod region;

@@ -7,11 +7,9 @@ use std::sync::Arc;
 use super::config::{ConfigError, ImageConfig};
 use super::digest::Digest;
 use super::layer::{LayerContent, LayerSource};
-use super::manifest::{
-    ARCHITECTURE, Descriptor, Document, DocumentError, MAX_DOCUMENT_BYTES, Manifest,
-    OPERATING_SYSTEM,
-};
+use super::manifest::{Descriptor, Document, DocumentError, MAX_DOCUMENT_BYTES, Manifest};
 use super::name::ImageName;
+use super::platform::{ARCHITECTURE, OPERATING_SYSTEM, Platform};
 use super::region::FileRegion;
 use crate::registry::RegistryError;
 
@@ -400,19 +398,24 @@ fn shown(media_type: &str) -> String {
     media_type.chars().take(100).collect()
 }
 
-/// The first entry for this machine: an index is in order of preference.
+/// The first entry for this machine, one that every such machine can run before one that
+/// this processor happens to have all for: an index is in order of preference.
 pub(super) fn for_this_machine<'a>(
     entries: &'a [Descriptor],
     place: &str,
 ) -> Result<&'a Descriptor, SourceError> {
-    let named = entries
-        .iter()
-        .find(|entry| entry.platform.as_ref().is_some_and(|p| p.is_ours()));
+    let named = |fits: fn(&Platform) -> bool| {
+        let mut entries = entries.iter();
+        entries.find(|entry| entry.platform.as_ref().is_some_and(fits))
+    };
     let any = || entries.iter().find(|entry| entry.may_run_here());
-    named.or_else(any).ok_or_else(|| SourceError::NoPlatform {
-        place: place.to_owned(),
-        found: platforms(entries),
-    })
+    named(Platform::is_baseline)
+        .or_else(|| named(Platform::is_ours))
+        .or_else(any)
+        .ok_or_else(|| SourceError::NoPlatform {
+            place: place.to_owned(),
+            found: platforms(entries),
+        })
 }
 
 fn platforms(entries: &[Descriptor]) -> String {
@@ -420,7 +423,7 @@ fn platforms(entries: &[Descriptor]) -> String {
         .iter()
         .filter_map(|entry| entry.platform.as_ref())
         .take(MAX_TAGS_SHOWN)
-        .map(|platform| format!("{}/{}", platform.os, platform.architecture))
+        .map(Platform::to_string)
         .collect();
     if found.is_empty() {
         "none".to_owned()
@@ -463,4 +466,44 @@ pub(super) fn read_document(
         digest: Digest::of(&bytes),
         bytes,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn chosen(platforms: &[(&str, &str)]) -> Result<usize, SourceError> {
+        let entries: Vec<Descriptor> = platforms
+            .iter()
+            .zip(0..)
+            .map(|((architecture, variant), number)| {
+                let platform = json!({
+                    "os": "linux", "architecture": architecture, "variant": variant
+                });
+                let digest = Digest::of(&[number]);
+                let entry = json!({"digest": digest, "size": 0, "platform": platform});
+                serde_json::from_value(entry).unwrap()
+            })
+            .collect();
+        let entry = for_this_machine(&entries, "the index")?;
+        Ok(entries
+            .iter()
+            .position(|one| one.digest == entry.digest)
+            .unwrap())
+    }
+
+    #[test]
+    fn an_index_gives_the_image_that_every_machine_of_this_kind_can_run() {
+        let arm = ("arm64", "v8");
+        assert_eq!(chosen(&[arm, ("amd64", "v2"), ("amd64", "")]).unwrap(), 2);
+        assert_eq!(chosen(&[("amd64", "v4"), ("amd64", "v1")]).unwrap(), 1);
+        assert_eq!(chosen(&[("amd64", ""), ("amd64", "")]).unwrap(), 0);
+        let error = chosen(&[arm, ("amd64", "v9")]).unwrap_err();
+        assert!(
+            error.to_string().contains("linux/arm64/v8, linux/amd64/v9"),
+            "{error}"
+        );
+    }
 }

@@ -328,6 +328,11 @@ impl RegistryError {
         }
     }
 
+    /// Whether the same may well succeed later.
+    pub fn may_pass(&self) -> bool {
+        self.retry() != Retry::Never || matches!(self, Self::Cancelled | Self::UnknownHost { .. })
+    }
+
     /// Whether the server could not be reached at all.
     pub(super) fn is_unreachable(&self) -> bool {
         matches!(self, Self::Request { source, .. } if source.is_connect())

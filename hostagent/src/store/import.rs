@@ -20,6 +20,7 @@ use crate::image::layer::LayerError;
 use crate::image::name::ImageName;
 use crate::image::progress::Progress;
 use crate::image::source::{SourceImage, VerifiedDocument};
+use crate::registry::RegistryError;
 
 /// What an import did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +34,8 @@ pub struct Imported {
 }
 
 /// Why an image was not taken in. Nothing of it is recorded; layers that were
-/// converted before the failure stay, whole and verified, and are used next time.
+/// converted before the failure stay, whole and verified, and are used next time, or are
+/// removed by [`Store::collect`].
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// A layer is not what it should be.
@@ -52,6 +54,34 @@ impl ImportError {
     pub fn is_out_of_space(&self) -> bool {
         matches!(self, Self::Store(StoreError::NoSpace { .. }))
     }
+
+    /// Whether the image is not what it should be, so that trying again would end the same.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Layer(error) => !matches!(**error, LayerError::Cancelled) && !is_passing(error),
+            Self::Store(StoreError::Merge { quarantined, .. }) => quarantined.is_none(),
+            Self::Store(_) | Self::Cancelled => false,
+        }
+    }
+}
+
+/// Whether a registry that may well answer next time is what caused an error.
+fn is_passing(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut current = Some(error);
+    while let Some(error) = current {
+        if let Some(error) = error.downcast_ref::<RegistryError>() {
+            return error.may_pass();
+        }
+        let within = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        current = match within {
+            // Its own source is that of the error within.
+            Some(within) => Some(within),
+            None => error.source(),
+        };
+    }
+    false
 }
 
 /// The manifest and the configuration of an image, written aside.

@@ -26,9 +26,12 @@ pub const TESTS: &[Test] = &[
     ),
 ];
 
-/// One: others that are whole would stay.
+/// The first is what is harmed; nothing of the other stays either.
 fn layers() -> Vec<Vec<u8>> {
-    vec![layer(&[("data", &noise(90, 200_000))])]
+    vec![
+        layer(&[("data", &noise(90, 200_000))]),
+        layer(&[("small", b"sound")]),
+    ]
 }
 
 /// An image, and its manifest after `change`, as a registry has them under `v1`.
