@@ -17,6 +17,8 @@ mod http_server;
 #[path = "support/registry.rs"]
 #[allow(dead_code, reason = "each test program uses a part")]
 mod memory_registry;
+#[path = "pull/progress.rs"]
+mod progress;
 mod support;
 #[path = "pull/waiting.rs"]
 mod waiting;
@@ -91,7 +93,10 @@ fn main() -> ExitCode {
         .iter()
         .map(|(name, test)| Trial::test(*name, test).with_ignored_flag(missing));
     // These need no registry but the test's.
-    let more = hostile::TESTS.iter().chain(waiting::TESTS);
+    let more = hostile::TESTS
+        .iter()
+        .chain(waiting::TESTS)
+        .chain(progress::TESTS);
     let trials = trials.chain(more.map(|(name, test)| Trial::test(*name, test)));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
