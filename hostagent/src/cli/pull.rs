@@ -27,8 +27,9 @@ Examples:
   mote pull registry.example/team/app:v1
   mote pull debian@sha256:4f1a…            Exactly that one, whatever its tags are now
 
-Credentials are those of `docker login`. Mirrors, registries without TLS and limits are set
-in /etc/mote/registries.toml, or in the directory MOTE_CONFIG names.";
+Credentials are those of `docker login`. Mirrors and registries without TLS are set in
+registries.toml, what an image may cost in limits.toml, and which images are accepted in
+policy.toml: in /etc/mote, or in the directory MOTE_CONFIG names.";
 
 /// What this machine runs.
 const PLATFORMS: [&str; 2] = ["linux/amd64", "linux/amd64/v1"];
@@ -40,7 +41,8 @@ pub struct PullArgs {
     /// Only say which image it is.
     #[arg(short, long)]
     quiet: bool,
-    /// The platform to choose from an image for several; this machine runs linux/amd64.
+    /// The platform to choose from an image for several; this machine runs linux/amd64. Of
+    /// its variants v1 comes first, then what this processor can run.
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<String>,
     #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
