@@ -22,11 +22,9 @@ const MENDING: &str = "mending the list of images";
 
 impl Store {
     pub(super) fn read_records(&self) -> Result<Records, StoreError> {
-        let [first, copy] = NAMES.map(|name| move || self.read_copy(name));
-        match first() {
+        match self.read_copy(NAMES[0]) {
             Ok(Some(records)) => Ok(records),
-            Ok(None) => copy().map(Option::unwrap_or_default),
-            Err(error) => copy().ok().flatten().ok_or(error),
+            first => best([first, self.read_copy(NAMES[1])]),
         }
     }
 
@@ -39,10 +37,12 @@ impl Store {
     ) -> Result<T, StoreError> {
         let failed = |source| self.io(action, source);
         let _lock = self.lock_records().map_err(failed)?;
-        let before = self.read_records()?;
+        let copies = NAMES.map(|name| self.read_copy(name));
+        let are_alike = are_alike(&copies);
+        let before = best(copies)?;
         let mut records = before.clone();
         let outcome = change(&mut records);
-        if records == before {
+        if records == before && are_alike {
             // Whoever has recorded that may not have come to bring it to disk.
             let synced = unsynced.sync().and_then(|()| sync_directory(&self.root));
             return synced.map(|()| outcome).map_err(failed);
@@ -58,18 +58,14 @@ impl Store {
             .lock_records()
             .map_err(|source| self.io(MENDING, source))?;
         let copies = NAMES.map(|name| self.read_copy(name));
-        if matches!(copies, [Ok(None), Ok(None)]) {
+        if are_alike(&copies) {
             return Ok(Vec::new());
         }
-        let problems = copies.map(|copy| match copy {
-            Ok(Some(_)) => None,
-            Ok(None) => Some("it is missing".to_owned()),
-            Err(error) => Some(reason(&error)),
-        });
-        if problems == [None, None] {
-            return Ok(Vec::new());
-        }
-        let remedy = match self.read_records() {
+        // One that is older, or not there, is what a crash has left, no damage.
+        let problems = copies
+            .each_ref()
+            .map(|copy| copy.as_ref().err().map(reason));
+        let remedy = match best(copies) {
             Ok(records) => {
                 self.replace_records(&records, MENDING, Unsynced::default())?;
                 "it is made again from the other copy"
@@ -93,7 +89,7 @@ impl Store {
         FileLock::acquire_brief(&self.locks().join("images"))
     }
 
-    fn read_copy(&self, name: &str) -> Result<Option<Records>, StoreError> {
+    fn read_copy(&self, name: &str) -> FileCopy {
         read_record(self, self.root.join(name), || name.to_owned())
     }
 
@@ -142,6 +138,22 @@ impl Store {
     }
 }
 
+/// What a file says; none if it is not there.
+type FileCopy = Result<Option<Records>, StoreError>;
+
+/// What is to be believed: the first, or else the copy.
+fn best([first, copy]: [FileCopy; 2]) -> Result<Records, StoreError> {
+    match (first, copy) {
+        (Ok(Some(records)), _) | (_, Ok(Some(records))) => Ok(records),
+        (Ok(None), Ok(None)) => Ok(Records::default()),
+        (Err(error), _) | (_, Err(error)) => Err(error),
+    }
+}
+
+fn are_alike(copies: &[FileCopy; 2]) -> bool {
+    matches!(copies, [Ok(first), Ok(copy)] if first == copy)
+}
+
 /// What is wrong, without what the user could do: that is done.
 fn reason(error: &StoreError) -> String {
     error
@@ -183,9 +195,11 @@ mod tests {
                 }
                 assert_eq!(store.images().unwrap()[0].names, one.names, "{name}");
                 let wrong = store.verify_records().unwrap();
-                assert_eq!(wrong.len(), 1, "{wrong:?}");
-                assert_eq!(wrong[0].what, *name);
-                assert!(wrong[0].problem.contains("made again"), "{wrong:?}");
+                let told: Vec<_> = wrong.iter().map(|wrong| &*wrong.what).collect();
+                assert_eq!(told, damage.map_or(vec![], |_| vec![*name]));
+                for Wrong { problem, .. } in wrong {
+                    assert!(problem.contains("made again"), "{problem}");
+                }
                 assert_eq!(std::fs::read(path).unwrap(), written, "{name}");
                 assert!(store.verify_records().unwrap().is_empty());
             }
@@ -201,6 +215,29 @@ mod tests {
         record(&store, &image("two", &[]));
         assert_eq!(ids(&store).unwrap().len(), 2);
         assert!(store.verify_records().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_copy_that_a_crash_has_left_behind_is_brought_up_to_date() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let [first, copy] = NAMES.map(|name| store.root().join(name));
+        let one = image("one", &["demo:v1"]);
+        record(&store, &image("other", &[]));
+        let older = std::fs::read(&copy).unwrap();
+        record(&store, &one);
+        for verify in [true, false] {
+            std::fs::write(&copy, &older).unwrap();
+            assert_eq!(ids(&store).unwrap().len(), 2);
+            match verify {
+                true => assert_eq!(store.verify_records().unwrap(), []),
+                false => assert!(store.tag(one.id, &one.names[0]).unwrap()),
+            }
+            assert_eq!(
+                std::fs::read(&first).unwrap(),
+                std::fs::read(&copy).unwrap()
+            );
+        }
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub mod lock;
 mod made;
 mod merged;
 mod partial;
-mod record;
+pub(crate) mod record;
 mod records;
 mod reserve;
 mod spool;

@@ -27,7 +27,7 @@ struct Checksum {
 }
 
 /// What is to be written of a record.
-pub(super) fn encode(record: &impl Serialize) -> io::Result<Vec<u8>> {
+pub(crate) fn encode(record: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec(record)?;
     bytes.push(b'\n');
     let hash = BlobHash::of(&bytes);

@@ -6,7 +6,7 @@ use super::super::message::{Answer, ImageAnswer, LayerAnswer, Request, encode};
 use super::hostile::{Hostile, Reply};
 use super::*;
 use crate::image::reference::StoredReference;
-use crate::store::{Imported, StoreError};
+use crate::store::{Imported, StoreError, record};
 
 fn layers() -> Vec<Vec<u8>> {
     let files: [&[u8]; 3] = [&noise(1, 1_500_000), &noise(2, 70_000), b"small"];
@@ -31,7 +31,8 @@ fn forge(node: &Node, layer: &LayerAnswer) {
         "skeleton": layer.skeleton,
     });
     let path = format!("layers/v1/{}.json", layer.diff_id.hex());
-    std::fs::write(node.directory.path().join(path), record.to_string()).unwrap();
+    let bytes = record::encode(&record).unwrap();
+    std::fs::write(node.directory.path().join(path), bytes).unwrap();
 }
 
 fn described(node: &Node, diff_id: Digest) -> LayerAnswer {
