@@ -75,6 +75,9 @@ pub enum EventKind {
         device: String,
         /// The blob.
         hash: BlobHash,
+        /// The number of its span (`outboard::SPAN_BYTES` of it) that could not be verified.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        span: Option<u64>,
         /// What is wrong with it, and where.
         reason: String,
     },

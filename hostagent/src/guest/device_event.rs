@@ -32,6 +32,8 @@ pub enum DeviceEventKind {
     CorruptBlob {
         /// The blob.
         hash: BlobHash,
+        /// The number of its span that is to be looked at, if the VMM says which.
+        span: Option<u64>,
         /// What is wrong with it, and where.
         reason: String,
     },
@@ -61,10 +63,11 @@ impl DeviceEvent {
             EventKind::CorruptBlob {
                 device,
                 hash,
+                span,
                 reason,
             } => {
-                let (hash, reason) = (*hash, reason.clone());
-                (device, DeviceEventKind::CorruptBlob { hash, reason })
+                let (hash, span, reason) = (*hash, *span, reason.clone());
+                (device, DeviceEventKind::CorruptBlob { hash, span, reason })
             }
             EventKind::CorruptBoot {
                 field,
@@ -142,6 +145,7 @@ mod tests {
             EventKind::CorruptBlob {
                 device: device.clone(),
                 hash: BlobHash::of(b""),
+                span: None,
                 reason: reason.clone(),
             },
             EventKind::CorruptBoot {

@@ -117,22 +117,22 @@ impl Step {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Progress::Again,
             Err(error) => return self.fall_back(error),
         };
-        let (buffers, blob) = match &mut self.action {
+        let (buffers, place) = match &mut self.action {
             Action::Read(buffers) | Action::Write(buffers) => (buffers, None),
             Action::Check(check) => {
-                let blob = check.blob();
-                (check.missing(), Some(blob))
+                let place = (check.blob(), check.span());
+                (check.missing(), Some(place))
             }
             Action::Nodes(nodes) => {
-                let blob = nodes.blob();
-                (nodes.missing(), Some(blob))
+                let place = (nodes.blob(), nodes.span());
+                (nodes.missing(), Some(place))
             }
             _ => return Progress::Done,
         };
         if done == 0 && buffers.bytes() > 0 {
             // The file has shrunk since it was opened.
-            return Progress::Failed(match blob {
-                Some(blob) => verification.truncated(blob, self.offset),
+            return Progress::Failed(match place {
+                Some((blob, span)) => verification.truncated(blob, span, self.offset),
                 None => io::Error::from(io::ErrorKind::UnexpectedEof),
             });
         }

@@ -58,7 +58,9 @@ pub struct Blob {
 pub struct Corrupt {
     /// The blob.
     pub hash: BlobHash,
-    /// Where.
+    /// Which of its spans could not be verified.
+    pub span: u64,
+    /// Where: in the file that is wrong.
     pub offset: u64,
     /// `its data is wrong`, and the like.
     pub what: &'static str,
@@ -238,9 +240,9 @@ impl Verification {
     }
 
     /// What to make of a file that ends before a blob does.
-    pub fn truncated(&mut self, blob: usize, offset: u64) -> io::Error {
+    pub fn truncated(&mut self, blob: usize, span: u64, offset: u64) -> io::Error {
         match self.blobs.get_mut(blob) {
-            Some(known) => known.corrupt(offset, "it ends"),
+            Some(known) => known.corrupt(span, offset, "it ends"),
             None => io::ErrorKind::UnexpectedEof.into(),
         }
     }
@@ -282,7 +284,7 @@ impl Verification {
                 }
             };
             if let Some((offset, what)) = wrong {
-                return Err(known.corrupt(offset, what));
+                return Err(known.corrupt(span, offset, what));
             }
             numbered(piece.offset, bytes).for_each(|(block, _)| known.note(block));
         }
@@ -353,7 +355,7 @@ impl Verification {
         let span = match known.tree.span(nodes.span, read) {
             Ok(span) => span,
             Err(TreeError::Corrupt { offset, .. }) => {
-                return Err(known.corrupt(offset, "its hash tree is wrong"));
+                return Err(known.corrupt(nodes.span, offset, "its hash tree is wrong"));
             }
             Err(error) => return Err(io::Error::other(error)),
         };
@@ -385,11 +387,12 @@ impl Known {
         }
     }
 
-    fn corrupt(&mut self, offset: u64, what: &'static str) -> io::Error {
+    fn corrupt(&mut self, span: u64, offset: u64, what: &'static str) -> io::Error {
         let first = !std::mem::replace(&mut self.told, true);
         let hash = self.tree.hash();
         let corrupt = Corrupt {
             hash,
+            span,
             offset,
             what,
             first,
@@ -444,6 +447,11 @@ impl Check {
         self.blob
     }
 
+    /// The span of it with the first of what is read.
+    pub fn span(&self) -> u64 {
+        self.start / SPAN_BYTES
+    }
+
     /// What is still to be read.
     pub fn missing(&mut self) -> &mut Buffers {
         &mut self.missing
@@ -459,6 +467,11 @@ impl Nodes {
     /// The blob whose nodes are read.
     pub fn blob(&self) -> usize {
         self.blob
+    }
+
+    /// The span that they are over.
+    pub fn span(&self) -> u64 {
+        self.span
     }
 
     /// What is still to be read of the node or nodes at hand.

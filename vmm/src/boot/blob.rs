@@ -80,9 +80,9 @@ impl BootBlob {
             .resize(self.geometry().group_bytes(number) as usize, 0);
         let offset = number * GROUP_BYTES;
         read_exact_at(&self.data, &mut self.group, offset)
-            .map_err(|error| self.unreadable(error, offset))?;
+            .map_err(|error| self.unreadable(error, index, offset))?;
         if !span.verify(number, &self.group) {
-            return Err(self.corrupt(offset, "its data is wrong"));
+            return Err(self.corrupt(index, offset, "its data is wrong"));
         }
         self.span = Some((index, span));
         Ok(())
@@ -93,24 +93,27 @@ impl BootBlob {
         match self.tree.span(index, read) {
             Ok(span) => Ok(span),
             Err(TreeError::Corrupt { offset, .. }) => {
-                Err(self.corrupt(offset, "its hash tree is wrong"))
+                Err(self.corrupt(index, offset, "its hash tree is wrong"))
             }
-            Err(TreeError::Read { offset, source, .. }) => Err(self.unreadable(source, offset)),
+            Err(TreeError::Read { offset, source, .. }) => {
+                Err(self.unreadable(source, index, offset))
+            }
             Err(error) => Err(io::Error::other(error)),
         }
     }
 
     /// A file that ends before the blob does is another one.
-    fn unreadable(&mut self, error: io::Error, offset: u64) -> io::Error {
+    fn unreadable(&mut self, error: io::Error, span: u64, offset: u64) -> io::Error {
         match error.kind() {
-            io::ErrorKind::UnexpectedEof => self.corrupt(offset, "it ends"),
+            io::ErrorKind::UnexpectedEof => self.corrupt(span, offset, "it ends"),
             _ => error,
         }
     }
 
-    fn corrupt(&mut self, offset: u64, what: &'static str) -> io::Error {
+    fn corrupt(&mut self, span: u64, offset: u64, what: &'static str) -> io::Error {
         let corrupt = Corrupt {
             hash: self.tree.hash(),
+            span,
             offset,
             what,
             first: true,

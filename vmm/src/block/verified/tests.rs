@@ -235,6 +235,13 @@ proptest! {
                         let corrupt = corrupt(&error);
                         prop_assert_eq!(corrupt.hash, blob.tree.hash());
                         prop_assert_eq!(corrupt.first, failed == 0);
+                        // Of the blob that is wrong, what was read.
+                        let before = blobs[..which / 3 % blobs.len()].iter();
+                        let before: usize = before.map(|made| made.content.len()).sum();
+                        let first = start.saturating_sub(before) as u64;
+                        let last = (start + length - 1 - before) as u64;
+                        let spans = first / SPAN_BYTES..=last / SPAN_BYTES;
+                        prop_assert!(spans.contains(&corrupt.span), "{corrupt:?}");
                         prop_assert_eq!(corrupt.what, wrong);
                         let found = match wrong {
                             // A wrong value in a node shows in the node below it.

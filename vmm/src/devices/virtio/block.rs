@@ -219,6 +219,7 @@ impl Block {
             self.events.send(EventKind::CorruptBlob {
                 device: self.name.clone(),
                 hash: corrupt.hash,
+                span: Some(corrupt.span),
                 reason: corrupt.to_string(),
             });
         }
