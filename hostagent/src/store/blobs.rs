@@ -11,7 +11,6 @@ use outboard::{BlobHash, GROUP_BYTES, Geometry, SPAN_BYTES, Span, Tree, TreeErro
 
 use super::blob::{BLOCKS, BlobIdentity, DATA, OUTBOARD};
 use super::durable::sync_directory;
-use super::partial::is_at;
 use super::{Store, StoreError};
 
 /// The groups of a span.
@@ -177,14 +176,24 @@ impl Blob {
         let mut buffer = vec![0; SPAN_BYTES as usize];
         for index in 0..geometry.spans() {
             let bytes = &mut buffer[..geometry.span_bytes(index) as usize];
-            let span = self.span(index)?;
-            self.read_groups(&span, bytes, index * SPAN_BYTES)?;
-            self.check_blocks(&span, index)?;
+            self.read_span(index, bytes)?;
             if !each(bytes) {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// Reads one span, what verifies it and the values of its blocks too.
+    pub(super) fn check_span(&self, index: u64) -> Result<(), BlobError> {
+        let bytes = Geometry::of(self.identity.bytes).span_bytes(index);
+        self.read_span(index, &mut vec![0; bytes as usize])
+    }
+
+    fn read_span(&self, index: u64, bytes: &mut [u8]) -> Result<(), BlobError> {
+        let span = self.span(index)?;
+        self.read_groups(&span, bytes, index * SPAN_BYTES)?;
+        self.check_blocks(&span, index)
     }
 }
 
@@ -288,36 +297,6 @@ impl<B: Borrow<Blob>> io::Read for StreamReader<B> {
         self.consumed += count;
         Ok(count)
     }
-}
-
-/// Whether an error, or one that caused it, is that of a corrupt blob; which one.
-pub(super) fn corruption(error: &(dyn std::error::Error + 'static)) -> Option<BlobHash> {
-    let mut current = Some(error);
-    while let Some(error) = current {
-        // An io::Error's source is that of what it carries, not what it carries.
-        let inner = error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref);
-        let found = match inner {
-            Some(inner) => inner.downcast_ref::<BlobError>(),
-            None => error.downcast_ref::<BlobError>(),
-        };
-        match found {
-            Some(
-                BlobError::Corrupt { hash, .. }
-                | BlobError::Blocks { hash, .. }
-                | BlobError::Read { hash, .. },
-            ) if found.is_some_and(BlobError::is_corruption) => {
-                return Some(*hash);
-            }
-            Some(BlobError::Tree(
-                TreeError::Corrupt { hash, .. } | TreeError::Read { hash, .. },
-            )) if found.is_some_and(BlobError::is_corruption) => return Some(*hash),
-            _ => {}
-        }
-        current = error.source();
-    }
-    None
 }
 
 /// Whether a directory could not be renamed because another is there.
@@ -445,57 +424,11 @@ impl Store {
         }
     }
 
-    /// Quarantines a blob that was found to be corrupt, unless another has taken its place
-    /// since it was opened.
-    pub(super) fn quarantine_read(&self, blob: &Blob) -> Result<(), StoreError> {
-        let hash = blob.identity.hash;
-        let failed = |error| self.io(format!("quarantining blob {hash}"), error);
-        let _gate = self.gate().map_err(failed)?;
-        let data = self.blob_directory(hash).join(DATA);
-        match is_at(&blob.data, &data).map_err(failed)? {
-            true => self.quarantine(hash),
-            false => Ok(()),
-        }
-    }
-
-    /// Quarantines the blob that an error says is corrupt, or that caused it.
-    pub(crate) fn quarantine_cause(
-        &self,
-        error: &(dyn std::error::Error + 'static),
-    ) -> Result<(), StoreError> {
-        let found = corruption(error).and_then(|hash| self.blob_identity(hash));
-        found.map_or(Ok(()), |blob| self.quarantine_if_corrupt(blob).map(drop))
-    }
-
-    /// Takes a blob out of use that is not what it should be, and keeps it aside, in the
-    /// place of what was kept of it before. Who has its files open goes on with them.
-    pub fn quarantine(&self, hash: BlobHash) -> Result<(), StoreError> {
-        let failed = |error| self.io(format!("quarantining blob {hash}"), error);
-        let directory = self.blob_directory(hash);
-        if !directory.exists() {
-            return Ok(());
-        }
-        let kept = self.quarantined().join(hash.hex());
-        let staging = self.in_reserve(|| self.scratch())?;
-        match std::fs::rename(&kept, staging.path().join("before")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
-        match std::fs::rename(&directory, &kept) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            outcome => outcome.map_err(failed),
-        }
-    }
-
     pub(super) fn blob_directory(&self, hash: BlobHash) -> PathBuf {
         self.blobs().join(hash.hex())
     }
 
     pub(super) fn blobs(&self) -> PathBuf {
         self.root.join("blobs")
-    }
-
-    pub(super) fn quarantined(&self) -> PathBuf {
-        self.root.join("quarantine")
     }
 }

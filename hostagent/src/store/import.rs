@@ -8,7 +8,7 @@ use std::thread::ScopedJoinHandle;
 
 use erofs::merge::{Merge, MergeError};
 
-use super::durable::{Unsynced, publish, write_file};
+use super::durable::Unsynced;
 use super::layers::{ConvertError, ConvertedLayer};
 use super::leases::Lease;
 use super::merged::{MergeLayers, merge};
@@ -19,7 +19,7 @@ use crate::image::digest::Digest;
 use crate::image::layer::LayerError;
 use crate::image::name::ImageName;
 use crate::image::progress::Progress;
-use crate::image::source::{SourceImage, VerifiedDocument};
+use crate::image::source::SourceImage;
 use crate::registry::RegistryError;
 
 /// What an import did.
@@ -332,20 +332,5 @@ impl Store {
             names.add_directory(directory)?;
         }
         Ok(names)
-    }
-
-    /// Keeps a manifest or configuration as it came. Whoever has kept it before may not have
-    /// come to bring its name to disk: see [`Store::names_of_content`].
-    pub(super) fn keep(&self, document: &VerifiedDocument) -> Result<(), StoreError> {
-        let path = self.content(document.digest);
-        // A damaged one is replaced.
-        if std::fs::read(&path).is_ok_and(|bytes| bytes == document.bytes) {
-            return Ok(());
-        }
-        let staging = self.scratch()?;
-        let part = staging.path().join("document");
-        write_file(&part, &document.bytes)
-            .and_then(|()| publish(&part, &path))
-            .map_err(|error| self.io(format!("storing {}", document.digest), error))
     }
 }

@@ -9,7 +9,7 @@ use outboard::BlobHash;
 use serde::{Deserialize, Serialize};
 
 use super::blob::{BlobIdentity, BlobWriter};
-use super::blobs::{Blob, VerifiedReader, corruption};
+use super::blobs::{Blob, VerifiedReader};
 use super::durable::Unsynced;
 use super::error::is_out_of_space;
 use super::layers::{ConvertedLayer, StoredLayer};
@@ -17,6 +17,7 @@ use super::leases::Lease;
 use super::lock::FileLock;
 use super::made::Made;
 use super::record::{encode, mistaken, read_record, usable_record};
+use super::quarantine::corruption;
 use super::{Store, StoreError};
 use crate::image::digest::Digest;
 
@@ -74,7 +75,7 @@ impl Store {
 
     /// Merges layers unless that has been done, and brings that to disk. `image` is for
     /// errors. A layer that turns out to be corrupt is quarantined.
-    pub(crate) fn obtain_merged(
+    pub fn obtain_merged(
         &self,
         image: Digest,
         diff_ids: &[Digest],
@@ -135,7 +136,7 @@ impl Store {
                 let _ = std::fs::remove_dir_all(&directory);
                 return Err(StoreError::no_space(self.root.clone(), action()));
             }
-            let hash = corruption(&source);
+            let hash = corruption(&source).map(|corruption| corruption.hash);
             // One that is not in its place yet is not quarantined, nor what is there.
             let aside = |hash: &BlobHash| converted.is_some_and(|layer| layer.is_blob(*hash));
             if let Some(hash) = hash.filter(|hash| !aside(hash)) {

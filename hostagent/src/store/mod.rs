@@ -16,7 +16,8 @@
 //! ├── partial/HASH-BYTES              blobs that are not all here yet (see [`partial`])
 //! ├── boot.json                       which blobs are the guests' kernel and initrd
 //! ├── lazy/, accesses/                images of such blobs (see [`lazy`])
-//! ├── quarantine/HASH                  blobs that were not what they should be
+//! ├── quarantine/                     what was not what it should be: blobs, by HASH, and
+//! │                                    manifests and configurations, by sha256-HEX
 //! ├── leases/                         what each living process needs
 //! ├── locks/                          one file for each thing being made
 //! ├── reserve                         room that is kept for making room (see [`reserve`])
@@ -43,6 +44,7 @@ pub mod blob;
 pub mod blobs;
 mod boot;
 mod collect;
+mod documents;
 mod durable;
 mod error;
 mod images_file;
@@ -57,10 +59,12 @@ mod made;
 mod merged;
 mod partial;
 pub(crate) mod record;
+mod quarantine;
 mod records;
 mod reserve;
 mod spool;
 pub mod staging;
+mod suspects;
 mod usage;
 mod verify;
 
@@ -82,6 +86,7 @@ pub use merged::MergedImage;
 pub use partial::PartialBlob;
 pub use records::{Removed, StoredImage};
 pub use spool::is_compressed;
+pub use suspects::{Suspect, Suspects, Verdict};
 pub use usage::{ImageUsage, StoreUsage, Usage};
 pub use verify::{Report, Verified, Wrong};
 

@@ -109,8 +109,21 @@ impl Store {
     /// Reads what is here of a blob and forgets what of it is wrong, so that it is fetched
     /// again; all of it, if its hash tree is wrong. Returns whether anything was.
     pub fn mend_partial(&self, partial: &PartialBlob) -> Result<bool, StoreError> {
+        self.mend_by(partial, PartialBlob::check)
+    }
+
+    /// The same, but reads no more of it than one span, which it must have.
+    pub fn mend_partial_span(&self, partial: &PartialBlob, span: u64) -> Result<bool, StoreError> {
+        self.mend_by(partial, |partial| partial.check_span(span))
+    }
+
+    fn mend_by(
+        &self,
+        partial: &PartialBlob,
+        check: impl FnOnce(&PartialBlob) -> Result<u64, BlobError>,
+    ) -> Result<bool, StoreError> {
         let hash = partial.identity.hash;
-        match partial.check() {
+        match check(partial) {
             Ok(0) => Ok(false),
             Ok(_) => self.save_partial(partial).map(|_| true),
             Err(error) if error.is_corruption() => self
@@ -380,34 +393,37 @@ impl PartialBlob {
     /// Verifies the hash tree and the groups that are here. Those that are wrong are missing
     /// from now on; returns how many they are. A wrong tree is the error.
     pub fn check(&self) -> Result<u64, BlobError> {
+        let spans = self.tree().geometry().spans();
+        (0..spans).try_fold(0, |wrong, index| Ok(wrong + self.check_span(index)?))
+    }
+
+    fn check_span(&self, index: u64) -> Result<u64, BlobError> {
         let hash = self.identity.hash;
         let geometry = self.tree().geometry();
         let mut wrong = 0;
         let mut bytes = vec![0; GROUP_BYTES as usize];
-        for index in 0..geometry.spans() {
-            let span = self.span(index)?;
-            let first = span.first_group();
-            let end = (first + SPAN_BYTES / GROUP_BYTES).min(geometry.groups());
-            for group in first..end {
-                if !has(&self.present().groups, group) {
-                    continue;
-                }
-                let bytes = &mut bytes[..geometry.group_bytes(group) as usize];
-                let offset = group * GROUP_BYTES;
-                self.data
-                    .read_exact_at(bytes, offset)
-                    .map_err(|source| BlobError::Read {
-                        hash,
-                        offset,
-                        source,
-                    })?;
-                if !span.verify(group, bytes) {
-                    let mut present = self.present();
-                    present.groups[(group / 8) as usize] &= !(1 << (group % 8));
-                    present.missing += 1;
-                    present.unsaved += 1;
-                    wrong += 1;
-                }
+        let span = self.span(index)?;
+        let first = span.first_group();
+        let end = (first + SPAN_BYTES / GROUP_BYTES).min(geometry.groups());
+        for group in first..end {
+            if !has(&self.present().groups, group) {
+                continue;
+            }
+            let bytes = &mut bytes[..geometry.group_bytes(group) as usize];
+            let offset = group * GROUP_BYTES;
+            self.data
+                .read_exact_at(bytes, offset)
+                .map_err(|source| BlobError::Read {
+                    hash,
+                    offset,
+                    source,
+                })?;
+            if !span.verify(group, bytes) {
+                let mut present = self.present();
+                present.groups[(group / 8) as usize] &= !(1 << (group % 8));
+                present.missing += 1;
+                present.unsaved += 1;
+                wrong += 1;
             }
         }
         Ok(wrong)

@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use super::durable::Unsynced;
 use super::{Store, StoreError};
-use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
 use crate::image::name::ImageName;
 use crate::image::reference::StoredReference;
@@ -96,42 +95,6 @@ impl Store {
                 },
             }),
         }
-    }
-
-    /// The configuration of an image, verified again.
-    pub fn config(&self, id: Digest) -> Result<ImageConfig, StoreError> {
-        let bytes = self.config_document(id)?;
-        ImageConfig::parse(&bytes).map_err(|error| StoreError::Corrupt {
-            what: format!("image configuration {}", id.short()),
-            expected: id.to_string(),
-            found: error.to_string(),
-        })
-    }
-
-    /// The configuration of an image as it came, verified again.
-    pub fn config_document(&self, id: Digest) -> Result<Vec<u8>, StoreError> {
-        self.document(id, || format!("image configuration {}", id.short()))
-    }
-
-    /// A manifest as it came, verified again.
-    pub fn manifest_document(&self, digest: Digest) -> Result<Vec<u8>, StoreError> {
-        self.document(digest, || format!("manifest {}", digest.short()))
-    }
-
-    fn document(&self, digest: Digest, what: impl Fn() -> String) -> Result<Vec<u8>, StoreError> {
-        let bytes = std::fs::read(self.content(digest)).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => StoreError::Missing { what: what() },
-            _ => self.io(format!("reading {}", what()), source),
-        })?;
-        let found = Digest::of(&bytes);
-        if found == digest {
-            return Ok(bytes);
-        }
-        Err(StoreError::Corrupt {
-            what: what(),
-            expected: digest.to_string(),
-            found: found.to_string(),
-        })
     }
 
     /// Adds an image and gives it names, taking them from images that had them. What

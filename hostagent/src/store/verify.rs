@@ -159,10 +159,7 @@ impl Store {
             if Digest::from_hex(&name) == Some(found) {
                 continue;
             }
-            let kept = self.quarantined().join(format!("sha256-{name}"));
-            std::fs::create_dir_all(&kept)
-                .and_then(|()| std::fs::rename(&path, kept.join("data")))
-                .map_err(failed)?;
+            self.quarantine_document(&name)?;
             report.wrong.push(Wrong {
                 what: format!("document sha256:{name}"),
                 problem: format!("its digest is {found}"),
@@ -209,21 +206,6 @@ impl Store {
             self.check(&layer.skeleton, &mut verified, what)?;
         }
         Ok(verified)
-    }
-
-    /// Reads a blob and quarantines it if it is not what it should be; returns whether it
-    /// was so, or is not there any more.
-    pub fn quarantine_if_corrupt(&self, identity: BlobIdentity) -> Result<bool, StoreError> {
-        let what = || format!("blob {}", identity.hash);
-        let checked = self
-            .blob(identity, what)
-            .and_then(|blob| self.check(&blob, &mut Verified::default(), what));
-        match checked {
-            Ok(()) => Ok(false),
-            Err(StoreError::Corrupt { .. }) => self.quarantine(identity.hash).map(|()| true),
-            Err(error) if error.is_damage() => Ok(true),
-            Err(error) => Err(error),
-        }
     }
 
     fn check(

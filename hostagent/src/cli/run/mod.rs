@@ -352,6 +352,8 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
     let mut observer = RunObserver::new(registration, store, blobs, booted, partials, start_up);
     timeline.fetched_bytes = fetching.as_ref().map(Running::fetched_bytes);
     let outcome = guest::run(request, timeline, &mut observer);
+    // Waits for what is looked at because of the run.
+    drop(observer);
     // What was read is kept for the next start.
     drop(fetching);
     let outcome = outcome?;
