@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use outboard::BlobHash;
 use serde_json::{Value, json};
 
 use super::digest::Digest;
@@ -45,6 +46,18 @@ pub enum SaveError {
         /// The layer.
         diff_id: Digest,
         /// Why.
+        source: io::Error,
+    },
+    /// A layer is not what was stored.
+    #[error(
+        "cannot save layer {diff_id}: its blob {hash} is quarantined; load the image again with `mote load`, or pull it with `mote pull`"
+    )]
+    Corrupt {
+        /// The layer.
+        diff_id: Digest,
+        /// What is corrupt of it.
+        hash: BlobHash,
+        /// What is wrong with that.
         source: io::Error,
     },
     /// What was saved could not be written.
@@ -246,10 +259,7 @@ pub fn save(
                     place: target.place(),
                     source,
                 },
-                false => SaveError::Layer {
-                    diff_id: layer.diff_id,
-                    source,
-                },
+                false => of_layer(store, layer.diff_id, source),
             })?;
         }
         let config = store.config_document(image.id)?;
@@ -284,6 +294,20 @@ pub fn save(
     )?;
     add(target, "index.json", index.to_string().as_bytes())?;
     add(target, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)
+}
+
+/// Why a layer could not be put together again. A blob of it that is corrupt is quarantined:
+/// who loads or pulls the image again would find it there otherwise.
+fn of_layer(store: &Store, diff_id: Digest, source: io::Error) -> SaveError {
+    match store.quarantine_cause(&source) {
+        Ok(Some(hash)) => SaveError::Corrupt {
+            diff_id,
+            hash,
+            source,
+        },
+        Ok(None) => SaveError::Layer { diff_id, source },
+        Err(error) => error.into(),
+    }
 }
 
 /// An entry of the index for each name, or one without.

@@ -1,8 +1,9 @@
 //! Storing a converted image in a registry, beside the image it was made from.
 
 use std::io::{self, Read};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use outboard::BlobHash;
 use serde_json::{Value, json};
 
 use super::artifact::{ARTIFACT_TYPE, Access, CONFIG_TYPE, Converted, ConvertedLayer, StoredBlob};
@@ -38,6 +39,16 @@ pub enum PushError {
         /// Why.
         source: io::Error,
     },
+    /// A blob of it is not what was stored.
+    #[error(
+        "its blob {hash} is quarantined; load the image again with `mote load`, or pull it with `mote pull`"
+    )]
+    Corrupt {
+        /// The blob.
+        hash: BlobHash,
+        /// What was attempted when it was found, and what is wrong with it.
+        source: Box<PushError>,
+    },
     /// The documents about it could not be written.
     #[error("cannot describe the image")]
     Describe(#[from] serde_json::Error),
@@ -60,7 +71,7 @@ pub struct PushedImage {
 }
 
 /// Pushes `image` under `name`: the image itself, if the registry has it not, and what it
-/// was converted to.
+/// was converted to. A blob that turns out to be corrupt is quarantined.
 pub fn push(
     store: &Store,
     image: &StoredImage,
@@ -69,7 +80,7 @@ pub fn push(
     cancel: &Cancel,
     progress: &dyn Progress,
 ) -> Result<PushedImage, PushError> {
-    let mut push = Push {
+    let push = Push {
         store,
         client,
         repository: Repository::of(name),
@@ -78,17 +89,15 @@ pub fn push(
         uploaded: (0, 0),
         there: 0,
     };
-    let merged = store.merged(&image.diff_ids)?;
-    let subject = push.source(image, name, &merged)?;
-    let manifest = subject.digest;
-    let converted = push.converted(image, &merged)?;
-    let artifact = push.artifact(&converted, &subject)?;
-    Ok(PushedImage {
-        manifest,
-        artifact,
-        uploaded: push.uploaded,
-        there: push.there,
-    })
+    push.image(image, name)
+        .map_err(|error| match store.quarantine_cause(&error) {
+            Ok(Some(hash)) => PushError::Corrupt {
+                hash,
+                source: Box::new(error),
+            },
+            Ok(None) => error,
+            Err(error) => error.into(),
+        })
 }
 
 struct Push<'p> {
@@ -102,6 +111,20 @@ struct Push<'p> {
 }
 
 impl Push<'_> {
+    fn image(mut self, image: &StoredImage, name: &ImageName) -> Result<PushedImage, PushError> {
+        let merged = self.store.merged(&image.diff_ids)?;
+        let subject = self.source(image, name, &merged)?;
+        let manifest = subject.digest;
+        let converted = self.converted(image, &merged)?;
+        let artifact = self.artifact(&converted, &subject)?;
+        Ok(PushedImage {
+            manifest,
+            artifact,
+            uploaded: self.uploaded,
+            there: self.there,
+        })
+    }
+
     /// Sees to it that the registry has the image; returns what describes its manifest.
     fn source(
         &mut self,
@@ -173,7 +196,10 @@ impl Push<'_> {
     fn layer(&mut self, layer: &StoredLayer, descriptor: &Descriptor) -> Result<(), PushError> {
         let diff_id = layer.diff_id;
         let store = self.store;
+        let failure = Arc::new(Mutex::new(None));
+        let failed = Arc::clone(&failure);
         let open = move || -> io::Result<Box<dyn Read + Send>> {
+            let failed = Arc::clone(&failed);
             let layer = store.layer(diff_id).map_err(io::Error::other)?;
             let layer = layer.ok_or(io::ErrorKind::NotFound)?;
             let (read, mut write) = io::pipe()?;
@@ -181,11 +207,28 @@ impl Push<'_> {
                 .name("tar".to_owned())
                 .spawn(move || {
                     // A failure ends the stream before its end, which the reader tells.
-                    let _ = layer.tar(|tar| io::copy(tar, &mut write));
+                    if let Err(error) = layer.tar(|tar| io::copy(tar, &mut write)) {
+                        *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                    }
                 })?;
             Ok(Box::new(read))
         };
-        self.blob(descriptor, &open)
+        self.blob(descriptor, &open).map_err(|error| {
+            let why = failure
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            match (error, why) {
+                // The registry had nothing to do with it.
+                (PushError::Registry(RegistryError::Content { .. }), Some(source)) => {
+                    PushError::Read {
+                        what: format!("layer {diff_id}"),
+                        source,
+                    }
+                }
+                (error, _) => error,
+            }
+        })
     }
 
     /// Pushes the blobs of the image and what describes them.
