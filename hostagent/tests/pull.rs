@@ -3,6 +3,8 @@
 #[path = "registry/common.rs"]
 #[allow(dead_code, reason = "each test program uses a part")]
 mod common;
+#[path = "pull/damaged.rs"]
+mod damaged;
 #[path = "support/docker_registry.rs"]
 #[allow(dead_code, reason = "each test program uses a part")]
 mod docker_registry;
@@ -93,10 +95,13 @@ fn main() -> ExitCode {
         .iter()
         .map(|(name, test)| Trial::test(*name, test).with_ignored_flag(missing));
     // These need no registry but the test's.
-    let more = hostile::TESTS
-        .iter()
-        .chain(waiting::TESTS)
-        .chain(progress::TESTS);
+    let more = [
+        damaged::TESTS,
+        hostile::TESTS,
+        progress::TESTS,
+        waiting::TESTS,
+    ];
+    let more = more.into_iter().flatten();
     let trials = trials.chain(more.map(|(name, test)| Trial::test(*name, test)));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }

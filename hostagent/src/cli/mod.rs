@@ -2,6 +2,7 @@
 
 mod control;
 mod doctor;
+mod documents;
 mod filter;
 mod format;
 mod image;

@@ -12,6 +12,7 @@ use hostagent::registry::Client;
 use hostagent::store::{ImportError, Store, limits};
 use serde_json::json;
 
+use super::documents::Needed;
 use super::format::{FORMAT_HELP, Format};
 use super::interrupt;
 use super::output::{print, size};
@@ -53,7 +54,8 @@ pub fn main(args: &PushArgs) -> anyhow::Result<ExitCode> {
     let image = store.find(&StoredReference::Name(name.clone()))?;
     let lease = store.lease()?;
     let progress = TerminalProgress::unless(args.quiet);
-    whole::obtain(&store, &image, &lease, &progress)?;
+    let needed = Needed::ConfigAndManifest;
+    whole::obtain(&store, &image, needed, &lease, &progress)?;
     let client = Client::of_this_machine()?;
     let cancel = cancel();
     let pushed = match push(&store, &image, &name, &client, &cancel, &progress) {

@@ -14,6 +14,7 @@ use hostagent::image::save::{ArchiveTarget, DirectoryTarget, SaveError, Saved, s
 use hostagent::store::{ImportError, Store, limits};
 use serde_json::json;
 
+use super::documents::Needed;
 use super::format::{FORMAT_HELP, Format};
 use super::interrupt;
 use super::output::print;
@@ -58,7 +59,7 @@ pub fn main(args: &SaveArgs) -> anyhow::Result<ExitCode> {
     let images = wanted(&store, &args.images)?;
     // What is removed meanwhile is saved all the same.
     for saved in &images {
-        whole::obtain(&store, &saved.image, &lease, &progress)?;
+        whole::obtain(&store, &saved.image, Needed::Config, &lease, &progress)?;
     }
     let saved = match args.output.as_deref() {
         None => {

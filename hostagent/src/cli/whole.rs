@@ -11,24 +11,31 @@ use hostagent::registry::Client;
 use hostagent::store::{ImportError, LazyImage, Lease, Store, StoreError, StoredImage};
 use hostagent::trust::Policy;
 
+use super::documents::{self, Needed};
 use super::progress::TerminalProgress;
 use super::pull::{cancel, pull};
 
-/// Sees to it that all of an image is here, and stays as long as `lease`. One that was
+/// Sees to it that all of an image is here, of its documents what is `needed`, and stays as
+/// long as `lease`. One that was
 /// started before it was here is completed, and converted by this machine; what a registry
 /// says its layers convert to is not used for that, only what they are. Else it is pulled
 /// again from where it was pulled, and nowhere else.
 pub fn obtain(
     store: &Arc<Store>,
     image: &StoredImage,
+    needed: Needed,
     lease: &Lease,
     progress: &TerminalProgress,
 ) -> anyhow::Result<()> {
+    documents::obtain(store, image, needed, lease, progress)?;
     let missing = match hold(store, image, lease) {
         Ok(()) => return Ok(()),
         Err(error) if error.is_damage() => error,
         Err(error) => return Err(error.into()),
     };
+    if merge(store, image, lease)? {
+        return Ok(());
+    }
     let recorded = store.lazy_images(image.id)?;
     if recorded.is_empty() && image.sources.is_empty() {
         return Err(missing.into());
@@ -71,6 +78,16 @@ pub fn obtain(
     )))
 }
 
+/// Makes the tree over an image's layers again, if that is all that is damaged of it, and
+/// holds on to all of it; returns whether it did.
+pub fn merge(store: &Store, image: &StoredImage, lease: &Lease) -> Result<bool, StoreError> {
+    match store.obtain_merged(image.id, &image.diff_ids, lease) {
+        Ok(()) => hold(store, image, lease).map(|()| true),
+        Err(error) if error.is_damage() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn hold(store: &Store, image: &StoredImage, lease: &Lease) -> Result<(), StoreError> {
     store.hold(lease, || {
         let merged = store.merged(&image.diff_ids)?;
@@ -100,7 +117,7 @@ fn from_converted(
 }
 
 /// Whether it would be no better from elsewhere: the user asked to stop, or the disk is full.
-fn is_final(error: &anyhow::Error) -> bool {
+pub fn is_final(error: &anyhow::Error) -> bool {
     let completing = error.downcast_ref::<CompleteError>();
     let importing = error.downcast_ref::<ImportError>();
     completing.is_some_and(CompleteError::is_out_of_space)

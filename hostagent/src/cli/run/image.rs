@@ -17,6 +17,7 @@ use hostagent::store::{ImportError, LazyImage, Lease, Store, StoreError, StoredI
 use hostagent::trust::Policy;
 use hostagent::vm_process::Disk;
 
+use super::super::documents::{self, Needed};
 use super::super::progress::TerminalProgress;
 use super::super::pull::{Remote, cancel};
 use super::super::source::open_archive;
@@ -90,6 +91,10 @@ fn stored(
     lease: &Lease,
     progress: &TerminalProgress,
 ) -> anyhow::Result<RunImage> {
+    match when {
+        PullWhen::Never => store.check_config(&image)?,
+        _ => documents::obtain(store, &image, Needed::Config, lease, progress)?,
+    }
     let missing = match disk::of_image(store, &image, lease) {
         Ok(disk) => {
             return Ok(RunImage {
@@ -101,6 +106,9 @@ fn stored(
         Err(error) if error.is_damage() => error,
         Err(error) => return Err(error.into()),
     };
+    if whole::merge(store, &image, lease)? {
+        return whole_image(store, image, lease);
+    }
     if when == PullWhen::Never {
         return Err(missing.into());
     }
@@ -114,7 +122,7 @@ fn stored(
             name
         }
         _ => {
-            whole::obtain(store, &image, lease, progress)?;
+            whole::obtain(store, &image, Needed::Config, lease, progress)?;
             return whole_image(store, image, lease);
         }
     };
