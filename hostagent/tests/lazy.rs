@@ -738,6 +738,9 @@ fn completed() -> Result<(), Failed> {
     } = pushed()?;
     let expected = saved(&mote, &name);
     let (node, image) = in_part(&registry, &name)?;
+    // Its configuration alone is asked for where the image is as it was.
+    let config = node.store.root().join("content/sha256");
+    support::flip_bit(&config.join(image.id.hex()));
     assert!(saved(&node.mote, &name) == expected);
     node.mote.assert_consistent();
     // It is one that this machine has converted now.
