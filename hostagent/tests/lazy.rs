@@ -12,6 +12,8 @@ mod fault_proxy;
 #[path = "support/http_server.rs"]
 #[allow(dead_code, reason = "each test program uses a part")]
 mod http_server;
+#[path = "lazy/mirrors.rs"]
+mod mirrors;
 mod support;
 
 use std::fs::File;
@@ -110,9 +112,8 @@ fn main() -> ExitCode {
             "ignored: docker-registry or skopeo is not installed; `cargo xtask test` installs them"
         );
     }
-    let trials = TESTS
-        .iter()
-        .map(|(name, test)| Trial::test(*name, test).with_ignored_flag(missing));
+    let tests = TESTS.iter().chain(mirrors::TESTS);
+    let trials = tests.map(|(name, test)| Trial::test(*name, test).with_ignored_flag(missing));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
@@ -159,10 +160,18 @@ struct Node {
 
 impl Node {
     fn new(host: &str) -> Self {
+        Self::mirrored(host, &[])
+    }
+
+    /// One that asks these for what `host` has.
+    fn mirrored(host: &str, mirrors: &[&Server]) -> Self {
         let mote = Mote::new();
         let mut settings = settings(&[host]);
         settings.download.attempts = 2;
         settings.download.stall = Duration::from_secs(2);
+        let mirrors = mirrors.iter().map(|mirror| mirror.url("/").parse());
+        let registry = settings.registries.get_mut(host).unwrap();
+        registry.mirrors = mirrors.map(Result::unwrap).collect();
         Self {
             store: Arc::new(Store::open(mote.root.path()).unwrap()),
             client: Arc::new(Client::new(settings, CredentialStore::empty()).unwrap()),

@@ -19,6 +19,8 @@ mod http_server;
 #[path = "support/registry.rs"]
 #[allow(dead_code, reason = "each test program uses a part")]
 mod memory_registry;
+#[path = "pull/mirrors.rs"]
+mod mirrors;
 #[path = "pull/progress.rs"]
 mod progress;
 mod support;
@@ -98,6 +100,7 @@ fn main() -> ExitCode {
     let more = [
         damaged::TESTS,
         hostile::TESTS,
+        mirrors::TESTS,
         progress::TESTS,
         waiting::TESTS,
     ];

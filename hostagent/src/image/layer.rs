@@ -24,6 +24,12 @@ pub trait LayerContent: fmt::Debug + Send + Sync {
 
     /// Begins to read them. Nothing has been verified.
     fn open(&self) -> io::Result<Box<dyn Read + Send>>;
+
+    /// What was opened last is not what it should be. If whoever gave it is not the only
+    /// one who may have it, returns who that was: it is not read from there any more.
+    fn reject(&self) -> Option<String> {
+        None
+    }
 }
 
 /// A layer that has not been read yet.
@@ -89,6 +95,13 @@ pub enum LayerError<E: std::error::Error + 'static> {
     Cancelled,
 }
 
+impl<E: std::error::Error> LayerError<E> {
+    /// Whether other bytes came than the manifest names, whatever they led to.
+    pub(crate) fn is_other_blob(&self) -> bool {
+        matches!(self, Self::BlobDigest { .. })
+    }
+}
+
 /// The longest window of a zstd frame, which is held in memory: 64 MiB, as a power of two.
 /// No level asks for more of those that need no flag of their own (`--ultra`, `--long`).
 const MAX_WINDOW_LOG: u32 = 26;
@@ -151,17 +164,17 @@ impl LayerSource {
         let mut blob = HashingReader::new(Watched { inner, task })
             .map_err(|source| self.unreadable(source))?;
         let start = blob.fill_buf().map_err(|source| self.unreadable(source))?;
-        let compression =
-            Compression::of(start).map_err(|compression| LayerError::Compression {
+        let compression = Compression::of(start);
+        let outcome = match compression {
+            Err(compression) => Err(LayerError::Compression {
                 diff_id: self.diff_id,
                 compression,
-            })?;
-        let outcome = match compression {
-            Compression::None => consume(&mut blob)
+            }),
+            Ok(Compression::None) => consume(&mut blob)
                 .map(|made| (made, None))
                 .map_err(|source| self.refused(source)),
-            Compression::Gzip => self.decompressed(MultiGzDecoder::new(&mut blob), consume),
-            Compression::Zstd => zstd_decoder(&mut blob)
+            Ok(Compression::Gzip) => self.decompressed(MultiGzDecoder::new(&mut blob), consume),
+            Ok(Compression::Zstd) => zstd_decoder(&mut blob)
                 .map_err(|source| self.unreadable(source))
                 .and_then(|decoder| self.decompressed(decoder, consume)),
         };
@@ -173,7 +186,7 @@ impl LayerSource {
             (Err(source), Ok(_)) => return Err(self.unreadable(source)),
         };
         self.check_blob(found)?;
-        if compression == Compression::None {
+        if compression == Ok(Compression::None) {
             self.check_diff_id(found)?;
         }
         let (made, tar) = outcome?;

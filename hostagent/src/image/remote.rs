@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::io::{self, Read};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::layer::LayerContent;
 use super::manifest::{Descriptor, MAX_DOCUMENT_BYTES};
 use super::name::ImageName;
 use super::source::{Blobs, SourceError, SourceImage, VerifiedDocument, image_from};
-use crate::registry::{Cancel, Client, Fetched, Reference, Repository};
+use crate::registry::{Cancel, Client, Fetched, Provenance, Reference, Repository};
 
 /// What a name leads to in its registry: a manifest, or an index of them.
 #[derive(Debug, Clone)]
@@ -117,6 +117,7 @@ impl Blobs for Remote {
             repository: self.repository.clone(),
             descriptor: descriptor.clone(),
             cancel: Arc::clone(&self.cancel),
+            given_by: Mutex::default(),
         }))
     }
 
@@ -131,6 +132,8 @@ struct RemoteLayer {
     repository: Repository,
     descriptor: Descriptor,
     cancel: Cancel,
+    /// Who has given what was opened last.
+    given_by: Mutex<Option<Provenance>>,
 }
 
 impl LayerContent for RemoteLayer {
@@ -143,7 +146,16 @@ impl LayerContent for RemoteLayer {
         let reader = self
             .client
             .blob_reader(&self.repository, &self.descriptor, cancel);
-        Ok(Box::new(reader.map_err(io::Error::other)?))
+        let reader = reader.map_err(io::Error::other)?;
+        let mut given_by = self.given_by.lock().unwrap_or_else(PoisonError::into_inner);
+        *given_by = Some(reader.provenance());
+        Ok(Box::new(reader))
+    }
+
+    fn reject(&self) -> Option<String> {
+        let mut given_by = self.given_by.lock().unwrap_or_else(PoisonError::into_inner);
+        let mirrors = given_by.take()?.reject()?;
+        Some(format!("mirror {mirrors}"))
     }
 }
 

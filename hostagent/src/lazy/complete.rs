@@ -15,6 +15,7 @@ use outboard::GROUP_BYTES;
 use super::artifact::{ConvertedLayer, StoredBlob};
 use super::fetch::FetchError;
 use super::start::open_partial;
+use super::upstream::Upstream;
 use crate::image::layer::{LayerContent, LayerSource};
 use crate::image::name::ImageName;
 use crate::image::progress::Progress;
@@ -77,10 +78,13 @@ pub fn complete(
         .repository
         .parse()
         .map_err(|_| FetchError::Registry(RegistryError::NoHost(lazy.repository.clone())))?;
+    let repository = Repository::of(&name);
     let fetch = Fetch {
-        store,
-        client,
-        repository: Repository::of(&name),
+        upstream: Upstream {
+            store,
+            client,
+            repository: &repository,
+        },
         cancel,
     };
     // The tree over all layers is made here.
@@ -111,9 +115,7 @@ pub fn complete(
 }
 
 struct Fetch<'f> {
-    store: &'f Store,
-    client: &'f Client,
-    repository: Repository,
+    upstream: Upstream<'f>,
     cancel: &'f Cancel,
 }
 
@@ -125,39 +127,33 @@ impl Fetch<'_> {
         name: &str,
         progress: &dyn Progress,
     ) -> Result<(), FetchError> {
+        let store = self.upstream.store;
+        let tell = |error: &FetchError| progress.note(&error.to_string());
         for _ in 0..ATTEMPTS {
-            let opened =
-                open_partial(self.store, self.client, &self.repository, blob, self.cancel)?;
-            let Some(partial) = opened else {
+            let Some(partial) = open_partial(self.upstream, blob, self.cancel)? else {
                 return Ok(());
             };
             let task = progress.begin(name, partial.missing() * GROUP_BYTES);
             let mut requests = 0;
             while let Some((first, count)) = partial.next_missing(0..partial.groups(), GROUPS) {
-                let start = first * GROUP_BYTES;
-                let end = ((first + count) * GROUP_BYTES).min(blob.bytes);
-                let range = start..end;
-                let (client, cancel) = (self.client, &**self.cancel);
-                let got = client.blob_range(&self.repository, blob.digest, range, cancel);
-                let written = match got {
-                    Ok(bytes) => partial.write(first, &bytes),
+                let groups = first..first + count;
+                let (upstream, cancel) = (self.upstream, &**self.cancel);
+                match upstream.groups(&partial, blob.digest, groups, &tell, cancel) {
+                    Ok(bytes) => task.advance(bytes),
                     Err(error) => {
                         // What has arrived need not be fetched again; why no more came is
                         // what is to be told.
-                        let _ = self.store.save_partial(&partial);
-                        return Err(error.into());
+                        let _ = store.save_partial(&partial);
+                        return Err(error);
                     }
-                };
-                written
-                    .map_err(|source| FetchError::of_write(self.store, &self.repository, source))?;
-                task.advance(end - start);
+                }
                 requests += 1;
                 // Others may have completed it.
-                if requests % SAVE_AFTER == 0 && self.store.save_partial(&partial)? {
+                if requests % SAVE_AFTER == 0 && store.save_partial(&partial)? {
                     return Ok(());
                 }
             }
-            if self.store.save_partial(&partial)? {
+            if store.save_partial(&partial)? {
                 return Ok(());
             }
         }

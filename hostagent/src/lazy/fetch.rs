@@ -14,10 +14,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use outboard::{BlobHash, GROUP_BYTES};
+use outboard::BlobHash;
 
 use super::artifact::Access;
 use super::queue::{Phase, Queue};
+use super::upstream::Upstream;
 use crate::image::digest::Digest;
 use crate::registry::{Client, RegistryError, Repository};
 use crate::store::{BlobError, PartialBlob, Store, StoreError};
@@ -98,7 +99,7 @@ pub trait Listener: Send + Sync {
     /// will not be.
     fn fetched(&self, blob: usize, groups: Range<u64>, present: bool);
 
-    /// Something failed; what waited for it has been told.
+    /// Something failed: what waited for it has been told, unless others are asked for it.
     fn failed(&self, error: &FetchError);
 }
 
@@ -199,7 +200,7 @@ impl Fetcher {
         self.shared.queue().accesses.clone()
     }
 
-    /// How many bytes have come from the registry, counted as they come.
+    /// How many bytes have come, of those that are right, counted as they come.
     pub fn fetched_bytes(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.shared.fetched_bytes)
     }
@@ -379,16 +380,17 @@ impl Shared {
 
     fn fetch(&self, run: &Run) -> Result<(), FetchError> {
         let source = &self.sources[run.blob];
-        let start = run.first * GROUP_BYTES;
-        let end = ((run.first + run.count) * GROUP_BYTES).min(source.partial.identity().bytes);
+        let upstream = Upstream {
+            store: &self.store,
+            client: &self.client,
+            repository: &self.repository,
+        };
+        let groups = run.first..run.first + run.count;
+        let tell = |error: &FetchError| self.listener.failed(error);
         let stopped = || self.queue().stopped;
-        let bytes =
-            self.client
-                .blob_range(&self.repository, source.digest, start..end, &stopped)?;
-        self.fetched_bytes
-            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        let written = source.partial.write(run.first, &bytes);
-        written.map_err(|source| FetchError::of_write(&self.store, &self.repository, source))
+        let bytes = upstream.groups(&source.partial, source.digest, groups, &tell, &stopped)?;
+        self.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
     }
 
     fn finish(&self, run: &Run, outcome: Result<(), FetchError>) {

@@ -13,3 +13,4 @@ pub mod push;
 mod queue;
 mod serve;
 pub mod start;
+mod upstream;

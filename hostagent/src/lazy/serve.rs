@@ -153,7 +153,7 @@ impl Server {
         self.fetcher.start_up()
     }
 
-    /// How many bytes have come from the registry.
+    /// How many bytes have come.
     pub fn fetched_bytes(&self) -> Arc<AtomicU64> {
         self.fetcher.fetched_bytes()
     }

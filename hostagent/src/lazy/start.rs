@@ -1,6 +1,5 @@
 //! From a name to a disk whose blobs are fetched as they are needed.
 
-use std::fs::File;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -11,13 +10,14 @@ use super::artifact::{
 };
 use super::fetch::{FetchError, Source, StartUp};
 use super::serve::{Extents, Origin, Server};
+use super::upstream::Upstream;
 use crate::disk;
 use crate::image::digest::Digest;
 use crate::image::manifest::{Descriptor, MAX_DOCUMENT_BYTES};
 use crate::image::name::ImageName;
 use crate::image::source::SourceImage;
 use crate::registry::{Cancel, Client, Reference, RegistryError, Repository};
-use crate::store::{LazyImage, PartialBlob, Store, StoreError, StoredImage, is_out_of_space};
+use crate::store::{LazyImage, PartialBlob, Store, StoreError, StoredImage};
 use crate::vm_process::{BlobTree, Disk, Extent};
 
 /// Artifacts of one image that are looked at.
@@ -142,7 +142,12 @@ pub fn start(
     let converted = &lazy.converted;
     let blobs: Vec<&StoredBlob> = converted.blobs().collect();
     store.admits(blobs.iter().map(|blob| blob.bytes))?;
-    let partials = open_all(store, client, &repository, &blobs, cancel)?;
+    let upstream = Upstream {
+        store,
+        client,
+        repository: &repository,
+    };
+    let partials = open_all(upstream, &blobs, cancel)?;
     let failed = |source| StoreError::Io {
         root: store.root().to_owned(),
         action: "opening part of a blob".to_owned(),
@@ -227,13 +232,11 @@ pub fn start(
 /// The partial ones of these blobs, opened; their hash trees are fetched where that has not
 /// been done.
 fn open_all(
-    store: &Store,
-    client: &Client,
-    repository: &Repository,
+    upstream: Upstream<'_>,
     blobs: &[&StoredBlob],
     cancel: &Cancel,
 ) -> Result<Vec<Option<PartialBlob>>, FetchError> {
-    let open = |stored| open_partial(store, client, repository, stored, cancel);
+    let open = |stored| open_partial(upstream, stored, cancel);
     let mut opened = Vec::with_capacity(blobs.len());
     for some in blobs.chunks(TREES_AT_A_TIME) {
         let outcomes: Vec<_> = std::thread::scope(|scope| {
@@ -255,12 +258,11 @@ fn open_all(
 /// A blob, to be filled; none if it is here. Its hash tree is fetched if that has not been
 /// done.
 pub(super) fn open_partial(
-    store: &Store,
-    client: &Client,
-    repository: &Repository,
+    upstream: Upstream<'_>,
     stored: &StoredBlob,
     cancel: &Cancel,
 ) -> Result<Option<PartialBlob>, FetchError> {
+    let store = upstream.store;
     let identity = stored.identity();
     match store.blob(identity, String::new) {
         Ok(_) => return Ok(None),
@@ -276,7 +278,7 @@ pub(super) fn open_partial(
                     return Ok(None);
                 }
                 return Err(FetchError::Length {
-                    repository: repository.to_string(),
+                    repository: upstream.repository.to_string(),
                     hash: identity.hash,
                     said: identity.bytes,
                     found: found.bytes,
@@ -286,32 +288,13 @@ pub(super) fn open_partial(
         Err(error) => return Err(error.into()),
     }
     let partial = store.partial(identity, |file| match stored.outboard_descriptor() {
-        Some(tree) => fetch_tree(store, client, repository, &tree, file, cancel),
+        Some(tree) => upstream.tree(&tree, file, cancel),
         None => Ok(()),
     })?;
     // Filled by an earlier start that did not come to say so.
     match store.save_partial(&partial)? {
         true => Ok(None),
         false => Ok(Some(partial)),
-    }
-}
-
-/// Writes a hash tree to a file as it comes. The store verifies it by the blob's hash, which
-/// its digest would add nothing to.
-fn fetch_tree(
-    store: &Store,
-    client: &Client,
-    repository: &Repository,
-    tree: &Descriptor,
-    mut file: &File,
-    cancel: &Cancel,
-) -> Result<(), FetchError> {
-    let mut reader = client.blob_reader(repository, tree, Arc::clone(cancel))?;
-    match std::io::copy(&mut reader, &mut file) {
-        Err(error) if is_out_of_space(&error) => {
-            Err(StoreError::io(store.root(), "fetching a hash tree", error).into())
-        }
-        copied => copied.map(drop).map_err(FetchError::Tree),
     }
 }
 
@@ -326,7 +309,7 @@ impl Running {
         self.server.start_up()
     }
 
-    /// How many bytes have come from the registry since the start.
+    /// How many bytes have come since the start.
     pub fn fetched_bytes(&self) -> Arc<std::sync::atomic::AtomicU64> {
         self.server.fetched_bytes()
     }

@@ -1,4 +1,4 @@
-//! Blobs that fit into memory, and parts of blobs.
+//! Blobs that fit into memory, and ranges of blobs.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,19 +10,30 @@ use super::content_range::ContentRange;
 use super::download::{Download, blob_call, range, wrong_range};
 use super::endpoint::{Endpoint, Repository};
 use super::error::{Attempt, RegistryError};
+use super::provenance::Provenance;
 use super::session::Session;
 use crate::image::digest::Digest;
 use crate::image::manifest::Descriptor;
 
-/// The most bytes of one part.
+/// The most bytes of one range.
 pub const MAX_RANGE_BYTES: u64 = 64 << 20;
 
-/// The mirrors of a repository, and its registry at the end.
+/// A range of a blob. Only the caller's own hashes tell whether it is right.
+#[derive(Debug)]
+pub struct BlobRange {
+    /// As many bytes as were asked for.
+    pub bytes: Vec<u8>,
+    /// Who has given them.
+    pub provenance: Provenance,
+}
+
+/// The mirrors that may have a blob, and its registry at the end.
 pub(super) async fn sources(
     session: &Session,
     repository: &Repository,
+    digest: Digest,
 ) -> Result<Vec<Endpoint>, RegistryError> {
-    let mut sources = session.mirrors(repository);
+    let mut sources = session.blob_mirrors(repository, digest);
     sources.push(session.registry(repository).await?);
     Ok(sources)
 }
@@ -34,7 +45,7 @@ pub(super) async fn blob(
     descriptor: &Descriptor,
     max_bytes: u64,
 ) -> Result<Vec<u8>, RegistryError> {
-    let mut sources = sources(session, repository).await?;
+    let mut sources = sources(session, repository, descriptor.digest).await?;
     let registry = sources.pop();
     for mirror in sources {
         match blob_at(session, repository, descriptor, max_bytes, mirror.clone()).await {
@@ -80,21 +91,26 @@ async fn blob_at(
     Ok(bytes)
 }
 
-/// Part of a blob. Nothing tells whether it is right but the caller's own hashes.
 pub(super) async fn blob_range(
-    session: &Session,
+    session: &Arc<Session>,
     repository: &Repository,
     digest: Digest,
     bytes: Range<u64>,
-) -> Result<Vec<u8>, RegistryError> {
+) -> Result<BlobRange, RegistryError> {
+    let provenance = Provenance::new(session, digest);
     if bytes.is_empty() {
-        return Ok(Vec::new());
+        let bytes = Vec::new();
+        return Ok(BlobRange { bytes, provenance });
     }
-    session
-        .pull(repository, async |endpoint| {
-            range_at(session, endpoint, repository, digest, &bytes).await
+    let mirrors = session.blob_mirrors(repository, digest);
+    let bytes = session
+        .pull_from(mirrors, repository, async |endpoint| {
+            let range = range_at(session, endpoint, repository, digest, &bytes).await?;
+            provenance.add(endpoint);
+            Ok(range)
         })
-        .await
+        .await?;
+    Ok(BlobRange { bytes, provenance })
 }
 
 async fn range_at(

@@ -24,6 +24,8 @@
 //!
 //! - `mirrors` are asked first and in order, then the registry itself; pulls only.
 //!   A mirror never gets the registry's credentials. `http://` means plain HTTP.
+//!   One that gives other bytes than a digest or a hash tree names is not asked for that
+//!   blob again by this process; the next one is, and the registry at the end.
 //! - `plain_http` talks HTTP without TLS to the registry.
 //! - `ca` is a file of PEM certificates that are trusted for this host beside those
 //!   of the system; a relative path starts at the directory of `registries.toml`.

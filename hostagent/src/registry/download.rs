@@ -14,6 +14,7 @@ use super::answer::Answer;
 use super::content_range::ContentRange;
 use super::endpoint::{Endpoint, Repository};
 use super::error::{Attempt, RegistryError};
+use super::provenance::Provenance;
 use super::retry::Backoff;
 use super::session::{Session, pull_scope};
 use super::text::printable;
@@ -33,6 +34,8 @@ pub(super) struct Download {
     size: u64,
     /// Mirrors, then the registry; the first is in use.
     sources: VecDeque<Endpoint>,
+    /// Who has given what was handed out.
+    provenance: Provenance,
     body: Option<Body>,
     /// The bytes handed out.
     position: u64,
@@ -65,6 +68,7 @@ impl Download {
             digest,
             size,
             sources: sources.into(),
+            provenance: Provenance::new(session, digest),
             body: None,
             position: 0,
             failed_at: 0,
@@ -72,6 +76,11 @@ impl Download {
             backoff: Backoff::new(session.settings.download.backoff),
             is_complete: false,
         }
+    }
+
+    /// Who has given what was handed out, now and later.
+    pub fn provenance(&self) -> Provenance {
+        self.provenance.clone()
     }
 
     /// Makes the first request, so that what is wrong with it is known early.
@@ -97,6 +106,9 @@ impl Download {
                 Ok(Some(chunk)) if chunk.is_empty() => {}
                 Ok(Some(chunk)) => {
                     self.position += chunk.len() as u64;
+                    if let Some(source) = self.sources.front() {
+                        self.provenance.add(source);
+                    }
                     return Ok(Some(chunk));
                 }
                 Ok(None) => {
@@ -107,6 +119,12 @@ impl Download {
                 Err(error) => {
                     self.body = None;
                     self.recover(error).await?;
+                    // A mirror had more than it should. Whether all before that is right
+                    // the digest tells; there is nothing left to ask others for.
+                    if self.position == self.size {
+                        self.is_complete = true;
+                        return Ok(None);
+                    }
                 }
             }
         }
@@ -220,8 +238,7 @@ impl Download {
             return Ok(());
         }
         let download = &self.session.settings.download;
-        let is_mirror = |source: &Endpoint| source.credentials_of.is_none();
-        if self.sources.front().is_some_and(is_mirror) {
+        if self.sources.front().is_some_and(Endpoint::is_mirror) {
             return Err(error);
         }
         if progress >= WORTHWHILE {

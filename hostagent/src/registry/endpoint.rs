@@ -137,6 +137,11 @@ impl Endpoint {
         }
     }
 
+    /// Whether it is one.
+    pub fn is_mirror(&self) -> bool {
+        self.credentials_of.is_none()
+    }
+
     /// The URL of something in a repository, such as `manifests/latest`.
     pub fn url(&self, repository: &Repository, what: &str) -> Url {
         let mut url = self.base.clone();

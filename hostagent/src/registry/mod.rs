@@ -46,6 +46,7 @@ mod error;
 #[allow(missing_docs, reason = "for fuzzing, not for users")]
 pub mod fuzzing;
 mod manifests;
+mod provenance;
 mod push;
 mod push_manifest;
 mod reader;
@@ -61,13 +62,14 @@ mod tokens;
 mod transport;
 mod upload;
 
-pub use blobs::MAX_RANGE_BYTES;
+pub use blobs::{BlobRange, MAX_RANGE_BYTES};
 use config::Settings;
 use credentials::CredentialStore;
 use download::Download;
 pub use endpoint::{Reference, Repository};
 pub use error::{Attempt, ChallengeProblem, Detail, RegistryError};
 pub use manifests::{DOCKER_INDEX, DOCKER_MANIFEST, Fetched, OCI_INDEX, OCI_MANIFEST};
+pub use provenance::Provenance;
 pub use push::{Open, Pushed};
 pub use reader::{BlobReader, Cancel};
 pub use redirect::RedirectProblem;
@@ -145,8 +147,8 @@ impl Client {
         cancel: Cancel,
     ) -> Result<BlobReader, RegistryError> {
         let download = self.runtime.run(&*cancel, async {
-            let sources = blobs::sources(&self.session, repository).await?;
             let (digest, size) = (descriptor.digest, descriptor.size);
+            let sources = blobs::sources(&self.session, repository, digest).await?;
             let mut download = Download::new(&self.session, repository, digest, size, sources);
             download.begin().await?;
             Ok::<_, RegistryError>(download)
@@ -154,15 +156,16 @@ impl Client {
         Ok(BlobReader::new(&self.runtime, download, cancel))
     }
 
-    /// Fetches part of a blob, at most [`MAX_RANGE_BYTES`]. Its content is not
-    /// verified: no digest covers a part.
+    /// Fetches a range of a blob, at most [`MAX_RANGE_BYTES`]. Its content is not
+    /// verified: no digest covers a range. If it is wrong, [`Provenance::reject`] tells
+    /// whether to ask again.
     pub fn blob_range(
         &self,
         repository: &Repository,
         digest: Digest,
         bytes: Range<u64>,
         cancelled: &dyn Fn() -> bool,
-    ) -> Result<Vec<u8>, RegistryError> {
+    ) -> Result<BlobRange, RegistryError> {
         let work = blobs::blob_range(&self.session, repository, digest, bytes);
         self.runtime.run(cancelled, work)
     }

@@ -8,6 +8,7 @@ use bytes::{Buf, Bytes};
 
 use super::download::Download;
 use super::error::RegistryError;
+use super::provenance::Provenance;
 use crate::runtime::Runtime;
 
 /// Tells whether a download is still wanted; asked about every 100 ms, on the
@@ -17,7 +18,8 @@ pub type Cancel = Arc<dyn Fn() -> bool + Send + Sync>;
 /// The content of a blob, as it is downloaded.
 ///
 /// It gives exactly as many bytes as the descriptor says, or an error. **It does not
-/// check the digest**: whoever reads it does, before the content is used.
+/// check the digest**: whoever reads it does, before the content is used, and if it is
+/// another, [`Provenance::reject`] tells whether to begin anew.
 ///
 /// A connection that breaks or stalls is replaced by another one that goes on where
 /// it was. Little is in memory: what the HTTP client has read from the connection,
@@ -29,6 +31,7 @@ pub type Cancel = Arc<dyn Fn() -> bool + Send + Sync>;
 pub struct BlobReader {
     /// `None` after an error.
     download: Option<Download>,
+    provenance: Provenance,
     chunk: Bytes,
     cancel: Cancel,
     // After the download: its connections belong to the runtime.
@@ -38,11 +41,17 @@ pub struct BlobReader {
 impl BlobReader {
     pub(super) fn new(runtime: &Arc<Runtime>, download: Download, cancel: Cancel) -> Self {
         Self {
+            provenance: download.provenance(),
             download: Some(download),
             chunk: Bytes::new(),
             cancel,
             runtime: Arc::clone(runtime),
         }
+    }
+
+    /// Who has given what is read, now and later.
+    pub fn provenance(&self) -> Provenance {
+        self.provenance.clone()
     }
 
     /// The registry's error in an error of [`Read::read`].

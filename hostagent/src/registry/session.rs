@@ -1,7 +1,7 @@
 //! What all requests of a client share, and how its calls are carried through:
 //! mirrors before the registry, and again after failures that pass.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use super::retry::Backoff;
 use super::tls::Clients;
 use super::tokens::Tokens;
 use super::transport::Payload;
+use crate::image::digest::Digest;
 
 /// How long a mirror that could not be reached is left alone.
 const MIRROR_REST: Duration = Duration::from_secs(60);
@@ -31,6 +32,9 @@ pub(super) struct Session {
     schemes: Mutex<BTreeMap<String, &'static str>>,
     /// Mirrors that cannot be reached, and since when.
     unreachable: Mutex<BTreeMap<String, Instant>>,
+    /// Mirrors, and blobs of which they have given other bytes: no more than there are
+    /// mirrors for each blob that is downloaded.
+    rejected: Mutex<BTreeSet<(reqwest::Url, Digest)>>,
 }
 
 impl Session {
@@ -42,6 +46,7 @@ impl Session {
             tokens: Tokens::default(),
             schemes: Mutex::default(),
             unreachable: Mutex::default(),
+            rejected: Mutex::default(),
         }
     }
 
@@ -118,9 +123,23 @@ impl Session {
         awake.map(Endpoint::mirror).collect()
     }
 
+    /// Those that have not given other bytes instead of this blob.
+    pub fn blob_mirrors(&self, repository: &Repository, digest: Digest) -> Vec<Endpoint> {
+        let mut mirrors = self.mirrors(repository);
+        let rejected = self.rejected.lock().unwrap_or_else(PoisonError::into_inner);
+        mirrors.retain(|mirror| !rejected.contains(&(mirror.base.clone(), digest)));
+        mirrors
+    }
+
+    /// Remembers that a mirror has given other bytes instead of a blob.
+    pub fn reject(&self, mirror: &reqwest::Url, digest: Digest) {
+        let mut rejected = self.rejected.lock().unwrap_or_else(PoisonError::into_inner);
+        rejected.insert((mirror.clone(), digest));
+    }
+
     /// Remembers that a mirror is no use for now, if that is what an error says.
     pub fn note_failure(&self, endpoint: &Endpoint, error: &RegistryError) {
-        if endpoint.credentials_of.is_none() && error.is_unreachable() {
+        if endpoint.is_mirror() && error.is_unreachable() {
             let mut unreachable = self
                 .unreachable
                 .lock()
@@ -136,7 +155,18 @@ impl Session {
         repository: &Repository,
         work: impl AsyncFn(&Endpoint) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
-        for mirror in self.mirrors(repository) {
+        let mirrors = self.mirrors(repository);
+        self.pull_from(mirrors, repository, work).await
+    }
+
+    /// The same, of these mirrors.
+    pub async fn pull_from<T>(
+        &self,
+        mirrors: Vec<Endpoint>,
+        repository: &Repository,
+        work: impl AsyncFn(&Endpoint) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        for mirror in mirrors {
             match work(&mirror).await {
                 Ok(found) => return Ok(found),
                 Err(error) => self.note_failure(&mirror, &error),

@@ -19,6 +19,7 @@ use super::limits;
 use super::lock::FileLock;
 use super::made::Made;
 use super::record::{encode, mistaken, read_record, usable_record};
+use super::staging::Staging;
 use super::{Store, StoreError};
 use crate::image::digest::Digest;
 use crate::image::hashing::HashingReader;
@@ -162,6 +163,23 @@ impl<S: Read, B: ReadAt> TarParts<S, B> {
     }
 }
 
+/// Where in a staging directory the blob of a layer is made.
+const BLOB: &str = "blob";
+/// And its skeleton.
+const SKELETON: &str = "skeleton";
+
+/// What is done, for errors.
+fn converting(diff_id: Digest) -> String {
+    format!("converting layer {diff_id}")
+}
+
+/// What a layer was converted to, verified and not on disk yet.
+struct Conversion {
+    tar_bytes: u64,
+    blob: BlobWriter,
+    skeleton: BlobWriter,
+}
+
 /// A layer that was converted now.
 #[derive(Debug)]
 pub(super) struct ConvertedLayer {
@@ -238,22 +256,33 @@ impl Store {
         if self.usable_layer(diff_id, lease)? {
             return Ok(None);
         }
-        let task = progress.begin(name, source.content.length());
-        self.convert(source, lock, &*task).map(Some)
+        // Ends: each turn but the last has rejected whoever gave the layer.
+        loop {
+            let staging = self.scratch()?;
+            let task = progress.begin(name, source.content.length());
+            match self.convert(source, &staging, &*task) {
+                Err(ImportError::Layer(error)) if error.is_other_blob() => {
+                    let Some(giver) = source.content.reject() else {
+                        return Err(ImportError::Layer(error));
+                    };
+                    progress.note(&format!("asking elsewhere than at {giver}: {error}"));
+                }
+                converted => return self.made(diff_id, converted?, staging, lock).map(Some),
+            }
+        }
     }
 
+    /// Converts a layer into two directories of `staging`.
     fn convert(
         &self,
         source: &LayerSource,
-        lock: FileLock,
+        staging: &Staging,
         task: &dyn Task,
-    ) -> Result<ConvertedLayer, ImportError> {
-        let diff_id = source.diff_id;
-        let staging = self.scratch()?;
-        let [blob_directory, skeleton_directory] =
-            ["blob", "skeleton"].map(|name| staging.path().join(name));
-        let action = || format!("converting layer {diff_id}");
+    ) -> Result<Conversion, ImportError> {
+        let action = || converting(source.diff_id);
         let failed = |error| self.io(action(), error);
+        let [blob_directory, skeleton_directory] =
+            [BLOB, SKELETON].map(|name| staging.path().join(name));
         for directory in [&blob_directory, &skeleton_directory] {
             std::fs::create_dir(directory).map_err(failed)?;
         }
@@ -278,13 +307,31 @@ impl Store {
                 }
                 StoreError::no_space(self.root.clone(), action()).into()
             })?;
+        Ok(Conversion {
+            tar_bytes,
+            blob,
+            skeleton,
+        })
+    }
+
+    /// What was converted, on its way to disk.
+    fn made(
+        &self,
+        diff_id: Digest,
+        conversion: Conversion,
+        staging: Staging,
+        lock: FileLock,
+    ) -> Result<ConvertedLayer, ImportError> {
+        let failed = |error| self.io(converting(diff_id), error);
+        let [blob_directory, skeleton_directory] =
+            [BLOB, SKELETON].map(|name| staging.path().join(name));
         let mut unsynced = Unsynced::default();
         let mut finish = |blob: BlobWriter| blob.finish(&mut unsynced).map_err(failed);
         let record = Record {
             diff_id,
-            tar_bytes,
-            blob: finish(blob)?,
-            skeleton: finish(skeleton)?,
+            tar_bytes: conversion.tar_bytes,
+            blob: finish(conversion.blob)?,
+            skeleton: finish(conversion.skeleton)?,
         };
         let part = staging.path().join("record");
         let mut all_written = || -> io::Result<()> {
@@ -298,7 +345,7 @@ impl Store {
             blobs: vec![blob.clone(), (skeleton_directory, record.skeleton)],
             record: (part, self.layer_record(diff_id)),
             syncing: unsynced.start(),
-            action: action(),
+            action: converting(diff_id),
             _staging: staging,
             _lock: lock,
         };

@@ -1,5 +1,6 @@
 //! Mirrors before the registry.
 
+use hostagent::image::digest::Digest;
 use hostagent::registry::config::Settings;
 use hostagent::registry::credentials::CredentialStore;
 use hostagent::registry::{Client, RegistryError};
@@ -8,8 +9,8 @@ use serde_json::json;
 
 use crate::Test;
 use crate::common::{
-    LIMIT, NOBODY, client_with, describe, download, go_on, large, push, ranged, repository,
-    settings, tag,
+    LIMIT, NOBODY, client_with, describe, download, go_on, large, never, push, ranged, read,
+    repository, settings, tag,
 };
 use crate::http_server::{Fault, Reply, Server};
 
@@ -22,6 +23,14 @@ pub const TESTS: &[Test] = &[
     (
         "a_mirror_that_breaks_off_gives_way_to_the_registry_where_it_was",
         breaks_off,
+    ),
+    (
+        "of_a_mirror_that_goes_on_after_the_end_the_registry_is_not_asked_for_more",
+        goes_on_after_the_end,
+    ),
+    (
+        "a_mirror_that_has_a_blob_wrong_is_not_asked_for_it_again",
+        rejected,
     ),
     ("a_mirror_gets_no_credentials", no_credentials),
     ("a_mirror_is_not_pushed_to", not_pushed_to),
@@ -94,6 +103,45 @@ fn breaks_off() -> Result<(), Failed> {
     assert!(download(&client, &repository(&registry.host(), "app"), &blob)? == blob);
     assert_eq!(registry.seen()[0].header("range"), Some("bytes=1000000-"));
     assert_eq!((mirror.seen().len(), registry.seen().len()), (1, 1));
+    Ok(())
+}
+
+fn goes_on_after_the_end() -> Result<(), Failed> {
+    let blob = large();
+    let content = blob.clone();
+    let mirror = Server::start(move |_| Reply::new(200, content.clone()).fault(Fault::Endless));
+    let registry = Server::start(|_| Reply::new(416, ""));
+    let client = anonymous(mirrored(&registry, &[&mirror]));
+    assert!(download(&client, &repository(&registry.host(), "app"), &blob)? == blob);
+    assert_eq!((mirror.seen().len(), registry.seen().len()), (1, 0));
+    Ok(())
+}
+
+fn rejected() -> Result<(), Failed> {
+    let wrong = Server::start(|request| ranged(request, b"c0ntent"));
+    let registry = content();
+    let client = anonymous(mirrored(&registry, &[&wrong]));
+    let from = repository(&registry.host(), "app");
+    let (descriptor, digest) = (describe(b"content"), Digest::of(b"content"));
+    let ask = || client.blob_range(&from, digest, 1..3, &go_on);
+    let range = ask()?;
+    assert_eq!(range.bytes, b"0n");
+    // Whoever asked at the same time has been given the same.
+    let reader = client.blob_reader(&from, &descriptor, never())?;
+    let provenance = reader.provenance();
+    assert_eq!(read(reader)?, b"c0ntent");
+    for provenance in [range.provenance, provenance] {
+        assert_eq!(provenance.reject(), Some(wrong.host()));
+    }
+    let range = ask()?;
+    assert_eq!(range.bytes, b"on");
+    assert_eq!(range.provenance.reject(), None);
+    let reader = client.blob_reader(&from, &descriptor, never())?;
+    assert_eq!(read(reader)?, b"content");
+    // Of other blobs it may have the right bytes.
+    let other = client.blob_range(&from, Digest::of(b"other"), 0..1, &go_on)?;
+    assert_eq!(other.provenance.reject(), Some(wrong.host()));
+    assert_eq!((wrong.seen().len(), registry.seen().len()), (3, 2));
     Ok(())
 }
 
