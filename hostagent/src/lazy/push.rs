@@ -72,6 +72,7 @@ pub struct PushedImage {
 
 /// Pushes `image` under `name`: the image itself, if the registry has it not, and what it
 /// was converted to. A blob that turns out to be corrupt is quarantined.
+/// was converted to. What the registry has is asked of itself, never of a mirror.
 pub fn push(
     store: &Store,
     image: &StoredImage,
@@ -135,7 +136,7 @@ impl Push<'_> {
         let tag = Reference::Tag(name.tag().unwrap_or("latest").to_owned());
         if let Some(digest) = image.manifest {
             let bytes = self.store.manifest_document(digest)?;
-            let there = self.client.manifest(
+            let there = self.client.manifest_in_registry(
                 &self.repository,
                 &Reference::Digest(digest),
                 MAX_DOCUMENT_BYTES,
@@ -179,9 +180,12 @@ impl Push<'_> {
     /// Whether a tag is that of a manifest, or of an index with this manifest in it, which
     /// stays.
     fn leads_to(&self, tag: &Reference, digest: Digest) -> Result<bool, PushError> {
-        let named = self
-            .client
-            .manifest(&self.repository, tag, MAX_DOCUMENT_BYTES, &**self.cancel);
+        let named = self.client.manifest_in_registry(
+            &self.repository,
+            tag,
+            MAX_DOCUMENT_BYTES,
+            &**self.cancel,
+        );
         match named {
             Ok(named) if named.digest == digest => Ok(true),
             Ok(named) => Ok(Index::parse(&named.bytes)

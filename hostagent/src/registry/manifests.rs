@@ -55,6 +55,21 @@ impl Session {
         .await
     }
 
+    /// A manifest from the registry.
+    pub(super) async fn manifest_in_registry(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        max_bytes: u64,
+    ) -> Result<Fetched, RegistryError> {
+        let endpoint = self.registry(repository).await?;
+        self.retrying(async || {
+            self.manifest_at(&endpoint, repository, reference, max_bytes)
+                .await
+        })
+        .await
+    }
+
     /// A manifest from one server, tried once.
     pub(super) async fn manifest_at(
         &self,

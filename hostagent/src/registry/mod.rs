@@ -125,6 +125,21 @@ impl Client {
         self.runtime.run(cancelled, work)
     }
 
+    /// The same of the registry itself: no mirror is asked. What the registry has already
+    /// and need not be pushed, only the registry knows.
+    pub fn manifest_in_registry(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        max_bytes: u64,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Fetched, RegistryError> {
+        let work = self
+            .session
+            .manifest_in_registry(repository, reference, max_bytes);
+        self.runtime.run(cancelled, work)
+    }
+
     /// Fetches a blob of at most `max_bytes`, with the length and the digest that
     /// its descriptor gives.
     pub fn blob(

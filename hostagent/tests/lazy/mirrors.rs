@@ -7,8 +7,10 @@ use hostagent::lazy::complete::complete;
 use libtest_mimic::Failed;
 
 use crate::common::never;
+use crate::docker_registry::DockerRegistry;
 use crate::fault_proxy::forward;
 use crate::http_server::{Reply, Request, Server};
+use crate::support::{Mote, Run};
 use crate::{Node, Pushed, Test, Vmm, original, pushed, ranges};
 
 pub const TESTS: &[Test] = &[
@@ -23,6 +25,10 @@ pub const TESTS: &[Test] = &[
     (
         "an_image_is_completed_past_a_mirror_that_has_it_wrong",
         completed,
+    ),
+    (
+        "what_only_a_mirror_has_is_pushed_all_the_same",
+        pushed_all_the_same,
     ),
 ];
 
@@ -129,5 +135,32 @@ fn completed() -> Result<(), Failed> {
         Ok(Digest::of(&bytes))
     })?;
     assert_eq!(digest, image.diff_ids[1]);
+    Ok(())
+}
+
+fn pushed_all_the_same() -> Result<(), Failed> {
+    let pushed = pushed()?;
+    let (full, empty) = (&pushed.registry, DockerRegistry::plain()?);
+    let node = Mote::new();
+    node.run(&["pull", &pushed.name]).expect(0);
+    // What the first registry has a mirror of the second one says it has.
+    let config = tempfile::tempdir()?;
+    let text = format!(
+        "[registry.\"{}\"]\nplain_http = true\nmirrors = [\"http://{}\"]\n",
+        empty.host(),
+        full.host()
+    );
+    std::fs::write(config.path().join("registries.toml"), text)?;
+    // The manifest is not there; then it is, and not under this tag.
+    for tag in ["v1", "v2"] {
+        let here = format!("{}/team/app:{tag}", full.host());
+        node.run(&["tag", &pushed.name, &here]).expect(0);
+        node.run(&["push", &here]).expect(0);
+        let there = format!("{}/team/app:{tag}", empty.host());
+        node.run(&["tag", &pushed.name, &there]).expect(0);
+        let mut push = node.command(&["push", &there]);
+        Run::of(push.env("MOTE_CONFIG", config.path()).output()?).expect(0);
+        Mote::new().run(&["pull", &there]).expect(0);
+    }
     Ok(())
 }
