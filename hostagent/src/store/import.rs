@@ -8,8 +8,9 @@ use std::thread::ScopedJoinHandle;
 
 use erofs::merge::{Merge, MergeError};
 
+use super::convert::ConvertError;
 use super::durable::Unsynced;
-use super::layers::{ConvertError, ConvertedLayer};
+use super::layers::ConvertedLayer;
 use super::leases::Lease;
 use super::merged::{MergeLayers, merge};
 use super::records::{StoredImage, now_unix_seconds};

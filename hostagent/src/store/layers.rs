@@ -5,17 +5,15 @@ use std::path::PathBuf;
 
 use erofs::image::ReadAt;
 use erofs::skeleton::Assembler;
-use erofs::tar::TarError;
 use outboard::BlobHash;
 use serde::{Deserialize, Serialize};
 
 use super::blob::{BlobIdentity, BlobWriter};
 use super::blobs::{Blob, StreamReader, VerifiedReader};
+use super::convert::{BLOB, Conversion, SKELETON, converting};
 use super::durable::Unsynced;
-use super::error::is_out_of_space;
 use super::import::ImportError;
 use super::leases::Lease;
-use super::limits;
 use super::lock::FileLock;
 use super::made::Made;
 use super::record::{encode, mistaken, read_record, usable_record};
@@ -23,46 +21,17 @@ use super::staging::Staging;
 use super::{Store, StoreError};
 use crate::image::digest::Digest;
 use crate::image::hashing::HashingReader;
-use crate::image::layer::{LayerError, LayerSource};
-use crate::image::progress::{Progress, Task};
+use crate::image::layer::LayerSource;
+use crate::image::progress::Progress;
 
 /// The version of the conversion from tar to EROFS and of the merge. Raised
 /// whenever either would give other bytes for the same input; what an older
 /// version made is then no longer found and is made again.
 pub const CONVERTER_VERSION: u32 = 1;
 
-/// How hard zstd works at a skeleton: a little, since converting waits for it.
-const SKELETON_LEVEL: i32 = 1;
 /// How much memory decompressing one may take, as a power of two: what zstd's levels up to 19
 /// ask for.
 const SKELETON_WINDOW_LOG: u32 = 23;
-
-/// Why a layer's tar stream was not converted.
-#[derive(Debug, thiserror::Error)]
-pub enum ConvertError {
-    /// The tar stream is malformed or hostile, or writing failed.
-    #[error(transparent)]
-    Erofs(erofs::layer::LayerError),
-    /// It costs more than this host's administrator allows.
-    #[error("it exceeds a limit, which {} can raise", limits::FILE_NAME)]
-    Limit(#[source] erofs::layer::LayerError),
-    /// The blob could not be made or brought to disk.
-    #[error("writing the blob failed")]
-    Blob(#[from] io::Error),
-}
-
-impl From<erofs::layer::LayerError> for ConvertError {
-    fn from(error: erofs::layer::LayerError) -> Self {
-        use erofs::layer::LayerError as Error;
-        match error {
-            Error::Tar(TarError::TooLong { .. })
-            | Error::TooManyEntries { .. }
-            | Error::TooMuchMetadata { .. }
-            | Error::BlobTooLarge { .. } => Self::Limit(error),
-            error => Self::Erofs(error),
-        }
-    }
-}
 
 /// What is known about a converted layer.
 #[derive(Debug, Serialize, Deserialize)]
@@ -163,23 +132,6 @@ impl<S: Read, B: ReadAt> TarParts<S, B> {
     }
 }
 
-/// Where in a staging directory the blob of a layer is made.
-const BLOB: &str = "blob";
-/// And its skeleton.
-const SKELETON: &str = "skeleton";
-
-/// What is done, for errors.
-fn converting(diff_id: Digest) -> String {
-    format!("converting layer {diff_id}")
-}
-
-/// What a layer was converted to, verified and not on disk yet.
-struct Conversion {
-    tar_bytes: u64,
-    blob: BlobWriter,
-    skeleton: BlobWriter,
-}
-
 /// A layer that was converted now.
 #[derive(Debug)]
 pub(super) struct ConvertedLayer {
@@ -272,48 +224,6 @@ impl Store {
         }
     }
 
-    /// Converts a layer into two directories of `staging`.
-    fn convert(
-        &self,
-        source: &LayerSource,
-        staging: &Staging,
-        task: &dyn Task,
-    ) -> Result<Conversion, ImportError> {
-        let action = || converting(source.diff_id);
-        let failed = |error| self.io(action(), error);
-        let [blob_directory, skeleton_directory] =
-            [BLOB, SKELETON].map(|name| staging.path().join(name));
-        for directory in [&blob_directory, &skeleton_directory] {
-            std::fs::create_dir(directory).map_err(failed)?;
-        }
-
-        let converted = source.read_verified(task, |tar| {
-            let mut blob = BlobWriter::for_disk(&blob_directory)?;
-            let skeleton = BlobWriter::create(&skeleton_directory)?;
-            let packed = zstd::Encoder::new(skeleton, SKELETON_LEVEL)?;
-            let mut skeleton = erofs::skeleton::Writer::new(packed);
-            let summary =
-                erofs::layer::write_recorded(tar, &mut blob, &self.limits, &mut skeleton)?;
-            Ok((summary.tar_bytes, blob, skeleton.finish()?.finish()?))
-        });
-        let (tar_bytes, blob, skeleton) =
-            converted.map_err(|error: LayerError<ConvertError>| {
-                if !is_out_of_space(&error) {
-                    return ImportError::Layer(Box::new(error));
-                }
-                // Said after what was half-made is gone.
-                for directory in [&blob_directory, &skeleton_directory] {
-                    let _ = std::fs::remove_dir_all(directory);
-                }
-                StoreError::no_space(self.root.clone(), action()).into()
-            })?;
-        Ok(Conversion {
-            tar_bytes,
-            blob,
-            skeleton,
-        })
-    }
-
     /// What was converted, on its way to disk.
     fn made(
         &self,
@@ -386,6 +296,7 @@ impl Store {
 mod tests {
     use erofs::tar::Recorder;
 
+    use super::super::convert::SKELETON_LEVEL;
     use super::*;
 
     #[test]
