@@ -14,6 +14,8 @@ mod fault_proxy;
 mod http_server;
 #[path = "lazy/mirrors.rs"]
 mod mirrors;
+#[path = "lazy/peers.rs"]
+mod peers;
 mod support;
 
 use std::fs::File;
@@ -30,7 +32,9 @@ use common::{never, settings};
 use docker_registry::DockerRegistry;
 use fault_proxy::forward;
 use hostagent::image::remote;
+use hostagent::lazy::Clients;
 use hostagent::lazy::start::{self, Started};
+use hostagent::peer::RangeClient;
 use hostagent::registry::Client;
 use hostagent::registry::credentials::CredentialStore;
 use hostagent::store::{Lease, Store, StoredImage};
@@ -112,7 +116,7 @@ fn main() -> ExitCode {
             "ignored: docker-registry or skopeo is not installed; `cargo xtask test` installs them"
         );
     }
-    let tests = TESTS.iter().chain(mirrors::TESTS);
+    let tests = TESTS.iter().chain(mirrors::TESTS).chain(peers::TESTS);
     let trials = tests.map(|(name, test)| Trial::test(*name, test).with_ignored_flag(missing));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
@@ -154,6 +158,7 @@ fn pushed() -> Result<Pushed, Failed> {
 struct Node {
     store: Arc<Store>,
     client: Arc<Client>,
+    peers: Option<Arc<RangeClient>>,
     told: Arc<Mutex<Vec<String>>>,
     mote: Mote,
 }
@@ -175,6 +180,7 @@ impl Node {
         Self {
             store: Arc::new(Store::open(mote.root.path()).unwrap()),
             client: Arc::new(Client::new(settings, CredentialStore::empty()).unwrap()),
+            peers: None,
             told: Arc::default(),
             mote,
         }
@@ -191,6 +197,13 @@ impl Node {
         Ok(image)
     }
 
+    fn clients(&self) -> Clients {
+        Clients {
+            registries: Arc::clone(&self.client),
+            peers: self.peers.clone(),
+        }
+    }
+
     fn start(&self, image: &StoredImage) -> Result<Started, Failed> {
         let repository = image.sources[0].repository();
         let lazy = self.store.lazy_image(image.id, repository)?;
@@ -201,7 +214,7 @@ impl Node {
         };
         let started = start::start(
             &self.store,
-            &self.client,
+            &self.clients(),
             image,
             &lazy,
             &never(),

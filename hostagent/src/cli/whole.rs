@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use hostagent::image::name::ImageName;
 use hostagent::image::progress::Progress;
+use hostagent::lazy::Clients;
 use hostagent::lazy::complete::{CompleteError, complete};
 use hostagent::registry::Client;
 use hostagent::store::{ImportError, LazyImage, Lease, Store, StoreError, StoredImage};
@@ -108,8 +109,9 @@ fn from_converted(
     let source = sources.find(|source| source.repository() == lazy.repository);
     let source = source.context("it is not known which image it is there")?;
     Policy::of_this_machine()?.admits(source)?;
-    let client = Client::of_this_machine()?;
-    match complete(store, &client, image, lazy, lease, &cancel(), progress) {
+    let registries = Arc::new(Client::of_this_machine()?);
+    let clients = Clients::with_peers_of_this_machine(&registries, store.root())?;
+    match complete(store, &clients, image, lazy, lease, &cancel(), progress) {
         Ok(_) => Ok(()),
         Err(error) if error.is_cancelled() => Err(ImportError::Cancelled.into()),
         Err(error) => Err(error.into()),

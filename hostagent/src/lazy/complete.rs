@@ -15,12 +15,12 @@ use outboard::GROUP_BYTES;
 use super::artifact::{ConvertedLayer, StoredBlob};
 use super::fetch::FetchError;
 use super::start::open_partial;
-use super::upstream::Upstream;
+use super::upstream::{Clients, Upstream};
 use crate::image::layer::{LayerContent, LayerSource};
 use crate::image::name::ImageName;
 use crate::image::progress::Progress;
 use crate::image::source::{SourceImage, VerifiedDocument};
-use crate::registry::{Cancel, Client, RegistryError, Repository};
+use crate::registry::{Cancel, RegistryError, Repository};
 use crate::store::{
     ImportError, Imported, LazyImage, Lease, Store, StoreError, StoredImage, StoredLayer,
 };
@@ -62,12 +62,12 @@ impl CompleteError {
     }
 }
 
-/// Fetches what is missing of the layers of `image` from where `lazy` says, and takes the
+/// Fetches what is missing of the layers of `image` from peers or where `lazy` says, and takes the
 /// image in as one that was loaded. What it needs stays as long as `lease`. Nothing is
 /// asked for if all has arrived.
 pub fn complete(
     store: &Arc<Store>,
-    client: &Client,
+    clients: &Clients,
     image: &StoredImage,
     lazy: &LazyImage,
     lease: &Lease,
@@ -82,7 +82,7 @@ pub fn complete(
     let fetch = Fetch {
         upstream: Upstream {
             store,
-            client,
+            clients,
             repository: &repository,
         },
         cancel,

@@ -1,8 +1,8 @@
 //! Fetching the parts of blobs: what somebody waits for first, then what earlier starts
 //! read, then the rest.
 //!
-//! A few threads do it. Each takes a run of missing groups, asks the registry for it, and
-//! writes it, verified, to the partial blob. While somebody waits, nothing else is begun.
+//! A few threads do it. Each takes a run of missing groups, asks peers and the registry for
+//! it, and writes it, verified, to the partial blob. While somebody waits, nothing else is begun.
 //!
 //! The rest begins when the workload has started up: when it has written something, or,
 //! since not all do, when it has run for a while without reading what is missing. What is
@@ -14,14 +14,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use outboard::BlobHash;
-
 use super::artifact::Access;
+pub use super::error::FetchError;
 use super::queue::{Phase, Queue};
-use super::upstream::Upstream;
+use super::upstream::{Clients, Upstream};
 use crate::image::digest::Digest;
-use crate::registry::{Client, RegistryError, Repository};
-use crate::store::{BlobError, PartialBlob, Store, StoreError};
+use crate::registry::{RegistryError, Repository};
+use crate::store::{PartialBlob, Store};
 
 /// Threads, and so requests at a time.
 const WORKERS: usize = 3;
@@ -44,55 +43,6 @@ pub struct Source {
     pub digest: Digest,
 }
 
-/// Why something could not be fetched.
-#[derive(Debug, thiserror::Error)]
-pub enum FetchError {
-    /// The registry did not give it.
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    /// What the registry gave is not part of the blob, or could not be written.
-    #[error("what {repository} sent cannot be used")]
-    Blob {
-        /// Where it is from.
-        repository: String,
-        /// What is wrong.
-        source: BlobError,
-    },
-    /// The registry says of a blob that is here that it has another length.
-    #[error("{repository} says that blob {hash} has {said} bytes, which has {found}")]
-    Length {
-        /// Who says so.
-        repository: String,
-        /// The blob.
-        hash: BlobHash,
-        /// What it says.
-        said: u64,
-        /// The length of the blob of this hash.
-        found: u64,
-    },
-    /// A hash tree did not arrive, or could not be written.
-    #[error("a hash tree could not be fetched")]
-    Tree(#[source] std::io::Error),
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-impl FetchError {
-    /// Of what `repository` sent and could not be written.
-    pub(super) fn of_write(store: &Store, repository: &Repository, source: BlobError) -> Self {
-        match source {
-            BlobError::Write { hash, source, .. } => {
-                StoreError::io(store.root(), format!("fetching blob {hash}"), source).into()
-            }
-            source => Self::Blob {
-                repository: repository.to_string(),
-                source,
-            },
-        }
-    }
-}
-
 /// Who hears how it goes. Called by the threads.
 pub trait Listener: Send + Sync {
     /// Some of these groups of a blob are there now; or those of them that are not there
@@ -111,7 +61,7 @@ pub struct Fetcher {
 
 struct Shared {
     store: Arc<Store>,
-    client: Arc<Client>,
+    clients: Clients,
     repository: Repository,
     sources: Vec<Source>,
     listener: Arc<dyn Listener>,
@@ -121,10 +71,10 @@ struct Shared {
 }
 
 impl Fetcher {
-    /// Begins to fetch `sources` from `repository`, those of `first` first.
+    /// Begins to fetch `sources`, which `repository` has, those of `first` first.
     pub fn start(
         store: Arc<Store>,
-        client: Arc<Client>,
+        clients: Clients,
         repository: Repository,
         sources: Vec<Source>,
         first: &[Access],
@@ -144,7 +94,7 @@ impl Fetcher {
         };
         let shared = Arc::new(Shared {
             store,
-            client,
+            clients,
             repository,
             sources,
             listener,
@@ -382,7 +332,7 @@ impl Shared {
         let source = &self.sources[run.blob];
         let upstream = Upstream {
             store: &self.store,
-            client: &self.client,
+            clients: &self.clients,
             repository: &self.repository,
         };
         let groups = run.first..run.first + run.count;

@@ -8,9 +8,12 @@
 mod accesses;
 pub mod artifact;
 pub mod complete;
+mod error;
 pub mod fetch;
 pub mod push;
 mod queue;
 mod serve;
 pub mod start;
 mod upstream;
+
+pub use upstream::Clients;

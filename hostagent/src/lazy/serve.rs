@@ -13,7 +13,8 @@ use vmm::fetch::{MAX_REQUESTS, Reply, Request};
 
 use super::artifact::Access;
 use super::fetch::{FetchError, Fetcher, Listener, Source, StartUp};
-use crate::registry::{Client, Repository};
+use super::upstream::Clients;
+use crate::registry::Repository;
 use crate::store::{PartialBlob, Store};
 
 /// Where the blobs of a disk are.
@@ -86,8 +87,8 @@ impl Listener for Waiters {
 pub struct Origin {
     /// The store with the partial blobs.
     pub store: Arc<Store>,
-    /// The client of registries.
-    pub client: Arc<Client>,
+    /// Whom to ask.
+    pub clients: Clients,
     /// The repository that has them.
     pub repository: Repository,
     /// The blobs.
@@ -120,7 +121,7 @@ impl Server {
         let listener: Arc<dyn Listener> = waiters.clone();
         let fetcher = Arc::new(Fetcher::start(
             origin.store,
-            origin.client,
+            origin.clients,
             origin.repository,
             origin.sources,
             &origin.first,

@@ -10,7 +10,7 @@ use super::artifact::{
 };
 use super::fetch::{FetchError, Source, StartUp};
 use super::serve::{Extents, Origin, Server};
-use super::upstream::Upstream;
+use super::upstream::{Clients, Upstream};
 use crate::disk;
 use crate::image::digest::Digest;
 use crate::image::manifest::{Descriptor, MAX_DOCUMENT_BYTES};
@@ -128,7 +128,7 @@ fn converted(
 /// fetched while it runs.
 pub fn start(
     store: &Arc<Store>,
-    client: &Arc<Client>,
+    clients: &Clients,
     image: &StoredImage,
     lazy: &LazyImage,
     cancel: &Cancel,
@@ -144,7 +144,7 @@ pub fn start(
     store.admits(blobs.iter().map(|blob| blob.bytes))?;
     let upstream = Upstream {
         store,
-        client,
+        clients,
         repository: &repository,
     };
     let partials = open_all(upstream, &blobs, cancel)?;
@@ -208,7 +208,7 @@ pub fn start(
     };
     let origin = Origin {
         store: Arc::clone(store),
-        client: Arc::clone(client),
+        clients: clients.clone(),
         repository,
         sources,
         first: accesses.iter().copied().filter_map(of_source).collect(),

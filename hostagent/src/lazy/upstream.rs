@@ -4,6 +4,8 @@
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
 
 use outboard::GROUP_BYTES;
 
@@ -11,40 +13,99 @@ use super::fetch::FetchError;
 use crate::image::digest::Digest;
 use crate::image::hashing::HashingReader;
 use crate::image::manifest::Descriptor;
+use crate::peer::{PeerError, RangeClient};
 use crate::registry::{Cancel, Client, Repository};
 use crate::store::{BlobError, PartialBlob, Store, StoreError, is_out_of_space};
+
+/// Whom to ask for what is missing of an image.
+#[derive(Debug, Clone)]
+pub struct Clients {
+    /// Registries and their mirrors.
+    pub registries: Arc<Client>,
+    /// Peers, if there are any; they are asked first.
+    pub peers: Option<Arc<RangeClient>>,
+}
+
+impl Clients {
+    /// With the peers that this machine may ask, by the key of the store at `root`.
+    pub fn with_peers_of_this_machine(
+        registries: &Arc<Client>,
+        root: &Path,
+    ) -> Result<Self, PeerError> {
+        Ok(Self {
+            registries: Arc::clone(registries),
+            peers: RangeClient::of_this_machine(root)?.map(Arc::new),
+        })
+    }
+}
 
 /// Who has the blobs of an image.
 #[derive(Clone, Copy)]
 pub(super) struct Upstream<'u> {
     /// The store they are for.
     pub store: &'u Store,
-    /// The client of registries.
-    pub client: &'u Client,
-    /// The repository, which its mirrors are asked for first.
+    /// Whom to ask.
+    pub clients: &'u Clients,
+    /// The repository that has them.
     pub repository: &'u Repository,
 }
 
 impl Upstream<'_> {
     /// Fetches groups of a blob, of which it has all, and writes them; returns how many
-    /// bytes that were. `tell` hears who gave others.
+    /// bytes that were. `tell` hears who gave others, or nothing in time.
     pub fn groups(
+        &self,
+        partial: &PartialBlob,
+        digest: Digest,
+        mut groups: Range<u64>,
+        tell: &dyn Fn(&FetchError),
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<u64, FetchError> {
+        let offset = |group: u64| (group * GROUP_BYTES).min(partial.identity().bytes);
+        let bytes = offset(groups.end) - offset(groups.start);
+        if let Some(peers) = &self.clients.peers {
+            groups.start = self.of_peers(peers, partial, groups.clone(), tell, cancelled)?;
+        }
+        if groups.start < groups.end {
+            self.of_registry(partial, digest, groups, tell, cancelled)?;
+        }
+        Ok(bytes)
+    }
+
+    /// What peers have of it, in order; returns up to where that is.
+    fn of_peers(
+        &self,
+        peers: &RangeClient,
+        partial: &PartialBlob,
+        groups: Range<u64>,
+        tell: &dyn Fn(&FetchError),
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<u64, FetchError> {
+        let mut write = |first: u64, bytes: &[u8]| {
+            let written = partial.write(first, bytes);
+            written.map_err(|error| FetchError::of_write(self.store, &"peers", error))
+        };
+        let note = |text: String| tell(&FetchError::Peer(text));
+        peers.fetch(partial.identity(), groups, &mut write, &note, cancelled)
+    }
+
+    fn of_registry(
         &self,
         partial: &PartialBlob,
         digest: Digest,
         groups: Range<u64>,
         tell: &dyn Fn(&FetchError),
         cancelled: &dyn Fn() -> bool,
-    ) -> Result<u64, FetchError> {
+    ) -> Result<(), FetchError> {
         let start = groups.start * GROUP_BYTES;
         let end = (groups.end * GROUP_BYTES).min(partial.identity().bytes);
         // Ends: each turn but the last has rejected a mirror.
         loop {
             let range = start..end;
-            let client = self.client;
-            let found = client.blob_range(self.repository, digest, range, cancelled)?;
+            let registries = &self.clients.registries;
+            let found = registries.blob_range(self.repository, digest, range, cancelled)?;
             let error = match partial.write(groups.start, &found.bytes) {
-                Ok(()) => return Ok(end - start),
+                Ok(()) => return Ok(()),
                 Err(error) => error,
             };
             let is_theirs = matches!(error, BlobError::Corrupt { .. });
@@ -72,9 +133,8 @@ impl Upstream<'_> {
         };
         // Ends: each turn but the last has rejected a mirror.
         loop {
-            let reader = self
-                .client
-                .blob_reader(self.repository, tree, cancel.clone())?;
+            let registries = &self.clients.registries;
+            let reader = registries.blob_reader(self.repository, tree, cancel.clone())?;
             let provenance = reader.provenance();
             let mut reader = HashingReader::new(reader).map_err(FetchError::Tree)?;
             io::copy(&mut reader, &mut file).map_err(failed)?;
@@ -88,3 +148,7 @@ impl Upstream<'_> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "upstream_tests.rs"]
+mod tests;

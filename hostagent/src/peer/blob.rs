@@ -22,8 +22,10 @@ pub(super) struct BlobStream {
     step: u64,
     /// The first group that has not arrived.
     next: u64,
-    /// The peer that is next to be asked.
-    candidate: usize,
+    /// Where it ends.
+    end: u64,
+    /// The peer that is next to be asked, and those after it.
+    candidates: Range<usize>,
     source: Option<Source>,
     attempts: Vec<Attempt>,
 }
@@ -40,21 +42,39 @@ struct Source {
 impl BlobStream {
     /// From the first group on, so many asked for at a time. Nobody has been asked yet.
     pub fn new(session: Arc<Session>, identity: BlobIdentity, step: u64) -> Self {
+        let tree = Tree::new(identity.hash, identity.bytes);
         Self {
+            next: 0,
+            end: tree.geometry().groups(),
+            candidates: 0..session.peers().len(),
             session,
             identity,
             step,
-            tree: Tree::new(identity.hash, identity.bytes),
-            next: 0,
-            candidate: 0,
+            tree,
             source: None,
             attempts: Vec::new(),
         }
     }
 
-    /// The next bytes, at most a span with its nodes; `None` at the end of the blob.
+    /// These groups from one peer, or none.
+    pub fn of_peer(
+        session: Arc<Session>,
+        identity: BlobIdentity,
+        groups: Range<u64>,
+        peer: usize,
+    ) -> Self {
+        let whole = Self::new(session, identity, u64::MAX);
+        Self {
+            next: groups.start,
+            end: groups.end.min(whole.end),
+            candidates: peer..peer + 1,
+            ..whole
+        }
+    }
+
+    /// The next bytes, at most a span with its nodes; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<(Vec<u8>, Verified)>, PeerError> {
-        while self.next < self.tree.geometry().groups() {
+        while self.next < self.end {
             let Some(mut source) = self.source().await? else {
                 continue;
             };
@@ -101,13 +121,12 @@ impl BlobStream {
         if let Some(source) = self.source.take() {
             return Ok(Some(source));
         }
-        let peer = self.candidate;
-        if peer >= self.session.peers().len() {
+        let Some(peer) = self.candidates.clone().next() else {
             return Err(PeerError::Nobody {
                 what: format!("blob {}", self.identity.hash),
                 attempts: std::mem::take(&mut self.attempts),
             });
-        }
+        };
         match self.ask(peer).await {
             Ok(source) => Ok(Some(source)),
             Err(error) => {
@@ -120,7 +139,7 @@ impl BlobStream {
     async fn ask(&self, peer: usize) -> Result<Source, AskError> {
         let known = &self.session.peers()[peer];
         let end = self.next.saturating_add(self.step);
-        let groups = self.next..end.min(self.tree.geometry().groups());
+        let groups = self.next..end.min(self.end);
         let request = Request::Blob {
             hash: self.identity.hash,
             groups: [groups.start, groups.end],
@@ -153,6 +172,6 @@ impl BlobStream {
     fn failed(&mut self, peer: usize, error: AskError) {
         let known = &self.session.peers()[peer];
         self.attempts.push(self.session.failed(known, error));
-        self.candidate = self.candidate.max(peer + 1);
+        self.candidates.start = self.candidates.start.max(peer + 1);
     }
 }

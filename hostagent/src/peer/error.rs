@@ -168,6 +168,12 @@ pub enum AskError {
         /// How long.
         seconds: u64,
     },
+    /// It sent too little in the time that somebody who waits has.
+    #[error("it took longer than {seconds} s for part of a blob")]
+    Slow {
+        /// How long.
+        seconds: u64,
+    },
     /// The connection broke.
     #[error("the connection broke: {reason}")]
     Lost {

@@ -9,6 +9,7 @@
 //!   │ fetch: documents checked by digest                     ▼
 //!   │ blob:  pieces verified, the next peer where        answer: requests, from the
 //!   │        one fails                                   store, verified once more
+//!   │ ranges: the same for who waits, not for long
 //!   ▼
 //! layer: blob + skeleton = tar stream ──► Store::import, as from a registry
 //! ```
@@ -73,6 +74,7 @@ mod key;
 mod layer;
 mod mend;
 mod message;
+mod ranges;
 mod server;
 mod session;
 mod tls;
@@ -89,6 +91,7 @@ use config::Settings;
 pub use error::{AskError, Attempt, PeerError};
 pub use key::{KEY_FILE, KeyError, NodeKey, PublicKey, PublicKeyError};
 pub use mend::{Mended, mend};
+pub use ranges::RangeClient;
 pub use server::{Notes, Server};
 use session::Session;
 use transport::Patience;
@@ -116,13 +119,20 @@ impl Client {
     /// With the `peers.toml` of this machine and the key of the store at `root`. `None` if
     /// there is no such file, or no peer in it that may be asked.
     pub fn of_this_machine(root: &Path) -> Result<Option<Self>, PeerError> {
+        let found = Self::asked_by_this_machine(root)?;
+        found
+            .map(|(settings, key)| Self::new(&settings, key))
+            .transpose()
+    }
+
+    fn asked_by_this_machine(root: &Path) -> Result<Option<(Settings, NodeKey)>, PeerError> {
         let settings = Settings::of_this_machine()?;
         let asked = |settings: &Settings| settings.peers.iter().any(|peer| peer.address.is_some());
         let Some(settings) = settings.filter(asked) else {
             return Ok(None);
         };
         let key = NodeKey::of(&Store::open(root)?)?;
-        Self::new(&settings, key).map(Some)
+        Ok(Some((settings, key)))
     }
 
     /// With these settings and this key.
@@ -160,4 +170,4 @@ impl fmt::Debug for Client {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -124,8 +124,8 @@ fn completed() -> Result<(), Failed> {
     let repository = image.sources[0].repository();
     let lazy = node.store.lazy_image(image.id, repository)?;
     let lazy = lazy.ok_or("it is not recorded")?;
-    let (store, client) = (&node.store, &node.client);
-    let done = complete(store, client, &image, &lazy, &lease, &never(), &())?;
+    let (store, clients) = (&node.store, node.clients());
+    let done = complete(store, &clients, &image, &lazy, &lease, &never(), &())?;
     assert_eq!(done.converted, 2);
     assert!(ranges(&wrong) > 0);
     let layer = node.store.layer(image.diff_ids[1])?.ok_or("no layer")?;

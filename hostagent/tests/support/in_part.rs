@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hostagent::image::remote;
-use hostagent::lazy::start;
+use hostagent::lazy::{Clients, start};
 use hostagent::store::Store;
 use libtest_mimic::Failed;
 use vmm::fetch;
@@ -40,10 +40,14 @@ pub fn begin(root: &Path, name: &str) -> Result<(), Failed> {
     let lazy = lazy.ok_or("there is no converted image")?;
     let image = store.describe_lazy(&source, &lazy);
     let lease = store.lease()?;
+    let clients = Clients {
+        registries: client,
+        peers: None,
+    };
     store.record_lazy(&source, &image, &lazy, &lease)?;
     let started = start::start(
         &store,
-        &client,
+        &clients,
         &image,
         &lazy,
         &never(),

@@ -10,6 +10,7 @@ use hostagent::image::name::ImageName;
 use hostagent::image::oci_layout::OciLayout;
 use hostagent::image::progress::Progress;
 use hostagent::image::reference::{ImageReference, StoredReference};
+use hostagent::lazy::Clients;
 use hostagent::lazy::fetch::FetchError;
 use hostagent::lazy::start::{self, Running, Started};
 use hostagent::registry::{Client, RegistryError};
@@ -198,14 +199,19 @@ fn started(
 ) -> anyhow::Result<RunImage> {
     let messages = std::sync::Mutex::new(Messages::about("what is fetched of the image"));
     let repository = lazy.repository.clone();
-    let tell = move |error: &FetchError| {
+    let tell = move |kind: &FetchError| {
         let mut messages = messages
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let error = anyhow::Error::msg(chain(error));
-        messages.tell(format_args!("fetching from {repository}: {error}"));
+        let error = anyhow::Error::msg(chain(kind));
+        // Who failed is said in it.
+        match kind {
+            FetchError::Peer(_) => messages.tell(format_args!("fetching {repository}: {error}")),
+            _ => messages.tell(format_args!("fetching from {repository}: {error}")),
+        }
     };
-    let begun = start::start(store, client, &image, lazy, &cancel(), Box::new(tell));
+    let clients = Clients::with_peers_of_this_machine(client, store.root())?;
+    let begun = start::start(store, &clients, &image, lazy, &cancel(), Box::new(tell));
     let Started { disk, server } = match begun {
         Err(FetchError::Registry(RegistryError::Cancelled)) => {
             return Err(ImportError::Cancelled.into());

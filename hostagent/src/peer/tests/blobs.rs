@@ -12,7 +12,7 @@ use super::*;
 use crate::store::Blob;
 
 /// What an honest peer would send for these groups.
-fn honest(blob: &Blob, mut groups: std::ops::Range<u64>) -> Vec<u8> {
+pub fn honest(blob: &Blob, mut groups: std::ops::Range<u64>) -> Vec<u8> {
     let geometry = Geometry::of(blob.identity.bytes);
     let mut bytes = Vec::new();
     while let Some(piece) = Piece::first_of(geometry, &groups) {
@@ -22,13 +22,13 @@ fn honest(blob: &Blob, mut groups: std::ops::Range<u64>) -> Vec<u8> {
     bytes
 }
 
-fn announced(bytes: u64, has: &[[u64; 2]]) -> Vec<u8> {
+pub fn announced(bytes: u64, has: &[[u64; 2]]) -> Vec<u8> {
     let has = has.to_vec();
     encode(&Answer::Blob { bytes, has }).unwrap()
 }
 
 /// A victim, an honest peer that has a blob, and the blob there.
-fn nodes(length: usize) -> (Node, Node, BlobIdentity) {
+pub fn nodes(length: usize) -> (Node, Node, BlobIdentity) {
     let victim = Node::new();
     let good = Node::new();
     let identity = good.store().put_for_tests(&noise(5, length));

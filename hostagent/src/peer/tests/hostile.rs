@@ -21,6 +21,8 @@ pub enum Reply {
     ThenSilence(Vec<u8>),
     /// Sends this, and then more of the same byte until nobody takes it any more.
     ThenEndless(Vec<u8>),
+    /// Sends this, 80 KiB in a second.
+    Slowly(Vec<u8>),
     /// Sends this and closes the connection.
     ThenGone(Vec<u8>),
     /// Sends this and resets the stream.
@@ -119,6 +121,14 @@ async fn act(mut send: SendStream, reply: Reply) -> bool {
             while sent.is_ok() {
                 sent = send.write_all(&[0x55; 65_536]).await;
             }
+        }
+        Reply::Slowly(bytes) => {
+            for part in bytes.chunks(16 << 10) {
+                let _ = send.write_all(part).await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            let _ = send.finish();
+            let _ = send.stopped().await;
         }
         Reply::ThenGone(bytes) => {
             let _ = send.write_all(&bytes).await;

@@ -3,6 +3,8 @@
 mod blobs;
 mod hostile;
 mod images;
+pub(crate) mod liar;
+mod ranges;
 mod server;
 
 use std::io::{Cursor, Read};
@@ -23,7 +25,7 @@ use crate::image::source::{SourceImage, VerifiedDocument};
 use crate::store::{BlobIdentity, StoredImage};
 
 /// Enough for a busy machine, little for a test that waits for it.
-pub const PATIENCE: Patience = Patience {
+pub(super) const PATIENCE: Patience = Patience {
     connect: Duration::from_secs(5),
     stall: Duration::from_secs(2),
     idle: Duration::from_secs(5),
