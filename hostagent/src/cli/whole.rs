@@ -17,10 +17,10 @@ use super::progress::TerminalProgress;
 use super::pull::{cancel, pull};
 
 /// Sees to it that all of an image is here, of its documents what is `needed`, and stays as
-/// long as `lease`. One that was
-/// started before it was here is completed, and converted by this machine; what a registry
-/// says its layers convert to is not used for that, only what they are. Else it is pulled
-/// again from where it was pulled, and nowhere else.
+/// long as `lease`. One that was started before it was here is completed, from peers or its
+/// registry, and converted by this machine; what a registry says its layers convert to is not
+/// used for that, only what they are. Else it is pulled again from where it was pulled, and
+/// nowhere else.
 pub fn obtain(
     store: &Arc<Store>,
     image: &StoredImage,

@@ -13,8 +13,8 @@ use super::fetch::FetchError;
 use crate::image::digest::Digest;
 use crate::image::hashing::HashingReader;
 use crate::image::manifest::Descriptor;
-use crate::peer::{PeerError, RangeClient};
-use crate::registry::{Cancel, Client, Repository};
+use crate::peer::{Need, PeerError, RangeClient};
+use crate::registry::{Cancel, Client, RegistryError, Repository};
 use crate::store::{BlobError, PartialBlob, Store, StoreError, is_out_of_space};
 
 /// Whom to ask for what is missing of an image.
@@ -64,12 +64,28 @@ impl Upstream<'_> {
         let offset = |group: u64| (group * GROUP_BYTES).min(partial.identity().bytes);
         let bytes = offset(groups.end) - offset(groups.start);
         if let Some(peers) = &self.clients.peers {
-            groups.start = self.of_peers(peers, partial, groups.clone(), tell, cancelled)?;
+            let all = groups.clone();
+            groups.start = self.of_peers(peers, partial, all, Need::Others, tell, cancelled)?;
         }
-        if groups.start < groups.end {
-            self.of_registry(partial, digest, groups, tell, cancelled)?;
+        if groups.start >= groups.end {
+            return Ok(bytes);
         }
-        Ok(bytes)
+        let failed = match self.of_registry(partial, digest, groups.clone(), tell, cancelled) {
+            Ok(()) => return Ok(bytes),
+            Err(error) => error,
+        };
+        let is_final = matches!(
+            failed,
+            FetchError::Registry(RegistryError::Cancelled) | FetchError::Store(_)
+        );
+        if let (false, Some(peers)) = (is_final, &self.clients.peers) {
+            let (end, rest) = (groups.end, groups);
+            let come = self.of_peers(peers, partial, rest, Need::Last, tell, cancelled)?;
+            if come >= end {
+                return Ok(bytes);
+            }
+        }
+        Err(failed)
     }
 
     /// What peers have of it, in order; returns up to where that is.
@@ -78,15 +94,17 @@ impl Upstream<'_> {
         peers: &RangeClient,
         partial: &PartialBlob,
         groups: Range<u64>,
+        need: Need,
         tell: &dyn Fn(&FetchError),
         cancelled: &dyn Fn() -> bool,
     ) -> Result<u64, FetchError> {
+        let identity = partial.identity();
         let mut write = |first: u64, bytes: &[u8]| {
             let written = partial.write(first, bytes);
             written.map_err(|error| FetchError::of_write(self.store, &"peers", error))
         };
         let note = |text: String| tell(&FetchError::Peer(text));
-        peers.fetch(partial.identity(), groups, &mut write, &note, cancelled)
+        peers.fetch(identity, groups, need, &mut write, &note, cancelled)
     }
 
     fn of_registry(

@@ -1,5 +1,6 @@
-//! Peers that lie, and a registry that does not.
+//! Peers that lie or are slow, and a registry that does not, or is gone.
 
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 
@@ -13,19 +14,10 @@ use http_server::{Reply as HttpReply, Server};
 #[allow(dead_code, reason = "a part is used")]
 mod http_server;
 
-#[test]
-fn a_peer_that_lies_is_not_believed_and_the_registry_is_asked() {
-    let liar = Liar::about_a_blob_of(3_000_000);
-    let (identity, content, blob) = (liar.identity, liar.content(), liar.blob());
-    let given = content.clone();
-    let server = Server::start(move |request| {
-        let range = request.header("range").unwrap_or("bytes=0-");
-        let (first, last) = range["bytes=".len()..].split_once('-').unwrap();
-        let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
-        let whole = given.len();
-        HttpReply::new(206, &given[first..=last])
-            .with("Content-Range", format!("bytes {first}-{last}/{whole}"))
-    });
+/// Has a node fetch these groups from the peer or from the server, which must be right.
+/// Returns what it was told.
+fn fetch(peer: &Liar, server: &Server, all: &[Range<u64>]) -> String {
+    let (identity, content, blob) = (peer.identity, peer.content(), peer.blob());
     let registry = RegistrySettings {
         plain_http: true,
         ..RegistrySettings::default()
@@ -36,10 +28,10 @@ fn a_peer_that_lies_is_not_believed_and_the_registry_is_asked() {
     };
     let clients = Clients {
         registries: Arc::new(Client::new(settings, CredentialStore::empty()).unwrap()),
-        peers: Some(Arc::new(liar.client())),
+        peers: Some(Arc::new(peer.client())),
     };
     let name = format!("{}/app", server.host()).parse().unwrap();
-    let store = liar.store();
+    let store = peer.store();
     let upstream = Upstream {
         store: &store,
         clients: &clients,
@@ -56,7 +48,7 @@ fn a_peer_that_lies_is_not_believed_and_the_registry_is_asked() {
 
     let told = Mutex::new(Vec::new());
     let tell = |error: &FetchError| told.lock().unwrap().push(error.to_string());
-    for groups in [16..32, 100..184] {
+    for groups in all {
         let digest = Digest::of(&content);
         let bytes = upstream.groups(&partial, digest, groups.clone(), &tell, &|| false);
         let start = (groups.start * GROUP_BYTES) as usize;
@@ -67,11 +59,36 @@ fn a_peer_that_lies_is_not_believed_and_the_registry_is_asked() {
         data.read_exact_at(&mut found, start as u64).unwrap();
         assert!(found == content[start..end]);
     }
+    told.into_inner().unwrap().join("\n")
+}
+
+#[test]
+fn a_peer_that_lies_is_not_believed_and_the_registry_is_asked() {
+    let liar = Liar::about_a_blob_of(3_000_000);
+    let content = liar.content();
+    let server = Server::start(move |request| {
+        let range = request.header("range").unwrap_or("bytes=0-");
+        let (first, last) = range["bytes=".len()..].split_once('-').unwrap();
+        let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
+        let whole = content.len();
+        HttpReply::new(206, &content[first..=last])
+            .with("Content-Range", format!("bytes {first}-{last}/{whole}"))
+    });
+    let told = fetch(&liar, &server, &[16..32, 100..184]);
     assert_eq!((liar.asked(), server.seen().len()), (1, 2));
-    let told = told.into_inner().unwrap().join("\n");
     let named = format!("peer {} at", liar.name());
     assert!(
         told.contains(&named) && told.contains("not asked any more"),
         "{told}"
     );
+}
+
+#[test]
+fn a_peer_that_was_slow_is_asked_again_when_the_registry_fails() {
+    let slow = Liar::that_is_silent_once(3_000_000);
+    let server = Server::start(|_| HttpReply::new(404, ""));
+    let told = fetch(&slow, &server, &[16..32, 32..48]);
+    // It is left alone still.
+    assert_eq!((slow.asked(), server.seen().len()), (3, 2));
+    assert!(told.contains("it sent nothing for 1 s"), "{told}");
 }

@@ -24,6 +24,8 @@ pub(super) struct BlobStream {
     next: u64,
     /// Where it ends.
     end: u64,
+    /// Whether a peer that has it with another length lies.
+    is_length_known: bool,
     /// The peer that is next to be asked, and those after it.
     candidates: Range<usize>,
     source: Option<Source>,
@@ -46,6 +48,7 @@ impl BlobStream {
         Self {
             next: 0,
             end: tree.geometry().groups(),
+            is_length_known: true,
             candidates: 0..session.peers().len(),
             session,
             identity,
@@ -56,7 +59,8 @@ impl BlobStream {
         }
     }
 
-    /// These groups from one peer, or none.
+    /// These groups from one peer, or none. The length of the blob is what somebody says
+    /// who may be wrong.
     pub fn of_peer(
         session: Arc<Session>,
         identity: BlobIdentity,
@@ -67,6 +71,7 @@ impl BlobStream {
         Self {
             next: groups.start,
             end: groups.end.min(whole.end),
+            is_length_known: false,
             candidates: peer..peer + 1,
             ..whole
         }
@@ -152,10 +157,11 @@ impl BlobStream {
             Answer::Image(_) => return Err(AskError::wrong("an image instead of a blob")),
         };
         if bytes != self.identity.bytes {
-            return Err(AskError::wrong(format!(
-                "blob {} has {} bytes, not {bytes}",
-                self.identity.hash, self.identity.bytes
-            )));
+            let BlobIdentity { hash, bytes: known } = self.identity;
+            return Err(match self.is_length_known {
+                true => AskError::wrong(format!("blob {hash} has {known} bytes, not {bytes}")),
+                false => AskError::failed(&format!("blob {hash} has {bytes} bytes, not {known}")),
+            });
         }
         let end = message::run_of(&has, groups.start)?.min(groups.end);
         if end == groups.start {

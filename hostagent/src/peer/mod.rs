@@ -91,6 +91,7 @@ use config::Settings;
 pub use error::{AskError, Attempt, PeerError};
 pub use key::{KEY_FILE, KeyError, NodeKey, PublicKey, PublicKeyError};
 pub use mend::{Mended, mend};
+pub(crate) use ranges::Need;
 pub use ranges::RangeClient;
 pub use server::{Notes, Server};
 use session::Session;

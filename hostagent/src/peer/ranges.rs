@@ -2,7 +2,7 @@
 //!
 //! Peers are near, so they are asked first; but none gets long to answer. Who has kept
 //! somebody waiting is left alone for a while, and so is, for one blob, who does not have
-//! it.
+//! it. Only when the registry has failed are they asked again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// For all that is asked of one peer at a time, but for what this node's own limit on what
 /// is received takes.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(2);
+/// The same if there is nobody else to ask.
+const LAST_PATIENCE: Duration = Duration::from_secs(20);
 /// Requests that may share that limit.
 const REQUESTS: u32 = 4;
 /// The most that is told of peers, each thing once.
@@ -44,6 +46,15 @@ pub struct RangeClient {
 
 /// Takes groups that have been verified, with the number of the first.
 pub(crate) type Take<'t, E> = dyn FnMut(u64, &[u8]) -> Result<(), E> + 't;
+
+/// How much depends on peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Others are asked next.
+    Others,
+    /// Others have failed: those that were left alone are asked again.
+    Last,
+}
 
 /// Why the rest did not come from a peer.
 enum Failure<E> {
@@ -77,29 +88,34 @@ impl RangeClient {
         })
     }
 
-    /// Fetches groups of a blob in order, and hands them to `take`. Returns up to where they have come: the end, or where nobody
+    /// Fetches groups of a blob, which has the length that a registry says, in order, and
+    /// hands them to `take`. Returns up to where they have come: the end, or where nobody
     /// had the next one in time. `note` hears of peers that failed, of each failure once.
     pub(crate) fn fetch<E: From<Cancelled>>(
         &self,
         identity: BlobIdentity,
         groups: Range<u64>,
+        need: Need,
         take: &mut Take<'_, E>,
         note: &dyn Fn(String),
         cancelled: &dyn Fn() -> bool,
     ) -> Result<u64, E> {
         let session = &self.client.session;
-        let bound = self.bound(&groups);
+        let bound = self.bound(&groups, need);
         let mut next = groups.start;
         for (peer, known) in session.peers().iter().enumerate() {
             if next >= groups.end {
                 break;
             }
-            if self.rests(peer, identity.hash) {
+            if need == Need::Others && self.rests(peer, identity.hash) {
                 continue;
             }
             let wanted = next..groups.end;
             let mut stream = BlobStream::of_peer(Arc::clone(session), identity, wanted, peer);
             let reading = async {
+                if need == Need::Last {
+                    session.try_again(known).await;
+                }
                 while let Some((bytes, verified)) = stream.next().await.map_err(Failure::Peer)? {
                     let data = &bytes[verified.data];
                     take(verified.offset / GROUP_BYTES, data).map_err(Failure::Taker)?;
@@ -128,11 +144,15 @@ impl RangeClient {
     }
 
     /// How long one peer gets for these groups.
-    fn bound(&self, groups: &Range<u64>) -> Duration {
+    fn bound(&self, groups: &Range<u64>, need: Need) -> Duration {
         let bytes = (groups.end - groups.start).saturating_mul(GROUP_BYTES);
         let of_limit = |rate: u64| Duration::from_millis(bytes.saturating_mul(1000) / rate.max(1));
         let limited = self.receive_bytes_per_second.map(of_limit);
-        REQUEST_PATIENCE + limited.unwrap_or_default() * REQUESTS
+        let patience = match need {
+            Need::Others => REQUEST_PATIENCE,
+            Need::Last => LAST_PATIENCE,
+        };
+        patience + limited.unwrap_or_default() * REQUESTS
     }
 
     fn rests(&self, peer: usize, hash: BlobHash) -> bool {

@@ -150,6 +150,14 @@ impl Session {
         known.attempt(problem)
     }
 
+    /// Does not wait with the next connection to a peer that could not be reached.
+    pub async fn try_again(&self, known: &Known) {
+        let mut state = known.state.lock().await;
+        if matches!(*state, State::Unreachable(..)) {
+            *state = State::NotTried;
+        }
+    }
+
     async fn connection(&self, known: &Known) -> Result<Connection, AskError> {
         if known.distrusted.load(Ordering::Relaxed) {
             return Err(AskError::Distrusted);

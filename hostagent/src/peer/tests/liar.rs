@@ -1,6 +1,7 @@
-//! A peer that lies about a blob, for tests of those who ask peers.
+//! A peer that lies about a blob, or is slow, for tests of those who ask peers.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use outboard::Geometry;
 
@@ -21,18 +22,33 @@ pub(crate) struct Liar {
 impl Liar {
     /// It has the last byte wrong of whatever is asked for.
     pub fn about_a_blob_of(bytes: usize) -> Self {
+        Self::new(bytes, |_, mut answer| {
+            if let Some(last) = answer.last_mut() {
+                *last ^= 1;
+            }
+            Reply::Bytes(answer)
+        })
+    }
+
+    /// It says nothing to the first request, and is right after that.
+    pub fn that_is_silent_once(bytes: usize) -> Self {
+        Self::new(bytes, |number, answer| match number {
+            0 => Reply::ThenSilence(Vec::new()),
+            _ => Reply::Bytes(answer),
+        })
+    }
+
+    fn new(bytes: usize, reply: fn(usize, Vec<u8>) -> Reply) -> Self {
         let (own, good, identity) = nodes(bytes);
         let blob = Arc::new(good.store().blob(identity, String::new).unwrap());
         let all = Geometry::of(identity.bytes).groups();
+        let number = AtomicUsize::new(0);
         let hostile = Hostile::new(&own, move |request| {
-            let mut lie = announced(identity.bytes, &[[0, all]]);
+            let mut answer = announced(identity.bytes, &[[0, all]]);
             if let Request::Blob { groups, .. } = request {
-                lie.extend(honest(&blob, groups[0]..groups[1]));
+                answer.extend(honest(&blob, groups[0]..groups[1]));
             }
-            if let Some(last) = lie.last_mut() {
-                *last ^= 1;
-            }
-            Reply::Bytes(lie)
+            reply(number.fetch_add(1, Ordering::SeqCst), answer)
         });
         Self {
             identity,

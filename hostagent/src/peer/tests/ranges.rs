@@ -35,7 +35,7 @@ fn fetch(
     };
     let told = Mutex::new(Vec::new());
     let note = |text: String| told.lock().unwrap().push(text);
-    let end = client.fetch(identity, groups, &mut take, &note, &|| false);
+    let end = client.fetch(identity, groups, Need::Others, &mut take, &note, &|| false);
     (came, end.unwrap(), told.into_inner().unwrap().join("\n"))
 }
 
@@ -157,6 +157,21 @@ fn whoever_waits_for_a_range_can_stop() {
     let silent = Hostile::new(&own, |_| Reply::ThenSilence(Vec::new()));
     let client = client(&own, vec![silent.as_peer()]);
     let mut take = |_: u64, _: &[u8]| Ok::<_, Cancelled>(());
-    let outcome = client.fetch(identity, 0..1, &mut take, &|_| {}, &|| true);
+    let outcome = client.fetch(identity, 0..1, Need::Last, &mut take, &|_| {}, &|| true);
     assert_eq!(outcome, Err(Cancelled));
+}
+
+#[test]
+fn a_false_length_is_not_held_against_a_peer() {
+    let (own, good, identity) = nodes(3_000_000);
+    let other = good.store().put_for_tests(&noise(9, 100_000));
+    let content = good.content(other);
+    let good = good.serving(&[&own]);
+    let client = client(&own, vec![good.as_peer()]);
+    let bytes = identity.bytes + 1;
+    let (came, end, told) = fetch(&client, BlobIdentity { bytes, ..identity }, 0..16);
+    assert_eq!((came.len(), end), (0, 0));
+    assert!(told.contains("has 3000000 bytes, not 3000001"), "{told}");
+    let (came, _, _) = fetch(&client, other, 2..4);
+    assert!(came == part(&content, 2..4));
 }
