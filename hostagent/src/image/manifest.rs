@@ -101,7 +101,7 @@ pub enum Document {
     /// It has `manifests`.
     Index(Index),
     /// It has `config`.
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
 }
 
 /// Why a JSON document is not an index or a manifest.
@@ -144,7 +144,7 @@ impl Document {
         if manifest.layers.len() > MAX_LAYERS {
             return Err(DocumentError::TooManyLayers(manifest.layers.len()));
         }
-        Ok(Self::Manifest(manifest))
+        Ok(Self::Manifest(Box::new(manifest)))
     }
 }
 

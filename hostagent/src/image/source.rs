@@ -342,7 +342,7 @@ fn manifest_from(
             source,
         })?;
         match parsed {
-            Document::Manifest(manifest) => return Ok((document, manifest)),
+            Document::Manifest(manifest) => return Ok((document, *manifest)),
             Document::Index(index) => {
                 let place = format!("the image index {} of {}", document.digest, blobs.place());
                 document = blobs.manifest(for_this_machine(&index.manifests, &place)?)?;

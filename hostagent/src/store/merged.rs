@@ -16,8 +16,8 @@ use super::layers::{ConvertedLayer, StoredLayer};
 use super::leases::Lease;
 use super::lock::FileLock;
 use super::made::Made;
-use super::record::{encode, mistaken, read_record, usable_record};
 use super::quarantine::corruption;
+use super::record::{encode, mistaken, read_record, usable_record};
 use super::{Store, StoreError};
 use crate::image::digest::Digest;
 

@@ -1,7 +1,6 @@
 //! Which images there are, and their names.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::Test;
 use crate::http_server::Server;
 use crate::memory_registry::with_image;
-use crate::support::{Layout, Mote, Run, Stored, flip_bit, layer, noise};
+use crate::support::{Layout, Mote, Run, Stored, flip_bit, layer, noise, read_record};
 
 pub const TESTS: &[Test] = &[
     (
@@ -175,8 +175,7 @@ fn nowhere() -> Result<(), Failed> {
 /// The directories of the blob and the skeleton of a layer.
 fn layer_blobs(mote: &Mote, diff_id: Digest) -> [PathBuf; 2] {
     let record = format!("layers/v1/{}.json", diff_id.hex());
-    let record = std::fs::read(mote.root.path().join(record)).unwrap();
-    let record: Value = serde_json::from_slice(&record).unwrap();
+    let record = read_record(&mote.root.path().join(record));
     ["blob", "skeleton"].map(|of| {
         let hash = record[of]["hash"].as_str().unwrap();
         let hex = hash.strip_prefix("blake3:").unwrap();
