@@ -28,7 +28,8 @@ Examples:
   mote save -o oci:images demo:v1   An OCI image layout in the directory images
 
 Layers and configuration are those that were loaded, byte for byte; layers are not
-compressed. With -o it says what it saved, --format how: as json or by a template the
+compressed. What -o names is replaced once all is written: a file, or of a layout that is
+in the directory the images, while blobs stay. With -o it says what it saved, --format how: as json or by a template the
 documents {id, names, layers}. Without -o it prints the archive and nothing else.";
 
 /// Save images to an archive, or to an OCI layout.

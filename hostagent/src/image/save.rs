@@ -164,7 +164,19 @@ impl DirectoryTarget {
                 parts.try_for_each(|(part, place)| std::fs::rename(part, place))?;
                 File::open(within)?.sync_all()
             });
-        placed.map_err(|source| self.failed(source))
+        placed
+            .and_then(|()| self.sync_names())
+            .map_err(|source| self.failed(source))
+    }
+
+    /// Brings to disk what the directories are called that may have been made.
+    fn sync_names(&self) -> io::Result<()> {
+        File::open(self.directory.join("blobs"))?.sync_all()?;
+        match File::open(self.directory.join("..")) {
+            // One that may be written and not read.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            opened => opened?.sync_all(),
+        }
     }
 
     fn failed(&self, source: io::Error) -> SaveError {

@@ -6,7 +6,8 @@
 //! ```toml
 //! listen = "10.0.0.1:7431"            # give blobs to peers; without it this node only takes
 //! send_bytes_per_second = 12500000    # to all peers together; no limit unless set
-//! receive_bytes_per_second = 12500000 # from all peers together; no limit unless set
+//! receive_bytes_per_second = 12500000 # of each process, from all its peers together; no limit
+//!                                     # unless set
 //!
 //! [[peer]]
 //! key = "d75a98…"                     # `mote node key` there; it may take blobs from here
@@ -38,7 +39,7 @@ pub struct Settings {
     pub listen: Option<SocketAddr>,
     /// How much is sent, to all peers together.
     pub send_bytes_per_second: Option<u64>,
-    /// How much is received, from all peers together.
+    /// How much is received, from all peers together, by each process that asks some.
     pub receive_bytes_per_second: Option<u64>,
     /// In the order in which they are asked.
     pub peers: Vec<Peer>,
