@@ -7,6 +7,8 @@
 )]
 #[path = "registry/common.rs"]
 mod common;
+#[path = "trust/converted.rs"]
+mod converted;
 #[allow(
     dead_code,
     reason = "the tests of the client of registries use the rest"
@@ -23,13 +25,19 @@ mod faults;
 mod http_server;
 #[path = "trust/keys.rs"]
 mod keys;
+#[path = "trust/node.rs"]
+mod node;
 #[path = "trust/real.rs"]
 mod real;
 #[path = "trust/refusals.rs"]
 mod refusals;
+#[path = "trust/retagged.rs"]
+mod retagged;
 #[path = "trust/signer.rs"]
 mod signer;
 mod support;
+#[path = "trust/unnamed.rs"]
+mod unnamed;
 
 use std::process::{Command, ExitCode, Stdio};
 
@@ -57,8 +65,15 @@ fn main() -> ExitCode {
             "ignored: docker-registry or openssl is not installed; `cargo xtask test` installs them"
         );
     }
-    let mut all = trials(&[keys::TESTS, faults::TESTS], no_openssl);
-    all.extend(trials(&[real::TESTS, refusals::TESTS], no_registry));
+    let mut all = trials(&[unnamed::TESTS], false);
+    all.extend(trials(&[keys::TESTS, faults::TESTS], no_openssl));
+    let of_registries = [
+        real::TESTS,
+        refusals::TESTS,
+        retagged::TESTS,
+        converted::TESTS,
+    ];
+    all.extend(trials(&of_registries, no_registry));
     all.extend(trials(&[real::WITH_CURL], no_registry || !has("curl")));
     libtest_mimic::run(&arguments, all).exit_code()
 }

@@ -77,8 +77,12 @@ pub fn main(args: LoadArgs) -> anyhow::Result<ExitCode> {
         Err(_) if progress.cancelled() => return Err(ImportError::Cancelled.into()),
         found => found.with_context(attempt)?,
     };
+    // Of a file with one image that is refused, none is loaded.
+    for source in &found {
+        let admitted = policy.admits_local(source.config_document.digest, &source.names);
+        admitted.with_context(attempt)?;
+    }
     for source in found {
-        policy.admits_local(&source.names).with_context(attempt)?;
         let imported = store.import(&source, &source.names, &store.lease()?, &progress);
         let imported = imported.with_context(attempt);
         let imported = imported.inspect_err(|error| refused::forget(&store, error))?;

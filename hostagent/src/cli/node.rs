@@ -122,11 +122,14 @@ fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
 
 fn fetch(args: &FetchArgs) -> anyhow::Result<ExitCode> {
     let wanted: StoredReference = args.image.parse()?;
-    if let StoredReference::Name(name) = &wanted {
-        // A peer has no signatures to show.
-        let policy = Policy::of_this_machine()?;
-        policy.admits(name)?;
-        policy.admits_local(std::slice::from_ref(name))?;
+    let policy = Policy::of_this_machine()?;
+    match &wanted {
+        StoredReference::Id(id) => policy.admits_unnamed(*id)?,
+        StoredReference::Name(name) => {
+            policy.admits(name)?;
+            // A peer has no signatures to show.
+            policy.admits_unsigned(name)?;
+        }
     }
     interrupt::watch().context("cannot catch signals")?;
     let root = Store::default_root();

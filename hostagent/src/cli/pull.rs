@@ -193,7 +193,8 @@ impl Remote {
 
     /// Whether what stands beside the image in converted form may be used for it, and why
     /// not. Neither the image's digest nor a signature of the image covers it: whoever
-    /// asks for either gets it only if it is signed itself.
+    /// asks for either gets it only if it is signed itself. It has no tag, and names the
+    /// image it is of by digest: its signature need not say how that was asked for.
     pub fn accepts_converted(&self, artifact: Digest) -> Result<(), String> {
         match self
             .policy
@@ -206,9 +207,10 @@ impl Remote {
             }
             Requirement::Signature(_) => {
                 let cancel = cancel();
+                let name = self.name.with_digest(artifact);
                 let checked = self
                     .policy
-                    .check(&self.client, &self.name, &[artifact], &*cancel);
+                    .check(&self.client, &name, &[artifact], &*cancel);
                 checked.map(drop).map_err(|error| error.to_string())
             }
         }

@@ -10,8 +10,9 @@
 //! and time stamps may be beside it; they are not looked at.
 //!
 //! The payload is interpreted only after a trusted key has been found to have signed
-//! it, and must name the digest and the repository: the registry, or a mirror of it, may
-//! put any signature there is under any tag.
+//! it, and must name the digest, the repository, and no other tag than the image was asked
+//! for by: the registry, or a mirror of it, may put any signature there is under any tag,
+//! and any image.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -22,8 +23,8 @@ use base64::engine::general_purpose::STANDARD;
 use super::Signed;
 use super::error::{BrokenSignature, DigestList, KeyList, LookedAt, TrustError};
 use super::key::TrustedKey;
-use super::payload::{Payload, PayloadError};
-use super::policy::RulePlace;
+use super::payload::{Payload, PayloadError, SignedTag};
+use super::policy::{RulePlace, Signers};
 use crate::image::digest::Digest;
 use crate::image::manifest::{Descriptor, Document, MAX_DOCUMENT_BYTES};
 use crate::image::name::ImageName;
@@ -57,7 +58,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(120);
 pub(super) struct Search<'a> {
     pub client: &'a Client,
     pub name: &'a ImageName,
-    pub keys: &'a [TrustedKey],
+    pub signers: &'a Signers,
     pub rule: &'a RulePlace,
     pub cancelled: &'a dyn Fn() -> bool,
 }
@@ -117,6 +118,8 @@ enum Flaw {
     Untrusted,
     Payload(Box<TrustedKey>, PayloadError),
     Another(Box<TrustedKey>, Digest, Box<Payload>),
+    NoTag(Box<TrustedKey>, Digest),
+    AnotherTag(Box<TrustedKey>, Digest, String),
 }
 
 impl Flaw {
@@ -126,6 +129,8 @@ impl Flaw {
             Self::Untrusted => 1,
             Self::Payload(..) => 2,
             Self::Another(..) => 3,
+            Self::NoTag(..) => 4,
+            Self::AnotherTag(..) => 5,
         }
     }
 }
@@ -257,14 +262,23 @@ impl Progress<'_> {
             payload,
             limit: MAX_SIGNATURE_BYTES,
         })?;
-        let mut keys = self.search.keys.iter();
+        let mut keys = self.search.signers.keys.iter();
         let signed = self.payload(layer)?;
         let key = keys.find(|key| key.verifies(signed, &signature));
         let key = key.ok_or(Flaw::Untrusted)?;
-        let payload = Payload::parse(signed)
-            .map_err(|source| Flaw::Payload(Box::new(key.clone()), source))?;
+        let signer = || Box::new(key.clone());
+        let payload = Payload::parse(signed).map_err(|source| Flaw::Payload(signer(), source))?;
         if !payload.covers(&self.repository, digest) {
-            return Err(Flaw::Another(Box::new(key.clone()), digest, Box::new(payload)).into());
+            return Err(Flaw::Another(signer(), digest, Box::new(payload)).into());
+        }
+        match payload.tag_of(self.search.name) {
+            SignedTag::Another(tag) => {
+                return Err(Flaw::AnotherTag(signer(), digest, tag.to_owned()).into());
+            }
+            SignedTag::Unnamed if self.search.signers.must_name_tag => {
+                return Err(Flaw::NoTag(signer(), digest).into());
+            }
+            SignedTag::NotAsked | SignedTag::Same | SignedTag::Unnamed => {}
         }
         Ok(Signed {
             key: key.file().to_owned(),
@@ -326,7 +340,7 @@ impl Progress<'_> {
                 name,
                 rule,
                 looked_at,
-                keys: KeyList(self.search.keys.to_vec()),
+                keys: KeyList(self.search.signers.keys.clone()),
             },
             Some(Flaw::Payload(key, source)) => TrustError::Payload { name, key, source },
             Some(Flaw::Another(key, digest, payload)) => TrustError::SignedAnother {
@@ -334,6 +348,18 @@ impl Progress<'_> {
                 key,
                 digest,
                 payload,
+            },
+            Some(Flaw::NoTag(key, digest)) => TrustError::NoSignedTag {
+                name,
+                rule,
+                key,
+                digest,
+            },
+            Some(Flaw::AnotherTag(key, digest, signed)) => TrustError::Retagged {
+                name,
+                key,
+                digest,
+                signed,
             },
         }
     }
@@ -391,7 +417,10 @@ mod tests {
         let search = Search {
             client: &client,
             name: &"registry.invalid/app".parse().unwrap(),
-            keys: &[],
+            signers: &Signers {
+                keys: Vec::new(),
+                must_name_tag: false,
+            },
             rule: &RulePlace {
                 path: None,
                 line: 0,

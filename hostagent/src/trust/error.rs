@@ -42,6 +42,16 @@ pub enum TrustError {
         /// The rule.
         rule: RulePlace,
     },
+    /// No name, and so no rule but the default, which accepts nothing.
+    #[error(
+        "image {id} is not accepted: it has no name, and the policy rejects what no rule is for ({rule}); take it under a name of a repository that a rule accepts"
+    )]
+    Unnamed {
+        /// The image.
+        id: Digest,
+        /// Where the default is.
+        rule: RulePlace,
+    },
     /// There is no signature.
     #[error(
         "{name} is not accepted: it is not signed, and the policy wants a signature ({rule}); none was found in its repository for {digests}{}",
@@ -84,6 +94,37 @@ pub enum TrustError {
         digest: Digest,
         /// What it is a signature of.
         payload: Box<Payload>,
+    },
+    /// A trusted key has signed this image, but under another tag.
+    #[error(
+        "{name} is not accepted: it is re-tagged, as {key} has signed {digest} as {repository}:{signed}; ask for it by that tag or as {repository}@{digest}, or have it signed as {name} as well",
+        repository = .name.familiar_repository()
+    )]
+    Retagged {
+        /// What was asked for.
+        name: Box<ImageName>,
+        /// Who signed.
+        key: Box<TrustedKey>,
+        /// What was signed.
+        digest: Digest,
+        /// The tag that was signed.
+        signed: String,
+    },
+    /// A trusted key has signed this image, but under no tag, and the policy wants one.
+    #[error(
+        "{name} is not accepted: {key} has signed {digest} without a tag, and the policy wants signatures that name it (require_signed_tag, {rule}); ask for {repository}@{digest}, or have it signed by `cosign sign --sign-container-identity {}:{}`",
+        .name.repository(), .name.tag().unwrap_or_default(),
+        repository = .name.familiar_repository()
+    )]
+    NoSignedTag {
+        /// What was asked for.
+        name: Box<ImageName>,
+        /// The rule.
+        rule: RulePlace,
+        /// Who signed.
+        key: Box<TrustedKey>,
+        /// What was signed.
+        digest: Digest,
     },
     /// A trusted key has signed something that says nothing of an image.
     #[error("{name} is not accepted: what {key} has signed cannot be used")]

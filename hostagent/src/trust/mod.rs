@@ -14,7 +14,7 @@
 //!             │         ▼
 //!             │   a trusted key has signed the payload
 //!             │         ▼
-//!             │   the payload names digest and repository
+//!             │   the payload names digest, repository, and no other tag
 //!             ▼
 //!          Verdict, for the record
 //! ```
@@ -22,8 +22,8 @@
 //! A policy protects those who run images from registries, mirrors and networks, and
 //! from whoever can write to a registry but has no key. It does not bind the user who
 //! runs `mote`, who can name another `$MOTE_CONFIG`. Which image of those that were
-//! signed a tag points to is up to the registry: an old one, with an old signature, is
-//! as good as any. What else is not protected is in `docs/trust.md`.
+//! signed for a tag it points to is up to the registry: an old one, with an old signature,
+//! is as good as any. What else is not protected is in `docs/trust.md`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -43,7 +43,7 @@ pub use error::{BrokenSignature, DigestList, KeyList, LookedAt, TrustError};
 pub use key::TrustedKey;
 pub use pattern::PatternProblem;
 use policy::{Demand, Rule};
-pub use policy::{Policy, PolicyError};
+pub use policy::{Policy, PolicyError, Signers};
 
 /// What is left to be shown for an image before it may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,8 +52,8 @@ pub enum Requirement<'a> {
     Nothing,
     /// That the content has this digest, which is in the reference.
     Digest(Digest),
-    /// A signature by one of these keys.
-    Signature(&'a [TrustedKey]),
+    /// A signature by one of these.
+    Signature(&'a Signers),
 }
 
 impl Requirement<'_> {
@@ -113,7 +113,7 @@ impl Policy {
                 name: Box::new(name.clone()),
                 rule: place.clone(),
             }),
-            (Demand::Signature(keys), _) => Ok(Requirement::Signature(keys)),
+            (Demand::Signature(signers), _) => Ok(Requirement::Signature(signers)),
             (Demand::Reject, _) => Err(TrustError::Rejected {
                 name: Box::new(name.clone()),
                 rule: place.clone(),
@@ -121,23 +121,44 @@ impl Policy {
         }
     }
 
-    /// Whether an image from a file may be given these names.
-    ///
-    /// No registry has a hand in a file, so `digest`, which is against tags that
-    /// registries move, lets it pass. Names in a file are whatever its author wrote:
-    /// where a signature is required, none of a file is looked at, and such a name
-    /// would pass the image off as signed. `reject` refuses it as well.
-    pub fn admits_local(&self, names: &[ImageName]) -> Result<(), TrustError> {
-        for name in names {
-            let Rule { demand, place } = self.rule(name);
-            let (name, rule) = (Box::new(name.clone()), place.clone());
-            match demand {
-                Demand::Accept | Demand::Digest => {}
-                Demand::Signature(_) => return Err(TrustError::FromFile { name, rule }),
-                Demand::Reject => return Err(TrustError::Rejected { name, rule }),
-            }
+    /// Whether the image `id` of a file may be used, and be given the names that it has
+    /// there. It is to be asked before anything is converted.
+    pub fn admits_local(&self, id: Digest, names: &[ImageName]) -> Result<(), TrustError> {
+        match names {
+            [] => self.admits_unnamed(id),
+            names => names.iter().try_for_each(|name| self.admits_unsigned(name)),
         }
-        Ok(())
+    }
+
+    /// Whether an image that comes without signatures, from a file or a peer, may be given
+    /// this name.
+    ///
+    /// No registry has a hand in it, so `digest`, which is against tags that registries
+    /// move, lets it pass. Names in a file are whatever its author wrote: where a
+    /// signature is required, such a name would pass the image off as signed. `reject`
+    /// refuses it as well.
+    pub fn admits_unsigned(&self, name: &ImageName) -> Result<(), TrustError> {
+        let Rule { demand, place } = self.rule(name);
+        let (name, rule) = (Box::new(name.clone()), place.clone());
+        match demand {
+            Demand::Accept | Demand::Digest => Ok(()),
+            Demand::Signature(_) => Err(TrustError::FromFile { name, rule }),
+            Demand::Reject => Err(TrustError::Rejected { name, rule }),
+        }
+    }
+
+    /// Whether an image without any name may be used: one of a file, or one that a peer
+    /// was asked for by its id. No rule is for it, so the default counts. `digest` lets
+    /// it pass: an id is a digest, and for a file see [`Self::admits_unsigned`].
+    pub fn admits_unnamed(&self, id: Digest) -> Result<(), TrustError> {
+        let Rule { demand, place } = self.default_rule();
+        match demand {
+            Demand::Accept | Demand::Digest => Ok(()),
+            Demand::Signature(_) | Demand::Reject => Err(TrustError::Unnamed {
+                id,
+                rule: place.clone(),
+            }),
+        }
     }
 
     /// Whether an image is accepted. `digests` are what its name was resolved to: the
@@ -159,11 +180,11 @@ impl Policy {
         match self.admits(name)? {
             Requirement::Nothing => Ok(Verdict::NothingRequired),
             Requirement::Digest(digest) => Ok(Verdict::Pinned(digest)),
-            Requirement::Signature(keys) => {
+            Requirement::Signature(signers) => {
                 let search = cosign::Search {
                     client,
                     name,
-                    keys,
+                    signers,
                     rule: &self.rule(name).place,
                     cancelled,
                 };

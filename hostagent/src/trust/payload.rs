@@ -14,7 +14,8 @@
 //! }
 //! ```
 //!
-//! `optional` is not looked at.
+//! `optional` is not looked at. `docker-reference` may have a tag: Podman writes it, and
+//! cosign if it is told to (`--sign-container-identity`); on its own it writes none.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -33,7 +34,8 @@ const TYPE: &str = "cosign container image signature";
 /// What was signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Payload {
-    /// The repository that the image is of; a tag in it means nothing here.
+    /// The repository that the image is of, and a digest; a tag only if the signer has
+    /// named one.
     pub identity: ImageName,
     /// The digest of the manifest or index.
     pub digest: Digest,
@@ -92,26 +94,55 @@ impl Payload {
             let shown = critical.r#type.chars().take(100).collect();
             return Err(PayloadError::Type(shown));
         }
-        Ok(Self {
-            identity: critical.identity.0.docker_reference.parse()?,
-            digest: critical.image.0.docker_manifest_digest,
-        })
+        let digest = critical.image.0.docker_manifest_digest;
+        let reference = critical.identity.0.docker_reference;
+        let mut identity: ImageName = reference.parse()?;
+        if identity.digest().is_none() {
+            // Of a name with a digest, no tag means none, not `latest`.
+            identity = format!("{reference}@{digest}").parse()?;
+        }
+        Ok(Self { identity, digest })
     }
 
-    /// Whether it is about this manifest of this repository. The tag is not
-    /// compared: cosign writes none.
+    /// Whether it is about this manifest of this repository, under whatever tag.
     pub fn covers(&self, repository: &Repository, digest: Digest) -> bool {
-        let named = self.identity.digest();
         self.digest == digest
-            && named.is_none_or(|named| named == digest)
+            && self.identity.digest() == Some(digest)
             && Repository::of(&self.identity).canonical() == repository.canonical()
+    }
+
+    /// What it says of the tag that the image was asked for by.
+    pub fn tag_of(&self, asked: &ImageName) -> SignedTag<'_> {
+        match (asked.digest(), asked.tag(), self.identity.tag()) {
+            (Some(_), ..) | (_, None, _) => SignedTag::NotAsked,
+            (None, Some(_), None) => SignedTag::Unnamed,
+            (None, Some(asked), Some(signed)) if asked == signed => SignedTag::Same,
+            (None, Some(_), Some(signed)) => SignedTag::Another(signed),
+        }
     }
 }
 
-/// `REPOSITORY@DIGEST`.
+/// What a payload says of the tag that an image was asked for by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignedTag<'a> {
+    /// It was asked for by its digest: no registry chooses which image that is.
+    NotAsked,
+    /// That it is this image.
+    Same,
+    /// Nothing: whoever signed did not name one.
+    Unnamed,
+    /// That the image is another tag's.
+    Another(&'a str),
+}
+
+/// `REPOSITORY[:TAG]@DIGEST`.
 impl fmt::Display for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.identity.repository(), self.digest)
+        f.write_str(self.identity.repository())?;
+        if let Some(tag) = self.identity.tag() {
+            write!(f, ":{tag}")?;
+        }
+        write!(f, "@{}", self.digest)
     }
 }
 

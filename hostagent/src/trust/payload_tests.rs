@@ -53,7 +53,7 @@ fn a_payload_covers_one_digest_of_one_repository() {
     assert!(covers("index.docker.io/library/debian", "debian:12"));
     assert!(covers("docker.io/library/debian", "debian"));
     assert!(covers("Registry.example:443/app", "registry.example/app"));
-    // Podman writes the tag; it is not compared.
+    // Podman writes the tag, which `tag_of` compares.
     assert!(covers("registry.example/app:1", "registry.example/app:2"));
     for (reference, name) in [
         ("registry.example/team/app", "registry.example/team/app2"),
@@ -70,6 +70,54 @@ fn a_payload_covers_one_digest_of_one_repository() {
     let payload = parse(&document()).unwrap();
     let repository = Repository::of(&payload.identity);
     assert!(!payload.covers(&repository, Digest::of(b"another")));
+}
+
+#[test]
+fn a_tag_counts_if_it_was_signed_and_asked_for() {
+    let pin = Digest::of(b"manifest");
+    let pinned = |text: &str| format!("{text}@{pin}");
+    let (untagged, v1) = (&pinned("a.example/b"), &pinned("a.example:1/b:v1"));
+    for (signed, asked, expected) in [
+        ("a.example/b:v1", "a.example/b:v1", SignedTag::Same),
+        ("a.example:1/b:v1", "a.example:1/b:v1", SignedTag::Same),
+        (v1, "a.example:1/b:v1", SignedTag::Same),
+        ("a.example/b:latest", "a.example/b", SignedTag::Same),
+        ("b:latest", "b", SignedTag::Same),
+        ("a.example/b:v1", "a.example/b:v2", SignedTag::Another("v1")),
+        (v1, "a.example:1/b:v2", SignedTag::Another("v1")),
+        ("a.example/b:V1", "a.example/b:v1", SignedTag::Another("V1")),
+        ("b:v1", "b", SignedTag::Another("v1")),
+        // As cosign writes it. Docker would take it for `latest`.
+        ("a.example/b", "a.example/b:v1", SignedTag::Unnamed),
+        ("a.example/b", "a.example/b:latest", SignedTag::Unnamed),
+        ("a.example:1/b", "a.example:1/b:1", SignedTag::Unnamed),
+        ("b", "b", SignedTag::Unnamed),
+        (untagged, "a.example/b:v1", SignedTag::Unnamed),
+        ("a.example/b:v1", untagged, SignedTag::NotAsked),
+        ("a.example:1/b:v2", v1, SignedTag::NotAsked),
+        ("a.example/b", untagged, SignedTag::NotAsked),
+    ] {
+        let mut value = document();
+        value["critical"]["identity"]["docker-reference"] = json!(signed);
+        let payload = parse(&value).unwrap();
+        let asked = asked.parse().unwrap();
+        assert_eq!(payload.tag_of(&asked), expected, "{signed} {asked}");
+    }
+}
+
+#[test]
+fn a_payload_is_shown_with_the_tag_that_was_signed() {
+    let digest = Digest::of(b"manifest");
+    for (reference, shown) in [
+        ("a.example/b", "a.example/b"),
+        ("a.example/b:v1", "a.example/b:v1"),
+        ("debian", "docker.io/library/debian"),
+    ] {
+        let mut value = document();
+        value["critical"]["identity"]["docker-reference"] = json!(reference);
+        let payload = parse(&value).unwrap();
+        assert_eq!(payload.to_string(), format!("{shown}@{digest}"));
+    }
 }
 
 #[test]

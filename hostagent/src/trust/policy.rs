@@ -10,14 +10,15 @@
 //! match = "registry.example/team/*"
 //! require = "signature"               # accept | digest | signature | reject
 //! keys = ["keys/team.pub"]
+//! require_signed_tag = true           # default: false
 //!
 //! [[repository]]
 //! match = "docker.io/library/debian"
 //! require = "digest"
 //! ```
 //!
-//! - `default` is what is required where nothing matches. It must be there: an empty
-//!   file, such as one that was cut short, is an error.
+//! - `default` is what is required where nothing matches, and of images without a name.
+//!   It must be there: an empty file, such as one that was cut short, is an error.
 //! - `match` is a repository in full, or a path and `/*` for all that is under it. The
 //!   most specific match is the one that counts, alone and wherever it stands in the
 //!   file; two rules of the same repositories are an error. Names are compared as they
@@ -27,6 +28,8 @@
 //! - `keys` are files, each with a public key in PEM; a relative path starts at the
 //!   directory of `policy.toml`. They are read with the policy: a key that is missing
 //!   or cannot be used is an error.
+//! - `require_signed_tag` is for `signature`: one that names no tag is for references with
+//!   a digest only. One that names another tag than the reference is never good.
 //!
 //! Whoever cannot load the policy must refuse every image.
 
@@ -65,8 +68,18 @@ pub(super) struct Rule {
 pub(super) enum Demand {
     Accept,
     Digest,
-    Signature(Vec<TrustedKey>),
+    Signature(Signers),
     Reject,
+}
+
+/// Whose signatures count, and for what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signers {
+    /// One of these must have signed.
+    pub keys: Vec<TrustedKey>,
+    /// Whether a signature that names no tag is none for an image that was asked for by
+    /// one.
+    pub must_name_tag: bool,
 }
 
 /// Where a rule is written, for errors: `/etc/mote/policy.toml:7`.
@@ -135,6 +148,9 @@ pub enum RuleProblem {
     /// Keys that would not be asked for.
     #[error("keys are used with require = \"signature\" only")]
     IdleKeys,
+    /// A demand on signatures that are not asked for.
+    #[error("require_signed_tag is used with require = \"signature\" only")]
+    IdleSignedTag,
 }
 
 #[derive(Deserialize)]
@@ -159,6 +175,7 @@ struct RuleTable {
     r#match: Spanned<String>,
     require: Spanned<Require>,
     keys: Option<Spanned<Vec<Spanned<PathBuf>>>>,
+    require_signed_tag: Option<Spanned<bool>>,
 }
 
 #[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
@@ -243,6 +260,11 @@ impl Policy {
         Ok(policy)
     }
 
+    /// What is required of an image that no rule matches.
+    pub(super) fn default_rule(&self) -> &Rule {
+        &self.default
+    }
+
     /// The rule that counts for an image.
     pub(super) fn rule(&self, name: &ImageName) -> &Rule {
         let repository = Repository::of(name).canonical();
@@ -273,6 +295,13 @@ fn demand(
     {
         return Err(refuse(keys.span().start, RuleProblem::IdleKeys));
     }
+    let signed_tag = table.require_signed_tag.as_ref();
+    if let Some(signed_tag) = signed_tag
+        && require != Require::Signature
+    {
+        let at = signed_tag.span().start;
+        return Err(refuse(at, RuleProblem::IdleSignedTag));
+    }
     match require {
         Require::Accept => Ok(Demand::Accept),
         Require::Digest => Ok(Demand::Digest),
@@ -293,9 +322,10 @@ fn demand(
                     }
                 })
             };
-            Ok(Demand::Signature(
-                files.iter().map(read).collect::<Result<_, _>>()?,
-            ))
+            Ok(Demand::Signature(Signers {
+                keys: files.iter().map(read).collect::<Result<_, _>>()?,
+                must_name_tag: signed_tag.is_some_and(|required| *required.get_ref()),
+            }))
         }
     }
 }

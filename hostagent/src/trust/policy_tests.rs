@@ -4,6 +4,7 @@ use tempfile::TempDir;
 
 use super::super::{Requirement, TrustError};
 use super::*;
+use crate::image::digest::Digest;
 
 const PEM: &str = "-----BEGIN PUBLIC KEY-----
 MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE3T2u+PqKujojlxmKzAZ7EDVDCXUw
@@ -64,10 +65,7 @@ fn without_a_file_everything_is_accepted() {
 #[test]
 fn the_most_specific_rule_counts_wherever_it_stands() {
     let policy = load(EVERYTHING).unwrap();
-    let pinned = format!(
-        "registry.example/app@{}",
-        crate::image::digest::Digest::of(b"")
-    );
+    let pinned = format!("registry.example/app@{}", Digest::of(b""));
     for (text, expected) in [
         ("registry.example/team/app:1", "signature"),
         ("registry.example/team/a/b", "signature"),
@@ -109,9 +107,8 @@ fn an_image_of_a_file_gets_no_name_that_needs_a_signature_or_is_rejected() {
     let policy = load(EVERYTHING).unwrap();
     let outcome = |texts: &[&str]| {
         let names: Vec<ImageName> = texts.iter().map(|text| name(text)).collect();
-        policy.admits_local(&names)
+        policy.admits_local(Digest::of(b"config"), &names)
     };
-    outcome(&[]).unwrap();
     outcome(&["registry.example/team/open:1", "registry.example/app:1"]).unwrap();
     let error = outcome(&["registry.example/team/open", "registry.example/team/app"]);
     let error = error.unwrap_err();
@@ -122,6 +119,43 @@ fn an_image_of_a_file_gets_no_name_that_needs_a_signature_or_is_rejected() {
     }
     let rejected = outcome(&["debian"]);
     assert!(matches!(rejected, Err(TrustError::Rejected { .. })));
+}
+
+#[test]
+fn a_signature_must_name_the_tag_where_a_rule_says_so() {
+    for (line, expected) in [
+        ("", false),
+        ("require_signed_tag = false\n", false),
+        ("require_signed_tag = true\n", true),
+    ] {
+        let policy = load(&format!(
+            "default = \"reject\"\n[[repository]]\nmatch = \"a.example/b\"\n\
+             require = \"signature\"\nkeys = [\"team.pub\"]\n{line}"
+        ));
+        let policy = policy.unwrap();
+        let asked = name("a.example/b:v1");
+        let Ok(Requirement::Signature(signers)) = policy.admits(&asked) else {
+            panic!("{policy:?}");
+        };
+        assert_eq!(signers.must_name_tag, expected, "{line:?}");
+    }
+}
+
+#[test]
+fn an_image_without_a_name_is_judged_by_the_default() {
+    let id = Digest::of(b"config");
+    for (default, is_accepted) in [("accept", true), ("digest", true), ("reject", false)] {
+        let policy = load(&format!("\ndefault = {default:?}\n")).unwrap();
+        for outcome in [policy.admits_local(id, &[]), policy.admits_unnamed(id)] {
+            assert_eq!(outcome.is_ok(), is_accepted, "{default}");
+            let Err(error) = outcome else { continue };
+            assert!(matches!(error, TrustError::Unnamed { .. }), "{error:?}");
+            for words in [&id.to_string(), "no name", "policy.toml:2", "take it under"] {
+                assert!(error.to_string().contains(words), "{error} lacks {words}");
+            }
+        }
+    }
+    Policy::accept_everything().admits_local(id, &[]).unwrap();
 }
 
 #[test]
@@ -179,6 +213,14 @@ fn errors_name_the_file_and_the_line() {
         (
             rule("match = \"a.example/b\"\nrequire = \"digest\"\nkeys = [\"team.pub\"]\n"),
             "toml:5: keys are used with",
+        ),
+        (
+            rule("match = \"a.example/b\"\nrequire = \"digest\"\nrequire_signed_tag = true\n"),
+            "toml:5: require_signed_tag is used with",
+        ),
+        (
+            rule("match = \"a.example/b\"\nrequire = \"signature\"\nrequire_signed_tag = \"v1\"\n"),
+            "toml:5: ",
         ),
         ("default = \n".to_owned(), "toml:1: "),
     ] {

@@ -76,7 +76,8 @@ pub fn obtain(
             open_archive(store, file, progress)?.image(name.as_ref())?
         }
     };
-    Policy::of_this_machine()?.admits_local(&source.names)?;
+    let id = source.config_document.digest;
+    Policy::of_this_machine()?.admits_local(id, &source.names)?;
     // No name: only loading gives names.
     let image = store.import(&source, &[], lease, progress)?.image;
     whole_image(store, image, lease)
