@@ -46,7 +46,7 @@ pub fn obtain(
     let mut failed = None;
     for source in &image.sources {
         progress.note(&format!(
-            "a document of image {} is damaged; fetching it again from {source}",
+            "a document of image {} is damaged or missing; fetching it again from {source}",
             image.id.short()
         ));
         let fetched = fetch(store, image, source, lease);

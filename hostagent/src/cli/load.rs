@@ -21,7 +21,6 @@ use super::format::{FORMAT_HELP, Format};
 use super::interrupt;
 use super::output::print;
 use super::progress::TerminalProgress;
-use super::refused;
 use super::source::{open_archive, read_archive};
 
 const EXAMPLES: &str = "\
@@ -83,9 +82,9 @@ pub fn main(args: LoadArgs) -> anyhow::Result<ExitCode> {
         admitted.with_context(attempt)?;
     }
     for source in found {
-        let imported = store.import(&source, &source.names, &store.lease()?, &progress);
-        let imported = imported.with_context(attempt);
-        let imported = imported.inspect_err(|error| refused::forget(&store, error))?;
+        let imported = store
+            .import(&source, &source.names, &store.lease()?, &progress)
+            .with_context(attempt)?;
         report(&imported, &args.format)?;
     }
     Ok(ExitCode::SUCCESS)

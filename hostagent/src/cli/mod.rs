@@ -16,7 +16,6 @@ mod progress;
 mod ps;
 mod pull;
 mod push;
-mod refused;
 mod rmi;
 mod run;
 mod save;

@@ -19,7 +19,6 @@ use super::format::{FORMAT_HELP, Format};
 use super::interrupt;
 use super::output::print;
 use super::progress::TerminalProgress;
-use super::refused;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,7 +31,7 @@ registries.toml, what an image may cost in limits.toml, and which images are acc
 policy.toml: in /etc/mote, or in the directory MOTE_CONFIG names.";
 
 /// What this machine runs.
-const PLATFORMS: [&str; 2] = ["linux/amd64", "linux/amd64/v1"];
+const PLATFORM: &str = "linux/amd64";
 
 /// Pull an image from a registry.
 #[derive(Debug, Args)]
@@ -43,7 +42,7 @@ pub struct PullArgs {
     quiet: bool,
     /// The platform to choose from an image for several; this machine runs linux/amd64. Of
     /// its variants v1 comes first, then what this processor can run.
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    #[arg(long, value_name = "OS/ARCH")]
     platform: Option<String>,
     #[arg(long, value_name = "FORMAT", default_value = "table", help = FORMAT_HELP)]
     format: Format,
@@ -63,9 +62,11 @@ pub struct Pulled {
 /// Pulls and says what was pulled.
 pub fn main(args: &PullArgs) -> anyhow::Result<ExitCode> {
     let name: ImageName = args.name.parse()?;
-    let platform = args.platform.as_deref().unwrap_or(PLATFORMS[0]);
-    if !PLATFORMS.contains(&platform) {
-        bail!("this machine runs {}, not {platform:?}", PLATFORMS[0]);
+    let platform = args.platform.as_deref().unwrap_or(PLATFORM);
+    if platform != PLATFORM {
+        bail!(
+            "this machine runs {PLATFORM}, not {platform:?}; among the variants of an image it chooses by itself"
+        );
     }
     interrupt::watch().context("cannot catch signals")?;
     let store = Store::open(&Store::default_root())?.with_limits(limits::of_this_machine()?);
@@ -83,8 +84,7 @@ pub fn main(args: &PullArgs) -> anyhow::Result<ExitCode> {
         ))?;
     }
     let before = led_to(&store, &name)?;
-    let pulled = pull(&store, &name, &store.lease()?, &progress);
-    let pulled = pulled.inspect_err(|error| refused::forget(&store, error))?;
+    let pulled = pull(&store, &name, &store.lease()?, &progress)?;
     drop(progress);
     report(&name, before, &pulled, args)
 }

@@ -86,8 +86,8 @@ pub fn main(args: &SaveArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The images that are asked for, each with the names that were, or all it has if it was
-/// named by its id.
+/// The images that are asked for, each with the names that were; by its id it is saved
+/// without one.
 fn wanted(store: &Store, texts: &[String]) -> anyhow::Result<Vec<Saved>> {
     let mut images: Vec<Saved> = Vec::new();
     for text in texts {

@@ -9,7 +9,7 @@ use hostagent::image::name::ImageName;
 use hostagent::image::progress::Progress;
 use hostagent::peer::{self, PeerError};
 use hostagent::store::{
-    BlobIdentity, BootFile, ImportError, Lease, Report, Store, StoreError, StoredImage,
+    BlobIdentity, BootFile, Fate, ImportError, Lease, Report, Store, StoreError, StoredImage,
 };
 use serde_json::json;
 
@@ -26,7 +26,7 @@ Examples:
 
 What was pulled from a registry is pulled again, or fetched from peers; the guests' kernel
 and initrd are taken in again from where mote is installed. Exits with 0 if all is whole now,
-and with 1 if an image must be loaded again, or mote installed again. What is wrong is kept
+and with 1 if images must be loaded again, or mote installed again. What is wrong is kept
 aside until `mote image prune`.";
 
 /// Look after the content store.
@@ -110,7 +110,9 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         Format::Documents(format) => format.print(&as_json(&report, &mended, &boot))?,
         Format::Table => print(&as_text(&report, &mended, &boot))?,
     }
-    Ok(match report.broken.is_empty() && boot.broken.is_empty() {
+    let has_lost = report.wrong.iter().any(|wrong| wrong.fate == Fate::Lost);
+    let is_whole = report.broken.is_empty() && boot.broken.is_empty() && !has_lost;
+    Ok(match is_whole {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     })
@@ -203,7 +205,15 @@ fn as_json(report: &Report, mended: &[StoredImage], boot: &Boot) -> serde_json::
         "blobs": report.verified.blobs,
         "bytes": report.verified.bytes,
         "wrong": wrong
-            .map(|wrong| json!({"what": wrong.what, "problem": wrong.problem}))
+            .map(|wrong| json!({
+                "what": wrong.what,
+                "problem": wrong.problem,
+                "fate": match wrong.fate {
+                    Fate::Quarantined => "quarantined",
+                    Fate::Mended => "mended",
+                    Fate::Lost => "lost",
+                },
+            }))
             .collect::<Vec<_>>(),
         "merged_again": report.merged,
         "taken_in_again": boot.taken,
@@ -226,7 +236,7 @@ fn as_json(report: &Report, mended: &[StoredImage], boot: &Boot) -> serde_json::
 fn as_text(report: &Report, mended: &[StoredImage], boot: &Boot) -> String {
     let mut text = String::new();
     for wrong in &report.wrong {
-        text.push_str(&format!("Quarantined: {wrong}\n"));
+        text.push_str(&format!("{wrong}\n"));
     }
     if report.merged > 0 {
         text.push_str(&format!("Merged again: {}\n", report.merged));

@@ -137,24 +137,36 @@ pub struct DirectoryTarget {
     directory: PathBuf,
     /// Where what is written is, and its place.
     parts: Vec<(PathBuf, PathBuf)>,
+    /// The directories that were not there, from the outermost on.
+    made: Vec<PathBuf>,
 }
 
 impl DirectoryTarget {
     /// Makes it, if it is not there.
     pub fn create(directory: &Path) -> Result<Self, SaveError> {
-        let target = Self {
+        let mut target = Self {
             directory: directory.to_owned(),
             parts: Vec::new(),
+            made: Vec::new(),
         };
-        match std::fs::create_dir_all(directory.join("blobs/sha256")) {
-            Ok(()) => Ok(target),
-            Err(source) => Err(target.failed(source)),
+        let blobs = directory.join("blobs/sha256");
+        let missing = blobs
+            .ancestors()
+            .take_while(|path| *path != Path::new("") && !path.is_dir());
+        let missing: Vec<&Path> = missing.collect();
+        for path in missing.into_iter().rev() {
+            match std::fs::create_dir(path) {
+                Ok(()) => target.made.push(path.to_owned()),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+                Err(source) => return Err(target.failed(source)),
+            }
         }
+        Ok(target)
     }
 
     /// Puts everything in its place, and brings it to disk: the blobs first, since what is
     /// in the directory itself names them.
-    pub fn finish(self) -> Result<(), SaveError> {
+    pub fn finish(mut self) -> Result<(), SaveError> {
         let blobs = self.directory.join("blobs/sha256");
         let placed = [&blobs, &self.directory]
             .into_iter()
@@ -166,17 +178,22 @@ impl DirectoryTarget {
             });
         placed
             .and_then(|()| self.sync_names())
-            .map_err(|source| self.failed(source))
+            .map_err(|source| self.failed(source))?;
+        self.made.clear();
+        Ok(())
     }
 
-    /// Brings to disk what the directories are called that may have been made.
+    /// Brings to disk what the directories are called that were made.
     fn sync_names(&self) -> io::Result<()> {
-        File::open(self.directory.join("blobs"))?.sync_all()?;
-        match File::open(self.directory.join("..")) {
-            // One that may be written and not read.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-            opened => opened?.sync_all(),
+        for path in &self.made {
+            let parent = path.parent().filter(|parent| *parent != Path::new(""));
+            match File::open(parent.unwrap_or(Path::new("."))) {
+                // One that may be written and not read.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                opened => opened?.sync_all()?,
+            }
         }
+        Ok(())
     }
 
     fn failed(&self, source: io::Error) -> SaveError {
@@ -194,8 +211,8 @@ impl Drop for DirectoryTarget {
             let _ = std::fs::remove_file(part);
         }
         // If there is nothing in them.
-        for name in ["blobs/sha256", "blobs"] {
-            let _ = std::fs::remove_dir(self.directory.join(name));
+        for directory in self.made.iter().rev() {
+            let _ = std::fs::remove_dir(directory);
         }
     }
 }

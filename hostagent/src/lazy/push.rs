@@ -71,8 +71,8 @@ pub struct PushedImage {
 }
 
 /// Pushes `image` under `name`: the image itself, if the registry has it not, and what it
-/// was converted to. A blob that turns out to be corrupt is quarantined.
-/// was converted to. What the registry has is asked of itself, never of a mirror.
+/// was converted to. A blob that turns out to be corrupt is quarantined. What the registry
+/// has is asked of itself, never of a mirror.
 pub fn push(
     store: &Store,
     image: &StoredImage,

@@ -328,9 +328,16 @@ impl RegistryError {
         }
     }
 
-    /// Whether the same may well succeed later.
-    pub fn may_pass(&self) -> bool {
-        self.retry() != Retry::Never || matches!(self, Self::Cancelled | Self::UnknownHost { .. })
+    /// Whether the server answered what no server should: it neither failed nor declined.
+    pub fn is_wrong_answer(&self) -> bool {
+        matches!(
+            self,
+            Self::Digest { .. }
+                | Self::TooLong { .. }
+                | Self::TooShort { .. }
+                | Self::WrongRange { .. }
+                | Self::Redirect { .. }
+        )
     }
 
     /// Whether the server could not be reached at all.

@@ -40,6 +40,13 @@ pub struct Fetched {
     pub media_type: String,
 }
 
+/// What each manifest and index has, whatever else is in it.
+#[derive(Deserialize)]
+struct Versioned {
+    #[serde(rename = "schemaVersion")]
+    _schema_version: u64,
+}
+
 impl Session {
     /// A manifest from a mirror or the registry.
     pub(super) async fn manifest(
@@ -105,6 +112,15 @@ impl Session {
                 expected,
                 found,
             });
+        }
+        // Nothing else tells that a mirror has what it was asked for, and the next one may.
+        if endpoint.is_mirror() && expected.is_none() {
+            let parsed: Result<Versioned, _> = serde_json::from_slice(&bytes);
+            parsed.map_err(|source| RegistryError::Document {
+                attempt: attempt.clone(),
+                expected: "a manifest or an index",
+                source,
+            })?;
         }
         Ok(Fetched {
             media_type: media_type(content_type, &bytes),

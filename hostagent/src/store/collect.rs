@@ -12,6 +12,7 @@ use std::path::Path;
 use outboard::BlobHash;
 
 use super::boot::BootRecord;
+use super::leases::Lease;
 use super::partial::partial_identity;
 use super::staging::Staging;
 use super::{Store, StoreError};
@@ -46,7 +47,9 @@ impl Store {
         let mut collected = Collected::default();
         {
             let _gate = self.gate().map_err(failed)?;
-            let needed = self.needed()?;
+            let leased = self.leased();
+            let leased = leased.map_err(|source| self.io("reading the leases", source))?;
+            let needed = self.needed(leased)?;
             let mut sweep = Sweep {
                 staging: &staging,
                 number: 0,
@@ -80,6 +83,34 @@ impl Store {
         Ok(collected)
     }
 
+    /// Removes layers that neither images nor processes need, this one neither.
+    pub(super) fn forget_layers(
+        &self,
+        diff_ids: &[Digest],
+        lease: &Lease,
+    ) -> Result<(), StoreError> {
+        let failed = |source| self.io("removing what was refused", source);
+        let staging = self.in_reserve(|| self.scratch())?;
+        let _gate = self.gate().map_err(failed)?;
+        let (mut records, mut blobs) = (BTreeSet::new(), BTreeSet::new());
+        for diff_id in diff_ids {
+            records.extend(name(&self.layer_record(*diff_id)));
+            blobs.extend(self.layer_blobs(*diff_id)?);
+        }
+        let needed = self.needed(self.leased_without(lease, &blobs).map_err(failed)?)?;
+        let unneeded = blobs.difference(&needed.blobs).map(BlobHash::hex);
+        let unneeded: BTreeSet<String> = unneeded.collect();
+        let mut sweep = Sweep {
+            staging: &staging,
+            number: 0,
+        };
+        let keeps_record = |name: &str| needed.layers.contains(name) || !records.contains(name);
+        sweep
+            .all_but(&self.layers(), keeps_record, |_| {})
+            .and_then(|()| sweep.all_but(&self.blobs(), |name| !unneeded.contains(name), |_| {}))
+            .map_err(failed)
+    }
+
     /// Removes the blobs that were quarantined.
     pub fn empty_quarantine(&self) -> Result<Collected, StoreError> {
         let failed = |source| self.io("emptying the quarantine", source);
@@ -103,13 +134,11 @@ impl Store {
         Ok(collected)
     }
 
-    /// What images and processes need; under the gate. A record that is none names nothing:
+    /// What images and processes need, which have leased these blobs; under the gate. A record that is none names nothing:
     /// what it stood for is made again. One that cannot be read ends it: nothing is removed.
-    pub(super) fn needed(&self) -> Result<Needed, StoreError> {
+    fn needed(&self, leased: BTreeSet<BlobHash>) -> Result<Needed, StoreError> {
         let mut needed = Needed {
-            blobs: self
-                .leased()
-                .map_err(|source| self.io("reading the leases", source))?,
+            blobs: leased,
             ..Needed::default()
         };
         let boot = self.boot_record()?;

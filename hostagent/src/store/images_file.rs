@@ -12,7 +12,7 @@ use super::durable::{Unsynced, sync_directory};
 use super::lock::FileLock;
 use super::record::{encode, read_record};
 use super::records::Records;
-use super::verify::Wrong;
+use super::verify::{Fate, Wrong};
 use super::{Store, StoreError};
 
 /// The one that counts, and its copy.
@@ -65,14 +65,17 @@ impl Store {
         let problems = copies
             .each_ref()
             .map(|copy| copy.as_ref().err().map(reason));
-        let remedy = match best(copies) {
+        let (fate, remedy) = match best(copies) {
             Ok(records) => {
                 self.replace_records(&records, MENDING, Unsynced::default())?;
-                "it is made again from the other copy"
+                (Fate::Mended, "it is made again from the other copy")
             }
             Err(StoreError::Record { .. }) => {
                 self.put_records_aside()?;
-                "it is in quarantine; `mote load` and `mote pull` bring images back"
+                (
+                    Fate::Lost,
+                    "it is in quarantine; `mote load` and `mote pull` bring images back",
+                )
             }
             Err(error) => return Err(error),
         };
@@ -80,6 +83,7 @@ impl Store {
             Some(Wrong {
                 what: (*name).to_owned(),
                 problem: format!("{}; {remedy}", problem?),
+                fate,
             })
         });
         Ok(wrong.collect())
@@ -197,7 +201,8 @@ mod tests {
                 let wrong = store.verify_records().unwrap();
                 let told: Vec<_> = wrong.iter().map(|wrong| &*wrong.what).collect();
                 assert_eq!(told, damage.map_or(vec![], |_| vec![*name]));
-                for Wrong { problem, .. } in wrong {
+                for Wrong { problem, fate, .. } in wrong {
+                    assert_eq!(fate, Fate::Mended);
                     assert!(problem.contains("made again"), "{problem}");
                 }
                 assert_eq!(std::fs::read(path).unwrap(), written, "{name}");
@@ -261,6 +266,8 @@ mod tests {
         }
         let wrong = store.verify_records().unwrap();
         assert_eq!(wrong.len(), 2, "{wrong:?}");
+        let lost = wrong.iter().filter(|wrong| wrong.fate == Fate::Lost);
+        assert_eq!(lost.count(), 2, "{wrong:?}");
         assert!(wrong[0].problem.contains("quarantine"), "{wrong:?}");
         assert!(ids(&store).unwrap().is_empty());
         record(&store, &one);

@@ -34,9 +34,10 @@ pub struct Imported {
     pub reused: usize,
 }
 
-/// Why an image was not taken in. Nothing of it is recorded; layers that were
-/// converted before the failure stay, whole and verified, and are used next time, or are
-/// removed by [`Store::collect`].
+/// Why an image was not taken in. Nothing of it is recorded. If it is refused
+/// ([`Self::is_refusal`]), nothing of it is kept but what other images or processes need;
+/// else layers that were converted before the failure stay, whole and verified, and are
+/// used next time, or are removed by [`Store::collect`].
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// A layer is not what it should be.
@@ -58,31 +59,48 @@ impl ImportError {
 
     /// Whether the image is not what it should be, so that trying again would end the same.
     pub fn is_refusal(&self) -> bool {
-        match self {
-            Self::Layer(error) => !matches!(**error, LayerError::Cancelled) && !is_passing(error),
-            Self::Store(StoreError::Merge { quarantined, .. }) => quarantined.is_none(),
-            Self::Store(_) | Self::Cancelled => false,
+        let Self::Layer(error) = self else {
+            return matches!(
+                self,
+                Self::Store(StoreError::Merge {
+                    quarantined: None,
+                    ..
+                })
+            );
+        };
+        match &**error {
+            LayerError::BlobDigest { .. }
+            | LayerError::DiffId { .. }
+            | LayerError::Compression { .. } => true,
+            LayerError::Read { source, .. } => is_of_content(source),
+            LayerError::Consumer { source, .. } => match source {
+                ConvertError::Blob(_) => false,
+                ConvertError::Limit(_) | ConvertError::Erofs(_) => is_of_content(source),
+            },
+            LayerError::Cancelled => false,
         }
     }
 }
 
-/// Whether a registry that may well answer next time is what caused an error.
-fn is_passing(error: &(dyn std::error::Error + 'static)) -> bool {
+/// Whether content is what an error is about, and neither the system nor a registry that
+/// fails or declines.
+fn is_of_content(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut current = Some(error);
     while let Some(error) = current {
         if let Some(error) = error.downcast_ref::<RegistryError>() {
-            return error.may_pass();
+            return error.is_wrong_answer();
         }
-        let within = error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref);
-        current = match within {
-            // Its own source is that of the error within.
+        let io = error.downcast_ref::<io::Error>();
+        if io.is_some_and(|error| error.raw_os_error().is_some()) {
+            return false;
+        }
+        // Its own source is that of the error within.
+        current = match io.and_then(io::Error::get_ref) {
             Some(within) => Some(within),
             None => error.source(),
         };
     }
-    false
+    true
 }
 
 /// The manifest and the configuration of an image, written aside.
@@ -147,6 +165,21 @@ impl Store {
     /// them, and then records the image under `names`. Its blobs stay as long as `lease`,
     /// whatever becomes of the image meanwhile.
     pub fn import(
+        &self,
+        source: &SourceImage,
+        names: &[ImageName],
+        lease: &Lease,
+        progress: &dyn Progress,
+    ) -> Result<Imported, ImportError> {
+        let imported = self.import_unless_refused(source, names, lease, progress);
+        if imported.as_ref().is_err_and(ImportError::is_refusal) {
+            // What stays now, the next collection removes.
+            let _ = self.forget_layers(&source.config.diff_ids, lease);
+        }
+        imported
+    }
+
+    fn import_unless_refused(
         &self,
         source: &SourceImage,
         names: &[ImageName],

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -72,9 +73,28 @@ impl Store {
 
     /// What living processes need; under the gate.
     pub(super) fn leased(&self) -> io::Result<BTreeSet<BlobHash>> {
+        self.leased_where(|_| true)
+    }
+
+    /// What living processes need if a lease did not hold some blobs; under the gate.
+    pub(super) fn leased_without(
+        &self,
+        lease: &Lease,
+        blobs: &BTreeSet<BlobHash>,
+    ) -> io::Result<BTreeSet<BlobHash>> {
+        let held = lease.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut leased = self.leased_where(|path| path != held.file.path())?;
+        leased.extend(held.blobs.difference(blobs));
+        Ok(leased)
+    }
+
+    fn leased_where(&self, counts: impl Fn(&Path) -> bool) -> io::Result<BTreeSet<BlobHash>> {
         let mut leased = BTreeSet::new();
         for entry in std::fs::read_dir(self.leases())? {
             let path = entry?.path();
+            if !counts(&path) {
+                continue;
+            }
             if FileLock::try_acquire(&path)?.is_some() {
                 // Its holder is gone, and so is the file now.
                 continue;

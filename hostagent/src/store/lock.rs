@@ -21,6 +21,11 @@ pub struct FileLock {
 }
 
 impl FileLock {
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Waits until the lock is free; `None` if `cancelled` became true first.
     /// `waiting` is called once if there is a need to wait.
     ///

@@ -90,7 +90,7 @@ pub use records::{Removed, StoredImage};
 pub use spool::is_compressed;
 pub use suspects::{Suspect, Suspects, Verdict};
 pub use usage::{ImageUsage, StoreUsage, Usage};
-pub use verify::{Report, Verified, Wrong};
+pub use verify::{Fate, Report, Verified, Wrong};
 
 use crate::image::digest::Digest;
 use crate::running::Registry;

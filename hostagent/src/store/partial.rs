@@ -58,6 +58,17 @@ struct Present {
     unsaved: u64,
 }
 
+/// What of a blob that is here in part was wrong, and is forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mended {
+    /// Nothing.
+    Nothing,
+    /// Some groups.
+    Groups,
+    /// Its hash tree, and so all of it.
+    All,
+}
+
 impl Store {
     /// Opens a blob to be filled; makes it if it is not there, or cannot be used, with the
     /// hash tree that `outboard` writes to a file. All of that is verified before it takes
@@ -109,11 +120,16 @@ impl Store {
     /// Reads what is here of a blob and forgets what of it is wrong, so that it is fetched
     /// again; all of it, if its hash tree is wrong. Returns whether anything was.
     pub fn mend_partial(&self, partial: &PartialBlob) -> Result<bool, StoreError> {
-        self.mend_by(partial, PartialBlob::check)
+        let mended = self.mend_by(partial, PartialBlob::check)?;
+        Ok(mended != Mended::Nothing)
     }
 
     /// The same, but reads no more of it than one span, which it must have.
-    pub fn mend_partial_span(&self, partial: &PartialBlob, span: u64) -> Result<bool, StoreError> {
+    pub(super) fn mend_partial_span(
+        &self,
+        partial: &PartialBlob,
+        span: u64,
+    ) -> Result<Mended, StoreError> {
         self.mend_by(partial, |partial| partial.check_span(span))
     }
 
@@ -121,14 +137,14 @@ impl Store {
         &self,
         partial: &PartialBlob,
         check: impl FnOnce(&PartialBlob) -> Result<u64, BlobError>,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Mended, StoreError> {
         let hash = partial.identity.hash;
         match check(partial) {
-            Ok(0) => Ok(false),
-            Ok(_) => self.save_partial(partial).map(|_| true),
+            Ok(0) => Ok(Mended::Nothing),
+            Ok(_) => self.save_partial(partial).map(|_| Mended::Groups),
             Err(error) if error.is_corruption() => self
                 .drop_partial(partial.identity, &partial.directory)
-                .map(|()| true),
+                .map(|()| Mended::All),
             Err(error) => Err(self.io(
                 format!("reading part of blob {hash}"),
                 io::Error::other(error),

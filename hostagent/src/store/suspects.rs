@@ -4,7 +4,8 @@
 //! One thread does that, beside the run that heard of them and however many are named. Of
 //! each it looks first at the span that is named, 1 MiB at most, before it goes on with
 //! anything else: what is wrong there is out of use within milliseconds, however long the
-//! blob. A blob that is whole there, or of which no span was named, is read to its end.
+//! blob. A blob that is whole there, or is here in part, or of which no span was named, is
+//! read to its end.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use outboard::{BlobHash, Geometry};
 
+use super::partial::Mended;
 use super::{BlobIdentity, PartialBlob, Store, StoreError};
 
 /// A blob that is said to be corrupt.
@@ -97,6 +99,8 @@ impl Drop for Suspects {
 struct Reading {
     suspect: Suspect,
     next: u64,
+    /// Whether something of it was forgotten, which is told once.
+    has_forgotten: bool,
 }
 
 fn look_at_all(
@@ -115,62 +119,107 @@ fn look_at_all(
             let Some(reading) = readings.front_mut() else {
                 return;
             };
-            if let Some(verdict) = reading.go_on(store) {
-                tell(reading.suspect.identity.hash, verdict);
+            if reading.go_on(store, &mut tell) {
                 readings.pop_front();
             }
             continue;
         };
         let named = suspect
             .span
-            .filter(|span| *span < spans(suspect.identity))
-            .and_then(|span| look(store, &suspect, span).unwrap_or_else(failed));
-        match named {
-            Some(verdict) => tell(suspect.identity.hash, verdict),
-            None => readings.push_back(Reading { suspect, next: 0 }),
+            .filter(|span| *span < spans(suspect.identity));
+        let mut reading = Reading {
+            suspect,
+            next: 0,
+            has_forgotten: false,
+        };
+        if !named.is_some_and(|span| reading.look(store, span, &mut tell)) {
+            readings.push_back(reading);
         }
     }
 }
 
 impl Reading {
-    /// Looks at one more span. What turned out, if that is known now.
-    fn go_on(&mut self, store: &Store) -> Option<Verdict> {
+    /// Looks at one more span. Whether nothing is left to be looked at.
+    fn go_on(&mut self, store: &Store, tell: &mut impl FnMut(BlobHash, Verdict)) -> bool {
         if self.next >= spans(self.suspect.identity) {
-            return Some(Verdict::Whole);
+            if !self.has_forgotten {
+                tell(self.suspect.identity.hash, Verdict::Whole);
+            }
+            return true;
         }
-        let found = look(store, &self.suspect, self.next).unwrap_or_else(failed);
         self.next += 1;
-        found
+        self.look(store, self.next - 1, tell)
+    }
+
+    /// Looks at a span. Whether nothing else of it has to be looked at.
+    fn look(
+        &mut self,
+        store: &Store,
+        span: u64,
+        tell: &mut impl FnMut(BlobHash, Verdict),
+    ) -> bool {
+        let hash = self.suspect.identity.hash;
+        let mut forgotten = |reading: &mut Self| {
+            if !std::mem::replace(&mut reading.has_forgotten, true) {
+                tell(hash, Verdict::Forgotten);
+            }
+        };
+        match look(store, &self.suspect, span) {
+            Ok(Found::Nothing) => false,
+            Ok(Found::Forgotten(Mended::All)) => {
+                forgotten(self);
+                true
+            }
+            Ok(Found::Forgotten(_)) => {
+                forgotten(self);
+                false
+            }
+            Ok(Found::Quarantined) => {
+                tell(hash, Verdict::Quarantined);
+                true
+            }
+            Err(error) => {
+                tell(hash, Verdict::Failed(error));
+                true
+            }
+        }
     }
 }
 
-fn failed(error: StoreError) -> Option<Verdict> {
-    Some(Verdict::Failed(error))
+/// What was wrong in a span.
+enum Found {
+    Nothing,
+    /// What is here of the blob in part.
+    Forgotten(Mended),
+    Quarantined,
 }
 
 fn spans(identity: BlobIdentity) -> u64 {
     Geometry::of(identity.bytes).spans()
 }
 
-/// Looks at one span; `None` if nothing is wrong there.
-fn look(store: &Store, suspect: &Suspect, span: u64) -> Result<Option<Verdict>, StoreError> {
+/// Looks at one span, and takes what is wrong there out of use.
+fn look(store: &Store, suspect: &Suspect, span: u64) -> Result<Found, StoreError> {
     let identity = suspect.identity;
-    let is_in_part = |partial: &&Arc<PartialBlob>| partial.missing() > 0;
-    let Some(partial) = suspect.partial.as_ref().filter(is_in_part) else {
-        // One that is complete is a blob like any other.
-        let corrupt = store.quarantine_if_span_corrupt(identity, span)?;
-        return Ok(corrupt.then_some(Verdict::Quarantined));
-    };
-    if !store.mend_partial_span(partial, span)? {
-        return Ok(None);
+    let is_there = || store.blob_identity(identity.hash).is_some();
+    let mut found = Found::Nothing;
+    if let Some(partial) = &suspect.partial
+        && (partial.missing() > 0 || !is_there())
+    {
+        found = match store.mend_partial_span(partial, span)? {
+            Mended::Nothing => return Ok(found),
+            mended => Found::Forgotten(mended),
+        };
+        if !is_there() {
+            return Ok(found);
+        }
+        // It has been completed meanwhile, and is out of use only when it is quarantined.
     }
-    // It may have been completed meanwhile, and then is out of use only when it is
-    // quarantined.
-    let is_there = store.blob_identity(identity.hash).is_some();
-    match is_there && store.quarantine_if_span_corrupt(identity, span)? {
-        true => Ok(Some(Verdict::Quarantined)),
-        false => Ok(Some(Verdict::Forgotten)),
-    }
+    // One that is complete is a blob like any other.
+    Ok(match store.quarantine_if_span_corrupt(identity, span)? {
+        true => Found::Quarantined,
+        false => found,
+    })
 }
 
 #[cfg(test)]

@@ -43,11 +43,29 @@ pub struct Wrong {
     pub what: String,
     /// What is wrong with it.
     pub problem: String,
+    /// What became of it.
+    pub fate: Fate,
+}
+
+/// What became of something that was not what it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is out of use, and kept aside.
+    Quarantined,
+    /// It is what it should be again.
+    Mended,
+    /// It is out of use, and with it what only the user can bring back.
+    Lost,
 }
 
 impl fmt::Display for Wrong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.what, self.problem)
+        let fate = match self.fate {
+            Fate::Quarantined => "Quarantined",
+            Fate::Mended => "Mended",
+            Fate::Lost => "Lost",
+        };
+        write!(f, "{fate}: {}: {}", self.what, self.problem)
     }
 }
 
@@ -70,6 +88,7 @@ impl Store {
                     what: format!("part of blob {hash}"),
                     problem: "it is not what it should be; it is fetched again when it is needed"
                         .to_owned(),
+                    fate: Fate::Mended,
                 });
             }
             if progress.cancelled() {
@@ -105,6 +124,7 @@ impl Store {
                 report.wrong.push(Wrong {
                     what: path.display().to_string(),
                     problem: "it is no blob; it is left alone".to_owned(),
+                    fate: Fate::Quarantined,
                 });
                 continue;
             };
@@ -137,6 +157,7 @@ impl Store {
                 report.wrong.push(Wrong {
                     what: what(),
                     problem,
+                    fate: Fate::Quarantined,
                 });
             }
         }
@@ -163,6 +184,7 @@ impl Store {
             report.wrong.push(Wrong {
                 what: format!("document sha256:{name}"),
                 problem: format!("its digest is {found}"),
+                fate: Fate::Quarantined,
             });
         }
         Ok(())

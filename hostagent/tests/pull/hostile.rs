@@ -24,6 +24,14 @@ pub const TESTS: &[Test] = &[
         "a_digest_of_another_algorithm_or_length_is_refused_wherever_it_is",
         other_digests,
     ),
+    (
+        "sound_layers_stay_when_a_registry_fails_or_declines",
+        declined,
+    ),
+    (
+        "a_refused_image_takes_nothing_along_that_another_left",
+        nothing_else,
+    ),
 ];
 
 /// The first is what is harmed; nothing of the other stays either.
@@ -89,6 +97,47 @@ fn redirects_in_a_circle() -> Result<(), Failed> {
         });
         refused(&server, &["redirects lead in a circle", &server.host()]);
     }
+    Ok(())
+}
+
+/// A registry whose first layer of the image cannot be had.
+fn declining(content: &Content, status: u16) -> Server {
+    let manifest: Value = serde_json::from_slice(&content["v1"]).unwrap();
+    let layer = manifest["layers"][0]["digest"].as_str().unwrap().to_owned();
+    serve(content.clone(), move |request| {
+        let is_layer = request.path().ends_with(&layer);
+        is_layer.then(|| Reply::new(status, ""))
+    })
+}
+
+fn declined() -> Result<(), Failed> {
+    for status in [400, 401, 403, 404] {
+        let server = declining(&image(|_| ()), status);
+        let mote = Mote::new();
+        let name = format!("{}/app:v1", server.host());
+        mote.run(&["pull", &name]).expect(125);
+        assert_eq!(mote.layer_count(), 1, "{status}");
+        mote.assert_consistent();
+    }
+    Ok(())
+}
+
+fn nothing_else() -> Result<(), Failed> {
+    let mote = Mote::new();
+    let declining = declining(&image(|_| ()), 403);
+    let name = format!("{}/app:v1", declining.host());
+    mote.run(&["pull", &name]).expect(125);
+    let layout = Layout::new();
+    let sound = layer(&[("another", b"sound")]);
+    let hostile = layer(&[("../up", b"hostile")]);
+    let layers = [sound, hostile];
+    let image = layout.image(&config(&layers), &layers, Stored::Plain);
+    let mut layout = layout;
+    layout.tag(image, "hostile:v1");
+    mote.run(&["load", &layout.reference("hostile:v1")])
+        .expect(125);
+    assert_eq!(mote.layer_count(), 1, "that of the other image");
+    mote.assert_consistent();
     Ok(())
 }
 

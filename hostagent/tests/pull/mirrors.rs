@@ -22,6 +22,10 @@ pub const TESTS: &[Test] = &[
         "a_layer_that_the_registry_has_wrong_too_is_refused",
         nowhere,
     ),
+    (
+        "what_a_mirror_serves_instead_of_a_manifest_is_not_taken_for_it",
+        no_manifest,
+    ),
 ];
 
 /// What befalls a layer on its way.
@@ -79,6 +83,17 @@ fn server(content: &Content, harm: Option<Harm>) -> Server {
             _ => reply,
         }
     })
+}
+
+fn no_manifest() -> Result<(), Failed> {
+    let registry = server(&image(), None);
+    for body in ["<html>Please log in</html>", "{\"errors\": []}", ""] {
+        let portal = Server::start(move |_| Reply::new(200, body));
+        let pulled = pull(&registry, &[&portal]);
+        pulled.run.expect(0);
+        assert_eq!(pulled.mote.layer_count(), 2);
+    }
+    Ok(())
 }
 
 struct Pull {

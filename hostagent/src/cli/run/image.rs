@@ -73,7 +73,12 @@ pub fn obtain(
             OciLayout::open(directory)?.image(tag.as_deref())?
         }
         ImageReference::DockerArchive { file, name } => {
-            open_archive(store, file, progress)?.image(name.as_ref())?
+            let mut image = open_archive(store, file, progress)?.image(name.as_ref())?;
+            // What was asked for, not the other names it goes by.
+            image
+                .names
+                .retain(|known| name.as_ref().is_none_or(|name| known == name));
+            image
         }
     };
     let id = source.config_document.digest;

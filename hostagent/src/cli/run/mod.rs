@@ -37,7 +37,6 @@ use vmm::spec::LimitsSpec;
 
 use super::interrupt;
 use super::progress::TerminalProgress;
-use super::refused;
 pub use identity::SHORT_ID;
 use identity::{hostname, new_id, run_name};
 use image::{PullWhen, RunImage, obtain};
@@ -263,14 +262,7 @@ fn run(args: RunArgs, timeline: &mut Timeline) -> anyhow::Result<ExitCode> {
         image: stored,
         mut disk,
         fetching,
-    } = match obtain(&store, &reference, args.pull, &lease, &progress) {
-        Ok(image) => image,
-        Err(error) => {
-            drop(lease);
-            refused::forget(&store, &error);
-            return Err(error);
-        }
-    };
+    } = obtain(&store, &reference, args.pull, &lease, &progress)?;
     let boot = boot.stored(&store, &lease)?;
     let config = store.config(stored.id)?;
     let stop_signal = match &config.stop_signal {
