@@ -88,6 +88,36 @@ fn what_is_saved_and_loaded_again_is_the_same_image_to_the_byte() {
 }
 
 #[test]
+fn a_save_that_fails_leaves_no_directory_that_it_made() {
+    let mote = mote_with(2);
+    let record = format!("layers/v1/{}.json", Digest::of(&layers()[0]).hex());
+    std::fs::write(mote.root.path().join(record), "{").unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let target = directory.path().join("one/two");
+    let output = format!("oci:{}", target.display());
+    mote.run(&["save", "-o", &output, "demo:v1"]).expect(125);
+    assert!(!directory.path().join("one").exists());
+}
+
+#[test]
+fn verifying_tells_a_list_of_images_that_is_mended_from_one_that_is_lost() {
+    let mote = mote_with(2);
+    let verify = |code: i32| mote.run(&["store", "verify"]).expect(code).stdout;
+    let damage = |name: &str| std::fs::write(mote.root.path().join(name), "{").unwrap();
+    damage("images.json");
+    let told = verify(0);
+    assert!(told.contains("Mended: images.json"), "{told}");
+    assert!(!told.contains("Quarantined"), "{told}");
+    damage("images.json");
+    damage("images.copy.json");
+    let told = verify(1);
+    for name in ["images.json", "images.copy.json"] {
+        assert!(told.contains(&format!("Lost: {name}")), "{told}");
+    }
+    verify(0);
+}
+
+#[test]
 fn a_save_that_fails_leaves_what_was_there() {
     let mote = mote_with(1);
     let directory = TempDir::new().unwrap();

@@ -124,9 +124,7 @@ fn look_at_all(
             }
             continue;
         };
-        let named = suspect
-            .span
-            .filter(|span| *span < spans(suspect.identity));
+        let named = suspect.span.filter(|span| *span < spans(suspect.identity));
         let mut reading = Reading {
             suspect,
             next: 0,
@@ -152,12 +150,7 @@ impl Reading {
     }
 
     /// Looks at a span. Whether nothing else of it has to be looked at.
-    fn look(
-        &mut self,
-        store: &Store,
-        span: u64,
-        tell: &mut impl FnMut(BlobHash, Verdict),
-    ) -> bool {
+    fn look(&mut self, store: &Store, span: u64, tell: &mut impl FnMut(BlobHash, Verdict)) -> bool {
         let hash = self.suspect.identity.hash;
         let mut forgotten = |reading: &mut Self| {
             if !std::mem::replace(&mut reading.has_forgotten, true) {

@@ -60,12 +60,14 @@ fn content() -> Server {
 }
 
 fn spares() -> Result<(), Failed> {
-    let (mirror, registry) = (content(), content());
+    let document = br#"{"schemaVersion": 2}"#;
+    let serve = || Server::start(|request| ranged(request, document));
+    let (mirror, registry) = (serve(), serve());
     let client = anonymous(mirrored(&registry, &[&mirror]));
     let from = repository(&registry.host(), "team/app");
     client.manifest(&from, &tag("v1"), LIMIT, &go_on)?;
-    client.blob(&from, &describe(b"content"), LIMIT, &go_on)?;
-    download(&client, &from, b"content")?;
+    client.blob(&from, &describe(document), LIMIT, &go_on)?;
+    download(&client, &from, document)?;
     assert_eq!((mirror.seen().len(), registry.seen().len()), (3, 0));
     assert_eq!(mirror.seen()[0].target, "/v2/team/app/manifests/v1");
     Ok(())

@@ -5,7 +5,7 @@ use libtest_mimic::Failed;
 
 use crate::Test;
 use crate::node::Node;
-use crate::support::{Layout, Stored, config, layer};
+use crate::support::{Layout, Mote, Stored, config, layer};
 
 pub const TESTS: &[Test] = &[
     (
@@ -15,6 +15,10 @@ pub const TESTS: &[Test] = &[
     (
         "of_a_file_with_one_image_that_is_refused_none_is_loaded",
         all_or_none,
+    ),
+    (
+        "an_image_of_a_file_is_judged_by_the_name_that_it_is_asked_for_by",
+        other_names,
     ),
     (
         "an_image_of_a_peer_without_a_name_is_judged_by_the_default",
@@ -80,6 +84,27 @@ fn all_or_none() -> Result<(), Failed> {
     assert_eq!(node.mote.layer_count(), 0);
     let named = layout.reference("registry.example/app:v1");
     node.run(&["load", &named]).expect(0);
+    Ok(())
+}
+
+fn other_names() -> Result<(), Failed> {
+    let (good, bad) = ("good.example/app:v1", "bad.example/app:v1");
+    let mote = Mote::new();
+    let layout = Layout::with_image(&layers(), Stored::Plain, good);
+    mote.load(&layout.reference(good));
+    mote.run(&["tag", good, bad]).expect(0);
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("both.tar").display().to_string();
+    mote.run(&["save", "-o", &file, good, bad]).expect(0);
+    let node = Node::with_policy(
+        "default = \"accept\"\n[[repository]]\nmatch = \"bad.example/*\"\nrequire = \"reject\"\n",
+    )?;
+    for command in ["run", "load"] {
+        let refused = node.run(&[command, &format!("docker-archive:{file}:{bad}")]);
+        refused.expect_failure(&[&format!("{bad} is not accepted")]);
+        let accepted = node.run(&[command, &format!("docker-archive:{file}:{good}")]);
+        assert!(!accepted.stderr.contains("not accepted"), "{accepted:?}");
+    }
     Ok(())
 }
 
