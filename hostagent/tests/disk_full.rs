@@ -13,6 +13,8 @@ mod in_part;
 mod looks;
 #[path = "disk_full/making_room.rs"]
 mod making_room;
+#[path = "disk_full/peers.rs"]
+mod peers;
 #[path = "support/registry.rs"]
 #[allow(dead_code, reason = "each test program uses a part")]
 mod registry;
@@ -26,8 +28,10 @@ mod tree;
 mod walk;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use hostagent::image::digest::Digest;
+use hostagent::lazy::FetchError;
 use libtest_mimic::Failed;
 use small_disk::{SmallDisk, SmallStore, Test};
 use support::{Layout, Mote, Stored, layer, noise};
@@ -47,6 +51,14 @@ const TESTS: &[Test] = &[
         what_fits,
     ),
     (
+        "a_fetch_from_a_peer_that_fills_the_disk_says_so_and_leaves_nothing_half_made",
+        peers::fetch,
+    ),
+    (
+        "a_read_of_what_the_disk_has_no_room_for_fails_with_the_reason",
+        lazy_read,
+    ),
+    (
         "a_save_that_fills_the_disk_while_it_completes_an_image_goes_on_the_next_time",
         complete,
     ),
@@ -63,6 +75,7 @@ const TESTS: &[Test] = &[
         "on_a_full_disk_images_are_named_removed_and_saved_elsewhere",
         making_room::full,
     ),
+    ("on_a_full_disk_an_image_is_pushed", making_room::push),
     (
         "what_a_pull_has_filled_a_removal_frees_for_it",
         making_room::after_a_pull,
@@ -88,6 +101,7 @@ fn load() -> Result<(), Failed> {
     let walk = Walk {
         before: &Mote::new(),
         arguments: &["load", &reference],
+        config: None,
         damaged: false,
         code: 125,
         pages: 1,
@@ -101,6 +115,7 @@ fn pull() -> Result<(), Failed> {
     let walk = Walk {
         before: &Mote::new(),
         arguments: &["pull", &name],
+        config: None,
         damaged: false,
         code: 125,
         pages: 1,
@@ -132,6 +147,36 @@ fn what_fits() -> Result<(), Failed> {
     Ok(())
 }
 
+fn lazy_read() -> Result<(), Failed> {
+    let (_server, name, _) = in_part::pushed(&layers(1));
+    let SmallStore { disk, mote } = &SmallStore::copy(&Mote::new());
+    let (told, reasons) = std::sync::mpsc::channel();
+    let tell = move |error: &FetchError| drop(told.send(report(error)));
+    let started = in_part::start_at(mote.root.path(), &name, Box::new(tell))?;
+    disk.fill();
+    assert!(!in_part::read(&started)?.present);
+    let reason = reasons.recv_timeout(Duration::from_secs(10))?;
+    for words in ["no space left for the store", "MiB are free", "MOTE_ROOT"] {
+        assert!(reason.contains(words), "{reason}");
+    }
+    // The guest may read again, and does when there is room.
+    disk.make_room();
+    assert!(in_part::read(&started)?.present);
+    drop(started);
+    mote.run(&["pull", &name]).expect(0);
+    mote.run(&["store", "verify"]).expect(0);
+    mote.assert_consistent();
+    Ok(())
+}
+
+/// An error, and what led to it.
+fn report(error: &FetchError) -> String {
+    let first: &dyn std::error::Error = error;
+    let errors = std::iter::successors(Some(first), |error| error.source());
+    let words: Vec<String> = errors.map(ToString::to_string).collect();
+    words.join(": ")
+}
+
 fn complete() -> Result<(), Failed> {
     let (_server, name, _) = in_part::pushed(&layers(1));
     let before = Mote::new();
@@ -141,6 +186,7 @@ fn complete() -> Result<(), Failed> {
     let walk = Walk {
         before: &before,
         arguments: &["save", "-o", archive.to_str().unwrap(), &name],
+        config: None,
         damaged: false,
         code: 125,
         pages: 1,
@@ -158,6 +204,7 @@ fn mend() -> Result<(), Failed> {
     let walk = Walk {
         before: &before,
         arguments: &["store", "verify"],
+        config: None,
         damaged: true,
         code: 1,
         pages: 1,

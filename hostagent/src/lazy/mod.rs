@@ -16,4 +16,5 @@ mod serve;
 pub mod start;
 mod upstream;
 
+pub use error::FetchError;
 pub use upstream::Clients;

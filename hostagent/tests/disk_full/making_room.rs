@@ -72,6 +72,24 @@ fn works_when_full(before: &Mote, command: &[&str]) {
     mote.assert_consistent();
 }
 
+pub fn push() -> Result<(), Failed> {
+    let server = registry::start(Default::default());
+    let name = format!("{}/app:v1", server.host());
+    let layout = Layout::with_image(&layers(1), Stored::Gzip, &name);
+    let before = Mote::new();
+    before.load(&layout.reference(&name));
+    let SmallStore { disk, mote } = &SmallStore::copy(&before);
+    disk.fill();
+    mote.run(&["push", &name]).expect(0);
+    mote.assert_consistent();
+    // All of it is there: converted, too.
+    let other = Mote::new();
+    in_part::begin(other.root.path(), &name)?;
+    other.run(&["pull", &name]).expect(0);
+    other.assert_consistent();
+    Ok(())
+}
+
 pub fn after_a_pull() -> Result<(), Failed> {
     let (_server, name) = registry::with_image(&layers(31));
     let before = with_images();

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hostagent::image::remote;
-use hostagent::lazy::{Clients, start};
+use hostagent::lazy::start::{self, Started};
+use hostagent::lazy::{Clients, FetchError};
 use hostagent::store::Store;
 use libtest_mimic::Failed;
 use vmm::fetch;
@@ -31,6 +32,18 @@ pub fn pushed(layers: &[Vec<u8>]) -> (Server, String, Mote) {
 
 /// Records such an image in the store at `root`, and fetches a little of it.
 pub fn begin(root: &Path, name: &str) -> Result<(), Failed> {
+    let started = start_at(root, name, Box::new(|error| panic!("{error}")))?;
+    assert!(read(&started)?.present);
+    Ok(())
+}
+
+/// Records such an image in the store at `root`, and starts to fetch it. `tell` hears what
+/// cannot be fetched.
+pub fn start_at(
+    root: &Path,
+    name: &str,
+    tell: Box<dyn Fn(&FetchError) + Send + Sync>,
+) -> Result<Started, Failed> {
     let store = Arc::new(Store::open(root)?);
     let host = name.split('/').next().unwrap();
     let client = Arc::new(common::client(host));
@@ -45,15 +58,12 @@ pub fn begin(root: &Path, name: &str) -> Result<(), Failed> {
         peers: None,
     };
     store.record_lazy(&source, &image, &lazy, &lease)?;
-    let started = start::start(
-        &store,
-        &clients,
-        &image,
-        &lazy,
-        &never(),
-        Box::new(|error| panic!("{error}")),
-    )?;
-    // The test is the VMM, and reads of the second layer.
+    let started = start::start(&store, &clients, &image, &lazy, &never(), tell)?;
+    Ok(started)
+}
+
+/// Reads a little of the second layer, as the VMM would.
+pub fn read(started: &Started) -> Result<fetch::Reply, Failed> {
     let socket = started.disk.source.as_ref().ok_or("nothing is missing")?;
     let mut socket = UnixStream::from(socket.try_clone()?);
     socket.set_read_timeout(Some(Duration::from_secs(60)))?;
@@ -66,7 +76,5 @@ pub fn begin(root: &Path, name: &str) -> Result<(), Failed> {
     socket.write_all(&request.encode())?;
     let mut answer = [0; 64];
     let count = socket.read(&mut answer)?;
-    let answer = fetch::Reply::decode(&answer[..count]).ok_or("no answer")?;
-    assert!(answer.present);
-    Ok(())
+    Ok(fetch::Reply::decode(&answer[..count]).ok_or("no answer")?)
 }
