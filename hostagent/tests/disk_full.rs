@@ -13,8 +13,8 @@ mod in_part;
 mod looks;
 #[path = "disk_full/making_room.rs"]
 mod making_room;
-#[path = "disk_full/peers.rs"]
-mod peers;
+#[path = "support/peer.rs"]
+mod peer;
 #[path = "support/registry.rs"]
 #[allow(dead_code, reason = "each test program uses a part")]
 mod registry;
@@ -52,7 +52,7 @@ const TESTS: &[Test] = &[
     ),
     (
         "a_fetch_from_a_peer_that_fills_the_disk_says_so_and_leaves_nothing_half_made",
-        peers::fetch,
+        fetch,
     ),
     (
         "a_read_of_what_the_disk_has_no_room_for_fails_with_the_reason",
@@ -101,7 +101,6 @@ fn load() -> Result<(), Failed> {
     let walk = Walk {
         before: &Mote::new(),
         arguments: &["load", &reference],
-        config: None,
         damaged: false,
         code: 125,
         pages: 1,
@@ -115,11 +114,23 @@ fn pull() -> Result<(), Failed> {
     let walk = Walk {
         before: &Mote::new(),
         arguments: &["pull", &name],
-        config: None,
         damaged: false,
         code: 125,
         pages: 1,
         least: 3,
+    };
+    walk.go()
+}
+
+fn fetch() -> Result<(), Failed> {
+    let pair = peer::with_image(&layers(1));
+    let walk = Walk {
+        before: &pair.taker,
+        arguments: &["node", "fetch", &pair.id],
+        damaged: false,
+        code: 125,
+        pages: 1,
+        least: 2,
     };
     walk.go()
 }
@@ -186,7 +197,6 @@ fn complete() -> Result<(), Failed> {
     let walk = Walk {
         before: &before,
         arguments: &["save", "-o", archive.to_str().unwrap(), &name],
-        config: None,
         damaged: false,
         code: 125,
         pages: 1,
@@ -204,7 +214,6 @@ fn mend() -> Result<(), Failed> {
     let walk = Walk {
         before: &before,
         arguments: &["store", "verify"],
-        config: None,
         damaged: true,
         code: 1,
         pages: 1,

@@ -133,7 +133,14 @@ pub enum AskError {
         /// Why, in words.
         reason: String,
     },
-    /// It does not know this node's key, or has more of its connections than it allows.
+    /// It has as many connections of this node as it allows. Those of a process that was
+    /// killed count until it has missed their signs of life.
+    #[error("it has enough connections of this node: {reason}; in some seconds there may be fewer")]
+    Busy {
+        /// Why, in words.
+        reason: String,
+    },
+    /// It does not know this node's key.
     #[error(
         "it refused this node: {reason}; is this node's key (`mote node key`) in its {FILE_NAME}?"
     )]
@@ -228,7 +235,7 @@ impl From<ConnectionError> for AskError {
             ConnectionError::ApplicationClosed(close)
                 if close.error_code == Code::TooMany.into() =>
             {
-                Self::Refused { reason }
+                Self::Busy { reason }
             }
             _ => Self::Lost { reason },
         }

@@ -1,7 +1,6 @@
 //! A command on disks that are full at each of its steps in turn.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -20,8 +19,6 @@ const THREADS: usize = 2;
 pub struct Walk<'w> {
     pub before: &'w Mote,
     pub arguments: &'w [&'w str],
-    /// Where its configuration is, if there is one.
-    pub config: Option<&'w Path>,
     /// Something in the store is wrong, which the command mends.
     pub damaged: bool,
     /// The exit code when the disk is full.
@@ -39,7 +36,7 @@ impl Walk<'_> {
         let before = images(&SmallStore::copy(self.before).mote);
         let undisturbed = SmallStore::copy(self.before);
         let used = undisturbed.disk.used();
-        self.run(&undisturbed.mote).expect(0);
+        undisturbed.mote.run(self.arguments).expect(0);
         let after = Looks::of(&undisturbed.mote);
         let (next, over) = (AtomicU64::new(0), AtomicBool::new(false));
         let attempted = Mutex::new(BTreeSet::new());
@@ -74,7 +71,7 @@ impl Walk<'_> {
     fn fill(&self, pages: u64, before: &[serde_json::Value], after: &Looks) -> Option<String> {
         let SmallStore { disk, mote } = &SmallStore::copy(self.before);
         disk.resize(pages);
-        let run = self.run(mote);
+        let run = mote.run(self.arguments);
         let place = format!("{:?} on {pages} pages", self.arguments);
         let attempt = match run.code {
             Some(0) => None,
@@ -97,20 +94,12 @@ impl Walk<'_> {
             self.verify(mote, &place);
         }
         disk.make_room();
-        let run = self.run(mote);
+        let run = mote.run(self.arguments);
         assert_eq!(run.code, Some(0), "{place}, again: {run:#?}");
         self.verify(mote, &place);
         mote.assert_consistent();
         assert_eq!(&Looks::of(mote), after, "{place}");
         attempt
-    }
-
-    fn run(&self, mote: &Mote) -> Run {
-        let mut command = mote.command(self.arguments);
-        if let Some(config) = self.config {
-            command.env("MOTE_CONFIG", config);
-        }
-        Run::of(command.output().unwrap())
     }
 
     fn verify(&self, mote: &Mote, place: &str) {

@@ -211,6 +211,8 @@ impl Layout {
 pub struct Mote {
     pub root: TempDir,
     assets: TempDir,
+    /// Where its configuration is, if that is not the machine's.
+    pub config: Option<PathBuf>,
 }
 
 /// How `mote` ended.
@@ -262,6 +264,7 @@ impl Mote {
         Self {
             root: TempDir::new().unwrap(),
             assets: TempDir::new().unwrap(),
+            config: None,
         }
     }
 
@@ -271,6 +274,7 @@ impl Mote {
         Self {
             root: new().unwrap(),
             assets: new().unwrap(),
+            config: None,
         }
     }
 
@@ -310,6 +314,9 @@ impl Mote {
             .env("MOTE_ASSETS", self.assets.path())
             .env("MOTE_VMM", self.assets.path().join("mote-vmm"))
             .stdin(Stdio::null());
+        if let Some(config) = &self.config {
+            command.env("MOTE_CONFIG", config);
+        }
         command
     }
 

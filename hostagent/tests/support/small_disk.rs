@@ -118,7 +118,8 @@ pub struct SmallStore {
 impl SmallStore {
     /// A copy of this one.
     pub fn copy(of: &Mote) -> Self {
-        let mote = Mote::new();
+        let mut mote = Mote::new();
+        mote.config.clone_from(&of.config);
         let disk = SmallDisk::on(mote.root.path());
         // Holes in files stay holes.
         let mut copy = Command::new("cp");

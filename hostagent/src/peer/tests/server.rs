@@ -113,6 +113,13 @@ fn a_peer_has_no_more_connections_than_it_may() {
     let one_more = raw.connect();
     let reason = raw.run(one_more.closed()).to_string();
     assert!(reason.contains("too many connections"), "{reason}");
+    // Which says nothing against this node's key.
+    let client = own.client(vec![other.as_peer()]);
+    let (store, identity) = (own.store(), Node::new().store().put_for_tests(b"blob"));
+    let error = client.fetch_blob(&store, identity, &store.lease().unwrap(), &());
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("it has enough connections"), "{error}");
+    assert!(!error.contains("peers.toml"), "{error}");
     connections[0].close(0_u32.into(), b"");
     // The server learns of it when it does.
     let again = || raw.run(asks(&raw.connect())) == Ok(Answer::NotHere);
