@@ -179,8 +179,12 @@ fn kernel_command_line() -> String {
         // On a busy machine QEMU's timer interrupts come too late for the check
         // that they come at all, and the kernel would panic.
         "no_timer_check",
-        // They cost time and protect nobody here.
+        // They cost time and protect nobody here; Debian's kernel clears every page
+        // and object that it allocates.
         "mitigations=off",
+        "init_on_alloc=0",
+        "hardened_usercopy=off",
+        "randomize_kstack_offset=off",
         // The kernel patches its code while it starts, and QEMU before 8.1 may
         // keep what another processor translates meanwhile: the lab's init brings
         // the others up once that is over. `noreplace-smp`: until then the kernel
