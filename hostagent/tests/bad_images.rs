@@ -6,6 +6,8 @@ mod support;
 use std::io::Write;
 
 use hostagent::image::digest::Digest;
+use hostagent::image::oci_layout::OciLayout;
+use hostagent::store::{Lease, Store};
 use serde_json::json;
 use support::{Layout, Mote, Stored, add_file, add_link, config, layer, noise};
 
@@ -300,5 +302,66 @@ fn a_failed_load_keeps_what_was_loaded_before() {
     mote.run(&["load", &bad.reference("registry.example/app:good")])
         .expect_failure(&["corrupt"]);
     assert_eq!(mote.run(&["images", "--format", "json"]).stdout, before);
+    mote.assert_consistent();
+}
+
+/// A layout with an image `good` of the first layer, and `bad` of that and of one that is not
+/// what its configuration says.
+fn good_and_bad(first: &[u8]) -> Layout {
+    let layers = vec![first.to_vec(), layer(&[("other", b"x")])];
+    let mut layout = Layout::with_image(&layers[..1], Stored::Gzip, "good");
+    let mut config = config(&layers);
+    config["rootfs"]["diff_ids"][1] = json!(Digest::of(b"something else"));
+    let bad = layout.image(&config, &layers, Stored::Gzip);
+    layout.tag(bad, "bad");
+    layout
+}
+
+/// Takes in the image `good` of a layout, and removes it; its layer stays.
+fn leave_layer(store: &Store, layout: &Layout, lease: &Lease) {
+    let source = OciLayout::open(layout.path()).unwrap();
+    let source = source.image(Some("good")).unwrap();
+    let image = store.import(&source, &[], lease, &()).unwrap().image;
+    assert!(store.remove(image.id, &[]).unwrap().image);
+}
+
+#[test]
+fn of_a_refused_image_stays_what_another_process_needs_as_long_as_it_does() {
+    let mote = Mote::new();
+    let layout = good_and_bad(&good_layers()[0]);
+    let store = Store::open(mote.root.path()).unwrap();
+    let lease = store.lease().unwrap();
+    leave_layer(&store, &layout, &lease);
+    let load = || mote.run(&["load", &layout.reference("bad")]);
+    load().expect_failure(&["diff_id"]);
+    assert_eq!(mote.layer_count(), 1);
+    mote.assert_consistent();
+    drop(lease);
+    load().expect_failure(&["diff_id"]);
+    assert_eq!(mote.layer_count(), 0);
+    mote.assert_consistent();
+}
+
+#[test]
+fn a_layer_that_stays_keeps_the_skeleton_that_it_shares_with_a_refused_one() {
+    // They differ in what the file holds alone.
+    let [kept, refused] = [3, 4].map(|seed| layer(&[("file", &noise(seed, 200_000))]));
+    let mote = Mote::new();
+    let store = Store::open(mote.root.path()).unwrap();
+    let lease = store.lease().unwrap();
+    leave_layer(&store, &good_and_bad(&kept), &lease);
+    drop(lease);
+    let skeleton = |layer: &[u8]| {
+        let layer = store.layer(Digest::of(layer)).unwrap().unwrap();
+        layer.skeleton.identity.hash
+    };
+    let lease = store.lease().unwrap();
+    leave_layer(&store, &good_and_bad(&refused), &lease);
+    assert_eq!(skeleton(&kept), skeleton(&refused));
+    drop(lease);
+    mote.run(&["load", &good_and_bad(&refused).reference("bad")])
+        .expect_failure(&["diff_id"]);
+    assert!(store.layer(Digest::of(&refused)).unwrap().is_none());
+    skeleton(&kept);
     mote.assert_consistent();
 }

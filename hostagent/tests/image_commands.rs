@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::path::Path;
+
 use hostagent::image::digest::Digest;
 use hostagent::running::RunningMachine;
 use hostagent::store::{BlobIdentity, BootRecord, Store};
@@ -87,16 +89,29 @@ fn what_is_saved_and_loaded_again_is_the_same_image_to_the_byte() {
     }
 }
 
+/// Has a blob hold something else than it should, where only who reads its files sees it.
+fn change_byte(blob: &Path) {
+    let mut bytes = std::fs::read(blob).unwrap();
+    bytes[8192] ^= 1;
+    std::fs::write(blob, bytes).unwrap();
+}
+
 #[test]
 fn a_save_that_fails_leaves_no_directory_that_it_made() {
-    let mote = mote_with(2);
-    let record = format!("layers/v1/{}.json", Digest::of(&layers()[0]).hex());
-    std::fs::write(mote.root.path().join(record), "{").unwrap();
-    let directory = tempfile::tempdir().unwrap();
-    let target = directory.path().join("one/two");
-    let output = format!("oci:{}", target.display());
-    mote.run(&["save", "-o", &output, "demo:v1"]).expect(125);
-    assert!(!directory.path().join("one").exists());
+    for is_there in [false, true] {
+        let mote = mote_with(2);
+        change_byte(&mote.layer_blob(Digest::of(&layers()[0])).join("data"));
+        let directory = tempfile::tempdir().unwrap();
+        let first = directory.path().join("one");
+        if is_there {
+            std::fs::create_dir(&first).unwrap();
+        }
+        let output = format!("oci:{}", first.join("two").display());
+        mote.run(&["save", "-o", &output, "demo:v1"])
+            .expect_failure(&["cannot save layer"]);
+        assert_eq!(first.exists(), is_there);
+        assert!(!first.join("two").exists());
+    }
 }
 
 #[test]
@@ -124,10 +139,7 @@ fn a_save_that_fails_leaves_what_was_there() {
     let archive = directory.path().join("demo.tar");
     std::fs::write(&archive, "old").unwrap();
     // A layer that is not what it was.
-    let blob = mote.layer_blob(Digest::of(&layers()[0])).join("data");
-    let mut bytes = std::fs::read(&blob).unwrap();
-    bytes[8192] ^= 1;
-    std::fs::write(&blob, bytes).unwrap();
+    change_byte(&mote.layer_blob(Digest::of(&layers()[0])).join("data"));
     let run = mote.run(&["save", "-o", archive.to_str().unwrap(), "demo:v1"]);
     run.expect_failure(&["cannot save layer", "is corrupt"]);
     assert_eq!(std::fs::read(&archive).unwrap(), b"old");

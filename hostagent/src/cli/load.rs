@@ -83,7 +83,7 @@ pub fn main(args: LoadArgs) -> anyhow::Result<ExitCode> {
     }
     for source in found {
         let imported = store
-            .import(&source, &source.names, &store.lease()?, &progress)
+            .import_or_forget(&source, &source.names, &store.lease()?, &progress)
             .with_context(attempt)?;
         report(&imported, &args.format)?;
     }
@@ -110,7 +110,7 @@ fn sources(
                 Some(name) => {
                     let mut image = archive.image(Some(&name))?;
                     // What was asked for, not the other names it goes by.
-                    image.names.retain(|known| *known == name);
+                    image.names = vec![name];
                     vec![image]
                 }
                 None => archive.images()?,

@@ -223,7 +223,7 @@ impl Remote {
         lease: &Lease,
         progress: &TerminalProgress,
     ) -> anyhow::Result<Imported> {
-        let imported = store.import(&self.source, &self.source.names, lease, progress);
+        let imported = store.import_or_forget(&self.source, &self.source.names, lease, progress);
         imported.with_context(|| format!("cannot pull {}", self.name))
     }
 }

@@ -211,6 +211,7 @@ fn as_json(report: &Report, mended: &[StoredImage], boot: &Boot) -> serde_json::
                 "fate": match wrong.fate {
                     Fate::Quarantined => "quarantined",
                     Fate::Mended => "mended",
+                    Fate::LeftAlone => "left_alone",
                     Fate::Lost => "lost",
                 },
             }))

@@ -183,9 +183,10 @@ impl DirectoryTarget {
         Ok(())
     }
 
-    /// Brings to disk what the directories are called that were made.
+    /// Brings to disk what the directories are called, whoever made them.
     fn sync_names(&self) -> io::Result<()> {
-        for path in &self.made {
+        let blobs = self.directory.join("blobs/sha256");
+        for path in self.made.iter().chain([&blobs, &self.directory]) {
             let parent = path.parent().filter(|parent| *parent != Path::new(""));
             match File::open(parent.unwrap_or(Path::new("."))) {
                 // One that may be written and not read.

@@ -97,7 +97,13 @@ impl Store {
             records.extend(name(&self.layer_record(*diff_id)));
             blobs.extend(self.layer_blobs(*diff_id)?);
         }
-        let needed = self.needed(self.leased_without(lease, &blobs).map_err(failed)?)?;
+        let mut needed = self.needed(self.leased_without(lease, &blobs).map_err(failed)?)?;
+        // A layer that stays may share its skeleton with one that goes.
+        for (name, of_it) in self.recorded_layers()? {
+            if !records.contains(&name) {
+                needed.blobs.extend(of_it);
+            }
+        }
         let unneeded = blobs.difference(&needed.blobs).map(BlobHash::hex);
         let unneeded: BTreeSet<String> = unneeded.collect();
         let mut sweep = Sweep {
@@ -109,6 +115,23 @@ impl Store {
             .all_but(&self.layers(), keeps_record, |_| {})
             .and_then(|()| sweep.all_but(&self.blobs(), |name| !unneeded.contains(name), |_| {}))
             .map_err(failed)
+    }
+
+    /// The names of the layers' records, and the blobs that each names.
+    fn recorded_layers(&self) -> Result<Vec<(String, Vec<BlobHash>)>, StoreError> {
+        let failed = |source| self.io("reading records", source);
+        let mut layers = Vec::new();
+        for entry in std::fs::read_dir(self.layers()).map_err(failed)? {
+            let Ok(name) = entry.map_err(failed)?.file_name().into_string() else {
+                continue;
+            };
+            let diff_id = name.strip_suffix(".json").and_then(Digest::from_hex);
+            let blobs = diff_id
+                .map(|diff_id| self.layer_blobs(diff_id))
+                .transpose()?;
+            layers.push((name, blobs.unwrap_or_default()));
+        }
+        Ok(layers)
     }
 
     /// Removes the blobs that were quarantined.
@@ -181,18 +204,11 @@ impl Needed {
 
     fn add_leased(&mut self, store: &Store) -> Result<(), StoreError> {
         let failed = |source| store.io("reading records", source);
-        for entry in std::fs::read_dir(store.layers()).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            let Some(name) = name.to_str() else { continue };
-            let digits = name.strip_suffix(".json").and_then(Digest::from_hex);
-            let blobs = digits
-                .map(|diff_id| store.layer_blobs(diff_id))
-                .transpose()?;
-            let blobs = blobs.unwrap_or_default();
+        for (name, blobs) in store.recorded_layers()? {
             // Layers that differ in what their files hold alone share a skeleton: of a layer
             // that nobody needs one blob may stay.
             if !blobs.is_empty() && blobs.iter().all(|blob| self.blobs.contains(blob)) {
-                self.layers.insert(name.to_owned());
+                self.layers.insert(name);
             }
         }
         for entry in std::fs::read_dir(store.disks()).map_err(failed)? {

@@ -34,10 +34,9 @@ pub struct Imported {
     pub reused: usize,
 }
 
-/// Why an image was not taken in. Nothing of it is recorded. If it is refused
-/// ([`Self::is_refusal`]), nothing of it is kept but what other images or processes need;
-/// else layers that were converted before the failure stay, whole and verified, and are
-/// used next time, or are removed by [`Store::collect`].
+/// Why an image was not taken in. Nothing of it is recorded. Layers that were converted
+/// before the failure stay, whole and verified, and are used next time, or are removed by
+/// [`Store::collect`]; see [`Store::import_or_forget`].
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// A layer is not what it should be.
@@ -60,13 +59,14 @@ impl ImportError {
     /// Whether the image is not what it should be, so that trying again would end the same.
     pub fn is_refusal(&self) -> bool {
         let Self::Layer(error) = self else {
-            return matches!(
-                self,
+            return match self {
                 Self::Store(StoreError::Merge {
                     quarantined: None,
+                    source,
                     ..
-                })
-            );
+                }) => is_of_content(source),
+                _ => false,
+            };
         };
         match &**error {
             LayerError::BlobDigest { .. }
@@ -161,17 +161,17 @@ fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
 }
 
 impl Store {
-    /// Takes an image in: converts the layers that are not there yet, merges
-    /// them, and then records the image under `names`. Its blobs stay as long as `lease`,
-    /// whatever becomes of the image meanwhile.
-    pub fn import(
+    /// Takes an image in ([`Self::import`]); if it is refused, nothing of it is kept but what
+    /// other images or processes need. For a source that is the image's own: what another
+    /// node gives wrong says nothing against the image.
+    pub fn import_or_forget(
         &self,
         source: &SourceImage,
         names: &[ImageName],
         lease: &Lease,
         progress: &dyn Progress,
     ) -> Result<Imported, ImportError> {
-        let imported = self.import_unless_refused(source, names, lease, progress);
+        let imported = self.import(source, names, lease, progress);
         if imported.as_ref().is_err_and(ImportError::is_refusal) {
             // What stays now, the next collection removes.
             let _ = self.forget_layers(&source.config.diff_ids, lease);
@@ -179,7 +179,10 @@ impl Store {
         imported
     }
 
-    fn import_unless_refused(
+    /// Takes an image in: converts the layers that are not there yet, merges
+    /// them, and then records the image under `names`. Its blobs stay as long as `lease`,
+    /// whatever becomes of the image meanwhile.
+    pub fn import(
         &self,
         source: &SourceImage,
         names: &[ImageName],

@@ -54,6 +54,8 @@ pub enum Fate {
     Quarantined,
     /// It is what it should be again.
     Mended,
+    /// It does no harm where it is, and stays there.
+    LeftAlone,
     /// It is out of use, and with it what only the user can bring back.
     Lost,
 }
@@ -63,6 +65,7 @@ impl fmt::Display for Wrong {
         let fate = match self.fate {
             Fate::Quarantined => "Quarantined",
             Fate::Mended => "Mended",
+            Fate::LeftAlone => "Left alone",
             Fate::Lost => "Lost",
         };
         write!(f, "{fate}: {}: {}", self.what, self.problem)
@@ -123,8 +126,8 @@ impl Store {
             let Some(hash) = BlobHash::from_hex(&name) else {
                 report.wrong.push(Wrong {
                     what: path.display().to_string(),
-                    problem: "it is no blob; it is left alone".to_owned(),
-                    fate: Fate::Quarantined,
+                    problem: "it is no blob".to_owned(),
+                    fate: Fate::LeftAlone,
                 });
                 continue;
             };

@@ -74,17 +74,17 @@ pub fn obtain(
         }
         ImageReference::DockerArchive { file, name } => {
             let mut image = open_archive(store, file, progress)?.image(name.as_ref())?;
-            // What was asked for, not the other names it goes by.
-            image
-                .names
-                .retain(|known| name.as_ref().is_none_or(|name| known == name));
+            if let Some(name) = name {
+                // What was asked for, not the other names it goes by.
+                image.names = vec![name.clone()];
+            }
             image
         }
     };
     let id = source.config_document.digest;
     Policy::of_this_machine()?.admits_local(id, &source.names)?;
     // No name: only loading gives names.
-    let image = store.import(&source, &[], lease, progress)?.image;
+    let image = store.import_or_forget(&source, &[], lease, progress)?.image;
     whole_image(store, image, lease)
 }
 

@@ -247,6 +247,24 @@ fn a_layer_that_is_made_of_something_else_is_refused_and_the_next_peer_gives_it(
 }
 
 #[test]
+fn what_was_sound_of_an_image_that_a_peer_gives_wrong_stays_for_the_next() {
+    let (own, evil) = (Node::new(), Node::new());
+    let image = load(&evil.store(), &layers(), &[]);
+    let [first, second] = [0, 1].map(|index| described(&evil, image.diff_ids[index]));
+    let wrong = LayerAnswer {
+        skeleton: first.skeleton,
+        ..second
+    };
+    forge(&evil, &wrong);
+    let evil = evil.serving(&[&own]);
+    let client = own.client(vec![evil.as_peer()]);
+    let error = fetch(&own, &client, &image.id.to_string()).0.unwrap_err();
+    assert!(matches!(error, PeerError::Nobody { .. }), "{error}");
+    assert!(own.store().layer(first.diff_id).unwrap().is_some());
+    assert!(own.store().layer(second.diff_id).unwrap().is_none());
+}
+
+#[test]
 fn documents_that_are_others_are_refused() {
     let own = Node::new();
     let good = Node::new();
