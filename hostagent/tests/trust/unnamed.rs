@@ -103,6 +103,20 @@ fn other_names() -> Result<(), Failed> {
         let refused = node.run(&[command, &format!("docker-archive:{file}:{bad}")]);
         refused.expect_failure(&[&format!("{bad} is not accepted")]);
     }
+    // In a layout, one annotation may say this, and another that.
+    let path = layout.path().join("index.json");
+    let index = std::fs::read_to_string(&path)?.replace(good, bad);
+    let mut index: serde_json::Value = serde_json::from_str(&index)?;
+    index["manifests"][0]["annotations"]["io.containerd.image.name"] = good.into();
+    std::fs::write(path, index.to_string())?;
+    let both = directory.path().join("layout.tar").display().to_string();
+    let mut archive = tar::Builder::new(std::fs::File::create(&both)?);
+    archive.append_dir_all(".", layout.path())?;
+    archive.finish()?;
+    for command in ["run", "load"] {
+        let refused = node.run(&[command, &format!("docker-archive:{both}:{bad}")]);
+        refused.expect_failure(&[&format!("{bad} is not accepted")]);
+    }
     node.run(&["load", &format!("docker-archive:{file}:{good}")])
         .expect(0);
     assert_eq!(node.mote.images(), [good]);
