@@ -107,12 +107,7 @@ fn sources(
         Some(ImageReference::DockerArchive { file, name }) => {
             let archive = open_archive(store, &file, progress)?;
             match name {
-                Some(name) => {
-                    let mut image = archive.image(Some(&name))?;
-                    // What was asked for, not the other names it goes by.
-                    image.names = vec![name];
-                    vec![image]
-                }
+                Some(name) => vec![archive.image(Some(&name))?],
                 None => archive.images()?,
             }
         }

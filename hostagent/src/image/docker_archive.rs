@@ -81,7 +81,16 @@ impl DockerArchive {
     }
 
     /// The image of this name, or the only one.
+    /// One that was asked for by name goes by that name alone, whatever else it is called.
     pub fn image(&self, name: Option<&ImageName>) -> Result<SourceImage, SourceError> {
+        let mut image = self.find(name)?;
+        if let Some(name) = name {
+            image.names = vec![name.clone()];
+        }
+        Ok(image)
+    }
+
+    fn find(&self, name: Option<&ImageName>) -> Result<SourceImage, SourceError> {
         let (archive, images) = match &self.0 {
             Kind::Docker { archive, images } => (archive, images),
             Kind::Oci(layout) => return image_of_layout(layout, name),

@@ -186,7 +186,8 @@ impl DirectoryTarget {
     /// Brings to disk what the directories are called, whoever made them.
     fn sync_names(&self) -> io::Result<()> {
         let blobs = self.directory.join("blobs/sha256");
-        for path in self.made.iter().chain([&blobs, &self.directory]) {
+        let paths: BTreeSet<_> = self.made.iter().chain([&blobs, &self.directory]).collect();
+        for path in paths {
             let parent = path.parent().filter(|parent| *parent != Path::new(""));
             match File::open(parent.unwrap_or(Path::new("."))) {
                 // One that may be written and not read.

@@ -57,7 +57,7 @@ impl ImportError {
     }
 
     /// Whether the image is not what it should be, so that trying again would end the same.
-    pub fn is_refusal(&self) -> bool {
+    fn is_refusal(&self) -> bool {
         let Self::Layer(error) = self else {
             return match self {
                 Self::Store(StoreError::Merge {

@@ -73,12 +73,7 @@ pub fn obtain(
             OciLayout::open(directory)?.image(tag.as_deref())?
         }
         ImageReference::DockerArchive { file, name } => {
-            let mut image = open_archive(store, file, progress)?.image(name.as_ref())?;
-            if let Some(name) = name {
-                // What was asked for, not the other names it goes by.
-                image.names = vec![name.clone()];
-            }
-            image
+            open_archive(store, file, progress)?.image(name.as_ref())?
         }
     };
     let id = source.config_document.digest;
